@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::endpoint::{self, Door, Endpoints, TokenError};
+use crate::endpoint::{self, Door, Endpoints, SocketUsers, TokenError};
 use crate::host::{Host, View};
 use crate::settings::Settings;
 use crate::tools::Toolset;
@@ -63,6 +63,9 @@ pub enum DaemonError {
         /// The socket.
         socket: String,
     },
+    /// The users of the socket are not as configured.
+    #[error("{0}")]
+    SocketUsers(String),
     /// A socket cannot be listened on.
     #[error("listen on {address}")]
     Listen {
@@ -199,7 +202,9 @@ async fn open_doors(
         return Err(DaemonError::Served { socket: settings.socket.display().to_string() });
     }
     let failed = |address: String| move |source| DaemonError::Listen { address, source };
-    endpoint::serve_unix(endpoints, runtime_dir, name)
+    let users = SocketUsers::resolve(settings.socket_group.as_deref(), &settings.socket_users)
+        .map_err(DaemonError::SocketUsers)?;
+    endpoint::serve_unix(endpoints, runtime_dir, name, users)
         .map_err(failed(settings.socket.display().to_string()))?;
     if let Some(address) = settings.http {
         let token = endpoint::load_token(&settings.state_dir)?;

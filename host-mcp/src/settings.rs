@@ -12,11 +12,16 @@ use std::path::PathBuf;
 use nexus_core::FetchSettings;
 use nexus_core::Trust;
 use nexus_core::{AssetConfig, AuditFile, Config, DriverSetting, Environment, Secret};
-use nexus_schema::{ByteSize, DriverKind};
-
-use crate::tools::{Toolset, UnknownToolset};
+use nexus_schema::DriverKind;
 
 use crate::dirs::{self, Env};
+use crate::tools::Toolset;
+use values::{
+    driver, filter, flag, group, loopback, number, origins, path, providers, roots, size, token, toolset,
+    trust, users,
+};
+
+mod values;
 
 /// The prefix of environment variables.
 const PREFIX: &str = "NEXUS_";
@@ -37,6 +42,10 @@ pub struct Settings {
     pub http: Option<SocketAddr>,
     /// Web origins that may use HTTP.
     pub http_origins: Vec<String>,
+    /// The group that may use the Unix socket, by name or number.
+    pub socket_group: Option<String>,
+    /// Its users, by name or number or `*`, and the name of the token whose rights each has.
+    pub socket_users: Vec<(String, String)>,
     /// The set of tools for clients that choose none.
     pub tools: Toolset,
     /// The driver for `auto`.
@@ -116,6 +125,8 @@ struct Draft {
     socket: Option<PathBuf>,
     http: Option<SocketAddr>,
     http_origins: Option<Vec<String>>,
+    socket_group: Option<String>,
+    socket_users: Option<Vec<(String, String)>>,
     tools: Option<Toolset>,
     driver: Option<DriverSetting>,
     guest: Option<PathBuf>,
@@ -146,6 +157,8 @@ const KEYS: &[Key] = &[
     Key { name: "socket", set: |d, v| path(v).map(|v| d.socket = Some(v)) },
     Key { name: "http", set: |d, v| loopback(v).map(|v| d.http = v) },
     Key { name: "http_origins", set: |d, v| origins(v).map(|v| d.http_origins = Some(v)) },
+    Key { name: "socket_group", set: |d, v| group(v).map(|v| d.socket_group = v) },
+    Key { name: "socket_users", set: |d, v| users(v).map(|v| d.socket_users = Some(v)) },
     Key { name: "tools", set: |d, v| toolset(v).map(|v| d.tools = Some(v)) },
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
@@ -294,6 +307,8 @@ impl Draft {
             socket: socket?,
             http: self.http,
             http_origins: self.http_origins.unwrap_or_default(),
+            socket_group: self.socket_group,
+            socket_users: self.socket_users.unwrap_or_default(),
             tools: self.tools.unwrap_or_default(),
             driver,
             vmms: self.vmms,
@@ -356,94 +371,6 @@ fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<Strin
                 .map(|e| format!("{file}: {name}: {e}")),
         );
     }
-}
-
-fn toolset(text: &str) -> Result<Toolset, String> {
-    text.parse().map_err(|e: UnknownToolset| e.to_string())
-}
-
-fn path(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() { Ok(path) } else { Err(format!("`{text}` is not an absolute path")) }
-}
-
-/// The CAs in a file, in addition to those that the host trusts.
-fn trust(text: &str) -> Result<Trust, String> {
-    Trust::read(&path(text)?).map_err(|e| e.to_string())
-}
-
-fn loopback(text: &str) -> Result<Option<SocketAddr>, String> {
-    if text == "off" {
-        return Ok(None);
-    }
-    let address: SocketAddr =
-        text.parse().map_err(|_| format!("`{text}` is not an address such as 127.0.0.1:9600, nor `off`"))?;
-    if address.ip().is_loopback() {
-        Ok(Some(address))
-    } else {
-        Err(format!("`{text}` is not a loopback address: other machines are not served"))
-    }
-}
-
-fn origins(text: &str) -> Result<Vec<String>, String> {
-    let origins: Vec<_> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
-    match origins.iter().find(|origin| !origin.contains("://") || origin.ends_with('/')) {
-        Some(bad) => Err(format!("`{bad}` is not an origin such as http://localhost:6274")),
-        None => Ok(origins.into_iter().map(str::to_owned).collect()),
-    }
-}
-
-/// Directories without `.` components and trailing slashes.
-fn roots(text: &str) -> Result<Vec<PathBuf>, String> {
-    let roots = text.split(',').map(str::trim).filter(|root| !root.is_empty());
-    roots.map(|root| path(root).map(|root| root.components().collect())).collect()
-}
-
-fn driver(text: &str) -> Result<DriverSetting, String> {
-    match text {
-        "auto" => Ok(DriverSetting::Auto),
-        // Its path comes from `guest`.
-        "process" => Ok(DriverSetting::Process { guest: PathBuf::new() }),
-        _ => DriverKind::vmm(text).map(DriverSetting::Vmm).ok_or_else(|| {
-            let known = DriverKind::VMMS.map(DriverKind::as_str).join(", ");
-            format!("`{text}` is not auto, {known} or process")
-        }),
-    }
-}
-
-fn providers(text: &str) -> Result<BTreeMap<String, serde_json::Value>, String> {
-    serde_json::from_str(text).map_err(|e| format!("not a table of providers: {e}"))
-}
-
-fn token(text: &str) -> Result<Secret, String> {
-    let plain = text.bytes().all(|b| b.is_ascii_graphic());
-    if plain && !text.is_empty() { Ok(Secret::new(text)) } else { Err("not a token".into()) }
-}
-
-fn number(text: &str, min: u32, max: u32) -> Result<u32, String> {
-    match text.parse() {
-        Ok(number) if (min..=max).contains(&number) => Ok(number),
-        Ok(_) | Err(_) => Err(format!("`{text}` is not a number from {min} to {max}")),
-    }
-}
-
-/// A size of at least 64 KiB, in bytes.
-fn size(text: &str) -> Result<u64, String> {
-    let size: ByteSize = text.parse().map_err(|e| format!("{e}"))?;
-    match size.as_bytes() {
-        size if size >= 64 << 10 => Ok(size),
-        _ => Err(format!("`{text}` is less than 64KiB")),
-    }
-}
-
-fn flag(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("`{text}` is not true or false"))
-}
-
-fn filter(text: &str) -> Result<String, String> {
-    text.parse::<tracing_subscriber::filter::Targets>()
-        .map(|_| text.to_owned())
-        .map_err(|e| format!("`{text}` is not a log filter such as info,nexus_core=debug: {e}"))
 }
 
 /// The `nexus-net` beside this program.

@@ -39,5 +39,6 @@ mod sources;
 mod steps;
 mod streams;
 mod tokens;
+mod users;
 mod waits;
 mod world;

@@ -7,6 +7,7 @@ use nexus_schema::access::Scope;
 use nexus_schema::id::TokenId;
 use nexus_schema::toolset::Toolset;
 
+use crate::store::now;
 use crate::store::tokens::TokenRecord;
 use crate::store::vms::VmRecord;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +64,12 @@ impl Grant {
     /// The owner of what it makes.
     pub(crate) fn owner(&self) -> &Arc<str> {
         &self.owner
+    }
+
+    /// Whether it works: neither it nor any that made it was revoked or has expired.
+    pub(super) fn works(&self) -> bool {
+        let is_over = |grant: &Self| grant.record.expires_at.is_some_and(|at| at <= now());
+        !self.ended.is_cancelled() && !self.chain().any(is_over)
     }
 
     /// The only set of tools that it is offered.

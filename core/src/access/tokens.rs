@@ -42,6 +42,8 @@ pub(crate) struct Tokens {
 struct Working {
     by_hash: HashMap<[u8; 32], Arc<Grant>>,
     by_id: HashMap<TokenId, Arc<Grant>>,
+    /// Those that the daemon's user made.
+    by_name: HashMap<String, Arc<Grant>>,
 }
 
 /// The rights that are asked for a new token.
@@ -105,6 +107,9 @@ impl Tokens {
         let grant = Arc::new(Grant { record, owner, tools, parent, ended, lineage: self.lineage.clone() });
         working.by_hash.insert(key, Arc::clone(&grant));
         working.by_id.insert(id, Arc::clone(&grant));
+        if grant.parent.is_none() {
+            working.by_name.insert(grant.record.name.to_string(), Arc::clone(&grant));
+        }
         drop(working);
         if let Some(expires_at) = expires_at {
             tokio::spawn(expire(Arc::downgrade(&self.working), self.lineage.clone(), grant, expires_at));
@@ -116,9 +121,14 @@ impl Tokens {
         let key = hash(secret);
         let working = self.working.read().unwrap_or_else(PoisonError::into_inner);
         let grant = working.by_hash.get(&key)?;
-        let mut chain = grant.chain();
-        let is_over = chain.any(|grant| grant.record.expires_at.is_some_and(|at| at <= now()));
-        (!is_over && !grant.ended.is_cancelled()).then(|| Caller::of(Arc::clone(grant)))
+        grant.works().then(|| Caller::of(Arc::clone(grant)))
+    }
+
+    /// A caller with the rights of the token of this name, if the daemon's user made it. Names that holders of tokens choose do not count.
+    pub(crate) fn by_name(&self, name: &str) -> Option<Caller> {
+        let working = self.working.read().unwrap_or_else(PoisonError::into_inner);
+        let grant = working.by_name.get(name)?;
+        grant.works().then(|| Caller::of(Arc::clone(grant)))
     }
 
     /// A new token for a caller, with its secret; it works once it was stored and added.
@@ -186,6 +196,7 @@ impl Tokens {
     pub(crate) fn end(&self, tokens: &[TokenId]) {
         let mut working = self.working.write().unwrap_or_else(PoisonError::into_inner);
         working.by_hash.retain(|_, grant| !tokens.contains(&grant.record.id));
+        working.by_name.retain(|_, grant| !tokens.contains(&grant.record.id));
         let ended: Vec<_> = tokens.iter().filter_map(|token| working.by_id.remove(token)).collect();
         drop(working);
         ended.iter().for_each(|grant| grant.ended.cancel());

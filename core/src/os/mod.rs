@@ -28,3 +28,4 @@ pub(crate) mod tap;
 pub mod tls;
 pub mod tool;
 pub mod tsc;
+pub mod users;

@@ -36,6 +36,24 @@ pub fn bind_in(directory: &Path, name: &str) -> io::Result<UnixListener> {
     }
 }
 
+/// Has members of a group connect to the socket `name` in `directory` (mode 0660). They reach it, but cannot list the directory (mode 0710).
+pub fn share_with_group(directory: &Path, name: &str, gid: u32) -> io::Result<()> {
+    let opened = Opened::new(directory, name)?;
+    let gid = Some(Gid::from_raw(gid));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    // The group first: else members of the old one could connect for a moment.
+    rustix::fs::chownat(&opened.directory, name, None, gid, flags)?;
+    rustix::fs::chmodat(
+        &opened.directory,
+        name,
+        Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP,
+        AtFlags::empty(),
+    )?;
+    rustix::fs::chownat(&opened.directory, "", None, gid, AtFlags::EMPTY_PATH)?;
+    rustix::fs::chmod(format!("/proc/self/fd/{}", opened.directory.as_raw_fd()), Mode::RWXU | Mode::XGRP)?;
+    Ok(())
+}
+
 /// Connects to the socket `name` in `directory`; waits while its backlog is full.
 pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
     let opened = Opened::new(directory, name)?;
@@ -161,6 +179,10 @@ mod tests {
         assert_eq!(&got, b"ping");
         let mode = fs_err::metadata(directory.join("v.sock_1024")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        let gid = rustix::process::getegid().as_raw();
+        share_with_group(&directory, "v.sock_1024", gid).unwrap();
+        let mode = |path: &Path| fs_err::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&directory.join("v.sock_1024")), mode(&directory)), (0o660, 0o710));
     }
 
     #[tokio::test]

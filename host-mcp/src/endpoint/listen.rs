@@ -8,12 +8,12 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nexus_core::Caller;
 use nexus_core::host::socket;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::users::SocketUsers;
 use super::{Door, Endpoints, Peer};
 
 /// The maximum number of connections per listener.
@@ -21,16 +21,17 @@ const CONNECTIONS_MAX: usize = 1024;
 /// How long a client may take to send the head of its request.
 const HEAD_MAX: Duration = Duration::from_secs(30);
 
-/// Serves the Unix socket `name` in `directory` until the endpoints stop; only this user may connect.
-pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str) -> io::Result<()> {
+/// Serves the Unix socket `name` in `directory` until the endpoints stop. This user and root may connect, and the group of `users`.
+pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str, users: SocketUsers) -> io::Result<()> {
     let listener: UnixListener = socket::bind_in_tokio(directory, name)?;
+    users.open(directory, name)?;
     let this = endpoints.clone();
     endpoints.tasks().spawn(async move {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             let accepted = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
-                Ok((stream, Peer { caller: Some(Caller::owner(format!("uid:{uid}"))), address: None }))
+                Ok((stream, Peer { user: Some(users.peer(uid)), address: None }))
             });
             match accepted {
                 Ok((stream, peer)) => converse(&this, Door::Unix, peer, stream, permit),
@@ -51,7 +52,7 @@ pub fn serve_tcp(endpoints: &Endpoints, listener: TcpListener, door: Door) {
                 Ok((stream, address)) => {
                     // Small responses should not be delayed.
                     let _ = stream.set_nodelay(true);
-                    let peer = Peer { caller: None, address: Some(address.ip()) };
+                    let peer = Peer { user: None, address: Some(address.ip()) };
                     converse(&this, door.clone(), peer, stream, permit);
                 }
                 Err(error) => pause(&error).await,

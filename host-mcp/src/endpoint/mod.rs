@@ -19,6 +19,7 @@ mod listen;
 mod relay;
 mod sessions;
 mod until;
+mod users;
 mod wrong;
 
 use std::collections::HashMap;
@@ -50,6 +51,8 @@ pub use access::{Door, TokenError, load_token};
 pub use listen::{serve_tcp, serve_unix};
 use sessions::{Ledger, Sessions};
 use until::until;
+pub use users::SocketUsers;
+use users::User;
 use wrong::WrongTokens;
 
 use crate::forward::{Client, Recorded};
@@ -92,8 +95,8 @@ struct Inner {
 /// Who is at the other end of a connection.
 #[derive(Debug)]
 struct Peer {
-    /// The caller, if the door identifies callers by connection.
-    caller: Option<Caller>,
+    /// The user, if the door identifies callers by connection.
+    user: Option<users::User>,
     /// Its address, if it has one.
     address: Option<IpAddr>,
 }
@@ -159,7 +162,19 @@ impl Endpoints {
             );
         }
         let authenticate = |secret: &str| self.0.host.nexus().authenticate(secret);
-        let Some(caller) = door.identify(&request, peer.caller.as_ref(), authenticate) else {
+        let user = match &peer.user {
+            Some(User::Owner(caller)) => Some(caller.clone()),
+            Some(User::Other { uid, token }) if !request.headers().contains_key(header::AUTHORIZATION) => {
+                let holder = token.as_ref().and_then(|token| self.0.host.nexus().holder_of(token));
+                if holder.is_none() {
+                    Recorded::refused(&self.0.host, "connect", "user without rights");
+                    return plain(StatusCode::FORBIDDEN, &users::refusal(*uid, token.as_deref()));
+                }
+                holder
+            }
+            Some(User::Other { .. }) | None => None,
+        };
+        let Some(caller) = door.identify(&request, user.as_ref(), authenticate) else {
             let is_too_many = self.0.wrong.is_too_many(peer.address);
             if !is_too_many {
                 Recorded::refused(&self.0.host, "connect", "unknown token");

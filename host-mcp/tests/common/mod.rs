@@ -22,7 +22,7 @@ use nexus_core::internals::{GuestEvent, HelloServer};
 use nexus_core::link::Link;
 use nexus_core::{Busy, CallRecord, Caller, GuestHandle, Nexus};
 use nexus_core::{Config, DriverSetting};
-use nexus_host::endpoint::{Endpoints, serve_unix};
+use nexus_host::endpoint::{Endpoints, SocketUsers, serve_unix};
 use nexus_host::host::{Guests, Host};
 use nexus_host::tools::Toolset;
 use nexus_schema::error::ErrorCode;
@@ -182,7 +182,7 @@ impl Rig {
         let stop = CancellationToken::new();
         let endpoints =
             Endpoints::new(Host::with_guests(nexus, Box::new(guests.clone())), Toolset::ALL, stop.clone());
-        serve_unix(&endpoints, state.path(), SOCKET).unwrap();
+        serve_unix(&endpoints, state.path(), SOCKET, SocketUsers::default()).unwrap();
         Self { guest, guests, endpoints, state, stop }
     }
 
