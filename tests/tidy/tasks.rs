@@ -106,8 +106,8 @@ fn commit(directory: &Path) {
 
 /// Whether the checklist finds nothing wrong, and what it says.
 fn checklist(directory: &Path) -> (bool, String) {
-    let output = Command::new(directory.join(".ci/release"))
-        .arg("--dry-run")
+    let output = Command::new("bash")
+        .args([".ci/release", "--dry-run"])
         .current_dir(directory)
         .output()
         .expect("the script runs");
