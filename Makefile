@@ -16,27 +16,27 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
 
-setup-test: # what the tests need besides
+setup-test: ## install what the tests need besides
 	@.ci/setup test
 
-setup-harnesses: # what the harnesses of examples/harnesses need
+setup-harnesses: ## install what the harnesses of examples/harnesses need
 	@.ci/setup harnesses
 
-setup-fuzz: # the fuzzer
+setup-fuzz: ## install what building needs, and the fuzzer
 	@.ci/setup fuzz
 
-setup-bench: # what the benchmarks compare with
+setup-bench: ## install what the benchmarks compare with
 	@.ci/setup bench
 
 build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
 
-release: # what install and run use
+release: ## an optimised build: what install and run use
 	$(CARGO) build --locked --release -p nexus-host -p nexus-net
 
 lint: ## formatting, clippy and the rules of the architecture
@@ -66,18 +66,18 @@ e2e-docker: setup-test ## run a container in a virtual machine; makes an image w
 	@.ci/test docker
 
 # Not part of `make test`, because it downloads 200 MB of Python packages the first time.
-e2e-harnesses: setup-harnesses ## Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks
+e2e-harnesses: setup-harnesses ## run Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks
 	@.ci/test harnesses
 
 # Not part of `make test`, because its inputs are random.
-fuzz: setup-fuzz ## what reads from guests, clients and models, each for a minute
+fuzz: setup-fuzz ## fuzz what reads from guests, clients and models, each for a minute
 	@.ci/fuzz
 
 demo: setup ## installs what is missing, builds, and creates, uses and deletes a first virtual machine over MCP
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
 	@$(TARGET)/release/demo $(TARGET)/release/nexusd $(DEMO_DIR)
 
-run: release ## a daemon in the foreground, with state of its own under target/run
+run: release ## run a daemon in the foreground, with state of its own under target/run
 	@echo "from another shell: NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusctl status"
 	NEXUS_STATE_DIR=$(RUN_DIR)/state NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusd
 
@@ -86,11 +86,11 @@ bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
 	$(CARGO) build --locked --release -p nexus-host -p nexus-tests --bins
 	@$(TARGET)/release/bench $(BENCH)
 
-audit: ## licences, sources and known vulnerabilities of the dependencies, by cargo-deny
+audit: ## check licences, sources and known vulnerabilities of the dependencies, by cargo-deny
 	@.ci/audit
 
 # Compiles nothing under sudo: root may have no Rust, and would leave files of root in target/.
-install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/usr/local)
+install: $(if $(SUDO_USER),,release) ## copy binaries and systemd units to PREFIX (/usr/local)
 	@[ -x $(TARGET)/release/nexusd ] || { echo "first, without sudo: make release"; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(SYSTEM_UNITS) $(USER_UNITS)
 	install -m 0755 $(TARGET)/release/nexusd $(TARGET)/release/nexusctl $(TARGET)/release/nexus-net $(DESTDIR)$(PREFIX)/bin/
@@ -101,8 +101,11 @@ install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/u
 	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
 
 # URL=https://... also writes the server.json for the MCP registry, with the bundle at that address.
-mcpb: release ## a bundle of nexusctl and nexusd for clients that install MCPB files, in target/mcpb
+mcpb: release ## make a bundle of nexusctl and nexusd for clients that install MCPB files, in target/mcpb
 	@.ci/mcpb $(TARGET)/release $(TARGET)/mcpb $(URL)
+
+checklist: ## say whether this tree is ready to be released, and what is left to do; runs and makes nothing
+	@.ci/release --dry-run
 
 uninstall: ## remove what install put there; virtual machines and state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl $(DESTDIR)$(PREFIX)/bin/nexus-net
@@ -113,4 +116,4 @@ clean: ## remove everything that was built, and the state of demo and run
 	rm -rf $(DEMO_DIR) $(RUN_DIR)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:[^#]*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

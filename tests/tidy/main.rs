@@ -6,6 +6,7 @@ mod layers;
 mod packages;
 mod places;
 mod source;
+mod tasks;
 mod text;
 mod units;
 

@@ -347,6 +347,7 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
                 .hint("free some room, then try again")
         }
         StoreError::Newer { .. }
+        | StoreError::Backup { .. }
         | StoreError::Migrate { .. }
         | StoreError::Private { .. }
         | StoreError::Sqlite { .. } => ToolError::internal(format!("{error}")),

@@ -4,6 +4,7 @@
 //! so a VM that was reported as created survives a power failure.
 
 pub mod assets;
+mod backup;
 pub mod builds;
 pub mod calls;
 mod columns;
@@ -54,7 +55,7 @@ fn migrations() -> Migrations<'static> {
 pub enum StoreError {
     /// The file was written by a newer build.
     #[error(
-        "the database {path} has schema version {found}, newer than {SCHEMA_VERSION} which this build knows"
+        "the database {path} has schema version {found}, and this nexusd knows versions up to {SCHEMA_VERSION}: start the newer nexusd that wrote it"
     )]
     Newer {
         /// The database.
@@ -70,6 +71,15 @@ pub enum StoreError {
         /// Why.
         #[source]
         source: rusqlite_migration::Error,
+    },
+    /// The copy from before a migration cannot be written; the database is unchanged.
+    #[error("copy the database to {path} before its migration")]
+    Backup {
+        /// The copy.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// SQLite failed.
     #[error("database: {source}")]
@@ -153,7 +163,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the database, creating or migrating it. Blocks.
+    /// Opens the database, creating or migrating it. Before a migration it is copied to `nexus.db.before-vN`. Blocks.
     ///
     /// If the disk is so full that SQLite cannot even share memory between two connections, one connection serves for both.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
@@ -173,6 +183,9 @@ impl Store {
         let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if found > SCHEMA_VERSION {
             return Err(StoreError::Newer { path: path.into(), found });
+        }
+        if (1..SCHEMA_VERSION).contains(&found) {
+            backup::write(&writer, path, SCHEMA_VERSION)?;
         }
         migrations()
             .to_latest(&mut writer)

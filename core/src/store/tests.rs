@@ -1,4 +1,5 @@
 mod leases;
+mod upgrades;
 
 use std::collections::BTreeMap;
 
@@ -109,16 +110,6 @@ async fn vms_of_before_have_no_network_and_policies_are_kept() {
 #[test]
 fn migrations_are_valid() {
     migrations().validate().unwrap();
-}
-
-#[tokio::test]
-async fn a_newer_file_is_refused_and_left_alone() {
-    let (dir, store) = open();
-    drop(store);
-    let path = dir.path().join("nexus.db");
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
-    let error = Store::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::Newer { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
 }
 
 #[tokio::test]
