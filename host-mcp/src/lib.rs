@@ -15,6 +15,7 @@ mod greeting;
 pub mod host;
 pub mod log;
 mod offers;
+mod page;
 pub mod server;
 pub mod settings;
 pub mod stream;

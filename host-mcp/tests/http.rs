@@ -263,6 +263,43 @@ async fn there_are_never_more_than_256_sessions() {
 }
 
 /// An endpoint on loopback TCP: its address, and the headers that every request needs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_gets_the_page_without_a_token_and_nothing_else() {
+    let rig = Rig::start().await;
+    let (address, _) = on_loopback(&rig).await;
+    let mut http = Http::new(TcpStream::connect(address).await.unwrap()).await;
+    let host = address.to_string();
+    for (path, kind) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/page.css", "text/css; charset=utf-8"),
+        ("/xterm.js", "text/javascript; charset=utf-8"),
+        ("/xterm.css", "text/css; charset=utf-8"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
+        let answer = http.send("GET", path, &[("host", &host)], &Value::Null).await;
+        let headers = answer.headers();
+        assert_eq!(answer.status(), 200, "{path}");
+        assert_eq!(headers["content-type"], kind, "{path}");
+        let policy = headers["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
+        for part in
+            ["frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'", "require-trusted-types-for"]
+        {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        // Another name for this machine is a page that rebinds its own.
+        let foreign = http.send("GET", path, &[("host", "evil.example")], &Value::Null).await;
+        assert_eq!(foreign.status(), 403, "{path}");
+        assert_eq!(http.post(path, &[("host", &host)], &json!({})).await.status(), 401, "{path}");
+    }
+    for path in ["/page", "/page.js/", "/web/page.js", "/app.js", "/index.html", "//"] {
+        assert_eq!(http.send("GET", path, &[("host", &host)], &Value::Null).await.status(), 401, "{path}");
+    }
+    assert_eq!(rig.http().await.send("GET", "/", &[], &Value::Null).await.status(), 404, "no browser there");
+}
+
 async fn on_loopback(rig: &Rig) -> (std::net::SocketAddr, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -73,6 +73,34 @@ async fn resources_are_what_the_tools_say() {
     assert!(read(&mut small, &file("empty")).await["result"].is_object());
 }
 
+/// In the session era, where a client says once what it can; the other one is tried with the app itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_app_is_told_of_to_clients_that_show_apps() {
+    let rig = Rig::start().await;
+    let mut plain = rig.session("/mcp?tools=work").await;
+    let mut capable = rig.stream("/mcp?tools=work").await;
+    let can =
+        json!({"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}});
+    let params = json!({"protocolVersion": "2025-11-25", "capabilities": can, "clientInfo": {"name": "t", "version": "0"}});
+    capable.request("initialize", params).await;
+    let listed = plain.request("tools/list", json!({})).await;
+    let told = capable.request("tools/list", json!({})).await;
+    assert!(told["result"]["tools"].to_string().len() <= 60_000, "more than a list may be");
+    let (listed, mut told) = (listed["result"]["tools"].clone(), told["result"]["tools"].clone());
+    let list = told.as_array_mut().unwrap().iter_mut().find(|tool| tool["name"] == "vm_list").unwrap();
+    let meta = list.as_object_mut().unwrap().remove("_meta");
+    assert_eq!(meta, Some(json!({"ui": {"resourceUri": "ui://nexus/dashboard"}})));
+    assert_eq!(told, listed, "nothing else differs");
+
+    let read = json!({"uri": "ui://nexus/dashboard"});
+    let app = capable.request("resources/read", read.clone()).await["result"]["contents"][0].clone();
+    assert_eq!(app["mimeType"], "text/html;profile=mcp-app");
+    assert_eq!(app["_meta"]["ui"]["csp"], json!({}));
+    assert!(app["text"].as_str().unwrap().starts_with("<!doctype html>"));
+    let mut scoped = rig.session("/mcp/vm/web-1").await;
+    assert_eq!(scoped.request("resources/read", read).await["error"]["code"], -32601);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prompts_are_filled_in_and_arguments_completed() {
     let rig = Rig::start().await;

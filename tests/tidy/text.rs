@@ -1,11 +1,19 @@
 //! Checks for text that no file of the repository may contain.
 
-use crate::source::{files, text};
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+use crate::source::{files, root, text};
 use crate::{Finding, none};
+
+/// Files that others wrote, kept as they were published.
+const OF_OTHERS: [&str; 3] =
+    ["LICENSE", "host-mcp/src/page/web/xterm/xterm.css", "host-mcp/src/page/web/xterm/xterm.js"];
 
 /// Every line of every text file, with file and number, except lock files, which tools write.
 fn lines() -> impl Iterator<Item = (&'static str, usize, String)> {
-    let written = files().iter().filter(|file| !file.ends_with("Cargo.lock") && *file != "LICENSE");
+    let written =
+        files().iter().filter(|file| !file.ends_with("Cargo.lock") && !OF_OTHERS.contains(&file.as_str()));
     written.filter_map(|file| Some((file.as_str(), text(file)?))).flat_map(|(file, text)| {
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         lines.into_iter().enumerate().map(move |(at, line)| (file, at + 1, line))
@@ -80,6 +88,26 @@ fn nothing_speaks_of_its_making() {
         "the repository speaks of the product, not of how it was made",
         search(&words, "say the reason itself"),
     );
+}
+
+#[test]
+fn files_of_others_are_as_they_were_published() {
+    let directory = "host-mcp/src/page/web/xterm";
+    let said = text(&format!("{directory}/README.md")).expect("it says what is there");
+    let mut findings = Vec::new();
+    for name in ["xterm.js", "xterm.css"] {
+        let file = format!("{directory}/{name}");
+        let bytes = std::fs::read(root().join(&file)).expect("it is there");
+        let digest = HEXLOWER.encode(&Sha256::digest(&bytes));
+        if !said.contains(&format!("{digest}  {name}\n")) {
+            findings.push(Finding {
+                file,
+                line: 1,
+                what: format!("{digest} is not in the README beside it"),
+            });
+        }
+    }
+    none("what others published is unchanged", findings);
 }
 
 #[test]

@@ -38,6 +38,11 @@ impl Door {
         matches!(self, Self::Unix)
     }
 
+    /// Whether browsers come through it.
+    pub(super) fn offers_page(&self) -> bool {
+        matches!(self, Self::Tcp { .. })
+    }
+
     /// Refuses requests that a web page could have sent: for other hosts (DNS rebinding) or from other origins. Also refuses
     /// requests with two hosts (RFC 9112 section 3.2).
     pub(super) fn check_origin<B>(&self, request: &Request<B>) -> Result<(), Box<Response<Body>>> {

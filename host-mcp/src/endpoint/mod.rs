@@ -4,6 +4,7 @@
 //! /mcp            streamable HTTP, both eras; `?tools=SET` chooses the tools; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
 //! /mcp/vm/{vm}    the same for the inside of one VM
 //! /stream?ticket=…  GET with `Upgrade: nexus-stream` -> a stream into a guest (Unix socket only)
+//! /               the page for people and its files (TCP only); needs no token, for it asks for one
 //! /healthz        whether the daemon is running; needs no token
 //! /metrics        counters
 //! ```
@@ -15,6 +16,7 @@ mod access;
 mod batch;
 mod body;
 mod calls;
+mod files;
 mod listen;
 mod relay;
 mod sessions;
@@ -160,6 +162,9 @@ impl Endpoints {
                 StatusCode::OK,
                 &serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}),
             );
+        }
+        if let Some(file) = files::answer(door, &request) {
+            return file;
         }
         let authenticate = |secret: &str| self.0.host.nexus().authenticate(secret);
         let user = match &peer.user {

@@ -1,12 +1,14 @@
 //! What the whole endpoint offers beside tools: resources, prompts, completions and skills. Each has the same content as a tool: reading a
 //! resource is a call of that tool, authorised and recorded like any other.
 
+mod app;
 mod complete;
 mod prompts;
 mod resources;
 mod serve;
 mod skills;
 
+pub(crate) use app::{is_shown_by as shows_apps, mark as mark_app};
 pub(crate) use prompts::{all as prompts, filled as prompt};
 pub(crate) use resources::templates;
 pub(crate) use serve::{complete, list, read};

@@ -9,13 +9,14 @@
 //! nexus://vm/{vm}/command/{id}          command_output
 //! nexus://op/{id}                       op_get
 //! skill://{name}/SKILL.md               a skill
+//! ui://nexus/dashboard                  the MCP App
 //! ```
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use rmcp::model::{JsonObject, Resource, ResourceTemplate};
 use serde_json::{Value, json};
 
-use super::skills;
+use super::{app, skills};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
@@ -33,6 +34,8 @@ pub(crate) enum Source {
     Tool { name: &'static str, is_of_guest: bool, arguments: JsonObject, form: Form },
     /// Fixed text, as Markdown.
     Skill(&'static str),
+    /// The MCP App.
+    App,
 }
 
 /// What of a tool's result is the content of a resource.
@@ -59,6 +62,9 @@ impl Form {
 
 /// The source of a URI; `None` if there is no such resource.
 pub(crate) fn source(uri: &str) -> Option<Source> {
+    if uri == app::URI {
+        return Some(Source::App);
+    }
     if uri.starts_with("skill://") {
         return skills::text(uri).map(Source::Skill);
     }
@@ -178,7 +184,7 @@ mod tests {
             Source::Tool { name, is_of_guest, arguments, form } => {
                 Some((name, is_of_guest, arguments.into(), form))
             }
-            Source::Skill(_) => None,
+            Source::Skill(_) | Source::App => None,
         }
     }
 
@@ -217,6 +223,8 @@ mod tests {
             "nexus://vm/%ff",
             "skill://nope/SKILL.md",
             "skill://build-and-test/../x",
+            "ui://nexus/",
+            "ui://nexus/dashboard/x",
         ] {
             assert_eq!(source(uri), None, "{uri}");
         }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::complete::{Subject, matching, subject};
 use super::resources::{Form, Source, of_vms, source};
-use super::skills;
+use super::{app, skills};
 use crate::server::Server;
 
 /// The most pages of VMs in the list of resources, of 500 each.
@@ -26,6 +26,9 @@ pub(crate) async fn list(
     let names = names_of(server, context, Subject::Vms).await?;
     let mut resources = of_vms(names.iter().map(String::as_str));
     resources.extend(skills::resources());
+    if app::is_shown_by(context.client_capabilities().as_ref()) {
+        resources.push(app::resource());
+    }
     Ok(ListResourcesResult::with_all_items(resources))
 }
 
@@ -39,6 +42,7 @@ pub(crate) async fn read(
         || ErrorData::resource_not_found(format!("there is no resource {uri}"), Some(json!({ "uri": uri })));
     match source(uri).ok_or_else(missing)? {
         Source::Skill(text) => Ok(ResourceContents::text(text, uri).with_mime_type("text/markdown")),
+        Source::App => Ok(app::contents()),
         Source::Tool { name, is_of_guest, arguments, form } => {
             let result = server.call_unlisted(name, is_of_guest, arguments, context).await?;
             contents(uri, form, result)

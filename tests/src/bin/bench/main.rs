@@ -16,6 +16,7 @@ mod machine;
 mod material;
 mod memory;
 mod oci;
+mod page;
 mod samples;
 mod streams;
 mod table;
@@ -32,7 +33,7 @@ use table::Table;
 /// Measures Nexus next to yardsticks in the same run.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What to measure (all of it by default): boot, calls, streams, vsock, memory, list,
+    /// What to measure (all of it by default): boot, calls, streams, vsock, memory, list, page,
     /// download, image, oci, clone.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
@@ -61,13 +62,14 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 10] = [
+const MEASUREMENTS: [Measurement; 11] = [
     ("boot", boot::measure),
     ("calls", calls::measure),
     ("streams", streams::measure),
     ("vsock", vsock::measure),
     ("memory", memory::measure),
     ("list", list::measure),
+    ("page", page::measure),
     ("download", download::measure),
     ("image", image::measure),
     ("oci", oci::measure),
