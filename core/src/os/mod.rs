@@ -11,6 +11,7 @@ pub(crate) mod fold;
 pub(crate) mod given;
 pub mod leftover;
 pub mod lock;
+pub(crate) mod meminfo;
 pub mod memory;
 #[cfg(test)]
 pub(crate) mod mounted;
