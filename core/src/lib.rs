@@ -4,7 +4,7 @@
 //! that are allowed:
 //!
 //! ```text
-//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, egress, net, guest, vmm ─> ext4, access ─> store ─> progress, config ─> os
+//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, egress, net, guest, vmm ─> ext4, event ─> access ─> store ─> progress, config ─> os
 //! ```
 //!
 //! `asset`, `image`, `drive`, `vmm` and `guest` do things and never see the store; `vm` decides and records; `store` holds all
@@ -16,6 +16,7 @@ mod config;
 mod context;
 mod drive;
 mod egress;
+mod event;
 mod ext4;
 mod facade;
 mod guest;
@@ -35,7 +36,8 @@ pub use access::{Authorised, Caller, Grant};
 pub use asset::provider_mistakes;
 pub use config::{AssetConfig, AuditFile, Config, DriverSetting, Environment, FetchSettings, Secret};
 pub use facade::{
-    Busy, CallContext, CallRecord, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
+    Busy, CallContext, CallRecord, GuestHandle, Measures, News, Nexus, OpenError, StreamLife, StreamRefusal,
+    VmStream,
 };
 pub use os::tls::Trust;
 pub use vmm::doctor::examine;

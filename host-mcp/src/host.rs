@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{Reference, ToolError};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::tools::{Registry, Toolset};
+
+/// The maximum number of requests that listen for changes, of all clients together.
+const LISTENERS_MAX: usize = 512;
 
 /// Access to guests, and the log of calls.
 pub trait Guests: Send + Sync {
@@ -44,6 +48,7 @@ struct Inner {
     registry: Registry,
     counters: Counters,
     under_way: TaskTracker,
+    listeners: Semaphore,
 }
 
 impl std::fmt::Debug for Host {
@@ -62,7 +67,8 @@ impl Host {
     /// A host whose guests do not come from Nexus: for tests and benchmarks of the forwarding alone.
     pub fn with_guests(nexus: Nexus, guests: Box<dyn Guests>) -> Self {
         let (registry, counters) = (Registry::new(), Counters::default());
-        Self(Arc::new(Inner { nexus, guests, registry, counters, under_way: TaskTracker::new() }))
+        let listeners = Semaphore::new(LISTENERS_MAX);
+        Self(Arc::new(Inner { nexus, guests, registry, counters, under_way: TaskTracker::new(), listeners }))
     }
 
     /// The facade.
@@ -83,6 +89,11 @@ impl Host {
     /// Running calls, which are not recorded yet.
     pub(crate) fn under_way(&self) -> &TaskTracker {
         &self.0.under_way
+    }
+
+    /// A permit for each request that listens for changes.
+    pub(crate) fn listeners(&self) -> &Semaphore {
+        &self.0.listeners
     }
 
     /// The counters.
@@ -125,6 +136,8 @@ pub struct Counters {
     pub guest_streams: Counter,
     /// HTTP requests.
     pub requests: Counter,
+    /// Calls by tool.
+    pub calls: crate::metrics::Calls,
 }
 
 /// One number.

@@ -14,6 +14,7 @@ mod forward;
 mod greeting;
 pub mod host;
 pub mod log;
+mod metrics;
 mod offers;
 mod page;
 pub mod server;

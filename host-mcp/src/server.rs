@@ -8,7 +8,7 @@ use nexus_core::link::GuestProgress;
 use nexus_core::{CallContext, Caller};
 use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::op::OpProgress;
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{ErrorCode, Reference, ToolError, TraceContext, trace};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam,
     CompleteRequestMethod, CompleteRequestParams, CompleteResult, ConstString, GetPromptRequestMethod,
@@ -17,9 +17,10 @@ use rmcp::model::{
     ListResourceTemplatesResult, ListResourcesRequestMethod, ListResourcesResult, ListSkillsResult,
     ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken,
     ReadResourceRequestMethod, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult,
-    RequestId, ServerCapabilities, ServerConfig,
+    RequestId, ServerCapabilities, ServerConfig, SubscribeRequestMethod, SubscribeRequestParams,
+    SubscriptionFilter, UnsubscribeRequestMethod, UnsubscribeRequestParams,
 };
-use rmcp::service::{NotificationContext, Peer, RequestContext};
+use rmcp::service::{NotificationContext, Peer, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -27,7 +28,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::confirm;
 use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
 use crate::host::View;
-use crate::offers;
+use crate::offers::{self, Subscriptions};
 use crate::tools::{self, GuestTool, Toolset, error_result};
 
 /// The argument that confirms the plan of an earlier call.
@@ -42,6 +43,8 @@ pub struct Server {
     client: Client,
     /// Running forwarded calls, to distinguish whether the client cancelled a call or disconnected.
     calls: Arc<Mutex<HashMap<RequestId, UnderWay>>>,
+    /// The resources that this session is subscribed to.
+    subscriptions: Arc<Subscriptions>,
 }
 
 /// A running call, for its cancellation.
@@ -56,7 +59,7 @@ const NOTICE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Server {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, calls: Arc::default() }
+        Self { client, calls: Arc::default(), subscriptions: Arc::default() }
     }
 
     /// Refuses what only the whole endpoint offers. An empty list would claim that the feature exists.
@@ -124,6 +127,7 @@ impl Server {
         // Before the call, because the VM may be gone afterwards.
         let vm = reference.and_then(|vm| host.guests().resolve(&caller, &vm).ok());
         let mut record = Recorded::start(host, &caller.owner, tool.to_owned(), vm);
+        record.trace(trace_of(context));
         host.counters().host_calls.add();
         match caller.authorise(tool, host.registry().needs(tool)) {
             Ok(rule) => record.allow(rule),
@@ -196,7 +200,8 @@ impl Server {
         let text = serde_json::value::to_raw_value(&arguments)
             .map_err(|e| ErrorData::internal_error(format!("arguments without a JSON form: {e}"), None))?;
         let handle = Handle::default();
-        let admitted = ForwardedCall::admit(&self.client, tool, Some(&text), Era::Stateless, &handle);
+        let how = (Era::Stateless, trace_of(context));
+        let admitted = ForwardedCall::admit(&self.client, tool, Some(&text), how, &handle);
         let (call, arguments) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Ok(error_result(&error)),
@@ -234,7 +239,8 @@ impl ServerHandler for Server {
         let capabilities = ServerCapabilities::builder().enable_tools();
         let capabilities = match self.client.view() {
             View::Whole(_) => {
-                capabilities.enable_resources().enable_prompts().enable_completions().enable_skills().build()
+                let capabilities = capabilities.enable_resources().enable_resources_subscribe();
+                capabilities.enable_prompts().enable_completions().enable_skills().build()
             }
             View::Vm(_) => capabilities.build(),
         };
@@ -351,6 +357,34 @@ impl ServerHandler for Server {
         Ok(ReadResourceResult::new(vec![contents]).into())
     }
 
+    async fn subscribe(
+        &self,
+        request: SubscribeRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.only_whole::<SubscribeRequestMethod>()?;
+        self.subscriptions.add(&self.client, &context.peer, &request.uri)
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: UnsubscribeRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        self.only_whole::<UnsubscribeRequestMethod>()?;
+        self.subscriptions.remove(&request.uri);
+        Ok(())
+    }
+
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
+        let is_whole = matches!(self.client.view(), View::Whole(_));
+        is_whole.then(|| offers::accepted(&self.client, requested))
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        offers::listen(&self.client, context).await
+    }
+
     async fn complete(
         &self,
         request: CompleteRequestParams,
@@ -376,6 +410,12 @@ impl ServerHandler for Server {
         let missing = || ErrorData::invalid_params(format!("there is no skill {}", request.uri), None);
         offers::skill(&request.uri).map(GetSkillResult::new).ok_or_else(missing)
     }
+}
+
+/// The trace that a request belongs to.
+fn trace_of(context: &RequestContext<RoleServer>) -> Option<Arc<TraceContext>> {
+    let text = |key: &str| context.meta.get(key).and_then(serde_json::Value::as_str);
+    TraceContext::checked(text(trace::PARENT)?, text(trace::STATE)).map(Arc::new)
 }
 
 /// The length of a value as JSON, in bytes.

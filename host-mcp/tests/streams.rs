@@ -70,7 +70,7 @@ async fn what_is_no_request_is_a_protocol_error() {
         ("tools/call", json!({"name": "guest_os_info", "arguments": [1]}), -32602),
         ("tools/call", json!({}), -32602),
         ("logging/setLevel", json!({"level": "info"}), -32601),
-        ("resources/subscribe", json!({"uri": "nexus://vms"}), -32601),
+        ("resources/subscribe", json!({"uri": "nexus://vm/web-1/console"}), -32002),
         ("nexus/shutdown", json!({"reason": "poweroff"}), -32601),
     ] {
         let answer = client.request(method, params.clone()).await;
@@ -111,6 +111,34 @@ async fn requests_of_the_stateless_era_need_no_session() {
     assert_eq!(list["result"]["resultType"], "complete");
     let discover = client.request("server/discover", json!({"_meta": meta})).await;
     assert!(discover["result"]["instructions"].as_str().unwrap().contains("vm_create"), "{discover}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_trace_of_a_call_reaches_its_command_and_the_audit_log() {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let run = |meta: Value| {
+        json!({"name": "guest_run_command", "_meta": meta,
+            "arguments": {"vm": "web-1", "command": "echo \"<$TRACEPARENT|$TRACESTATE>\""}})
+    };
+    for (meta, said, logged) in [
+        (json!({"traceparent": TRACE, "tracestate": "a=b"}), format!("<{TRACE}|a=b>"), Some(TRACE)),
+        (json!({"traceparent": TRACE, "tracestate": "A"}), format!("<{TRACE}|>"), Some(TRACE)),
+        (json!({"traceparent": TRACE, "progressToken": 7}), format!("<{TRACE}|>"), Some(TRACE)),
+        (json!({"traceparent": "00-x", "tracestate": "a=b"}), "<|>".to_owned(), None),
+        (json!({"traceparent": 5}), "<|>".to_owned(), None),
+    ] {
+        rig.guests.calls.lock().unwrap().clear();
+        let answer = client.request("tools/call", run(meta.clone())).await;
+        assert!(text(&answer["result"]).contains(&said), "{meta}: {answer}");
+        let call = rig.logged("ok").await;
+        assert_eq!(call.trace.as_ref().map(|trace| trace.parent.as_str()), logged, "{meta}");
+    }
+    rig.guests.calls.lock().unwrap().clear();
+    let list = json!({"name": "vm_list", "arguments": {}, "_meta": {"traceparent": TRACE}});
+    client.request("tools/call", list).await;
+    assert_eq!(rig.logged("ok").await.trace.unwrap().parent, TRACE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

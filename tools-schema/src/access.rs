@@ -216,6 +216,7 @@ const READ: &[&str] = &[
     "build_logs",
     "drive_inspect",
     "drive_list",
+    "events_wait",
     "guest_command_list",
     "guest_command_output",
     "guest_file_list",

@@ -23,6 +23,7 @@ pub mod time;
 pub mod tool;
 pub mod tools;
 pub mod toolset;
+pub mod trace;
 
 pub use driver::DriverKind;
 pub use error::{ErrorCode, ToolError};
@@ -32,3 +33,4 @@ pub use size::ByteSize;
 pub use span::TimeSpan;
 pub use time::Timestamp;
 pub use tool::{Effect, ResultShape, Tool, ToolInfo};
+pub use trace::TraceContext;

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BootId, VmId};
+use crate::id::{BootId, CommandId, VmId};
 use crate::name::Name;
 use crate::network::DenyReason;
 
@@ -226,6 +226,21 @@ pub const CLOCK_REQUEST: &str = "nexus/clock";
 /// The host's MCP request that announces a change of the VM's network; takes [`ProxyParams`]. An older guest answers with the JSON-RPC error -32601,
 /// and applies the change at its next start.
 pub const PROXY_REQUEST: &str = "nexus/proxy";
+
+/// The guest's MCP notification that a command has ended that no call was waiting for; has [`CommandEnded`] as parameters. The host ignores more of
+/// them than it wants to know of.
+pub const COMMAND_ENDED: &str = "nexus/command-ended";
+
+/// Parameters of [`COMMAND_ENDED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandEnded {
+    /// The command.
+    pub command_id: CommandId,
+    /// Its exit status, as a shell reports it.
+    pub status: u8,
+    /// How long it ran, in milliseconds.
+    pub duration_ms: u64,
+}
 
 /// The host's MCP request that sets the hostname; takes [`HostnameParams`]. An older guest answers with the JSON-RPC error -32601, and has the
 /// new hostname from its next start on.

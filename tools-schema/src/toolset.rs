@@ -54,7 +54,11 @@ const WORDS: [(&str, Toolset, &[&str]); 6] = [
     ("work", Toolset::WORK, &WORK),
     ("images", Toolset::IMAGES, &["image_", "template_", "build_", "asset_", "provider_"]),
     ("drives", Toolset::DRIVES, &["drive_"]),
-    ("admin", Toolset::ADMIN, &["settings_", "provider_", "prune", "network_", "token_", "audit_"]),
+    (
+        "admin",
+        Toolset::ADMIN,
+        &["settings_", "provider_", "prune", "network_", "token_", "audit_", "events_"],
+    ),
     ("all", Toolset::ALL, &[""]),
     ("read-only", Toolset::READ_ONLY, &[]),
 ];

@@ -1,5 +1,6 @@
 //! A caller, and the one decision whether it may call a tool.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nexus_schema::access::Scope;
@@ -96,7 +97,12 @@ impl Caller {
 
     /// Whether a VM exists for it.
     pub(crate) fn sees(&self, vm: &VmRecord) -> bool {
-        self.grant.as_ref().is_none_or(|grant| grant.sees(vm))
+        self.sees_vm(vm.id, &vm.owner, &vm.tags)
+    }
+
+    /// Whether a VM with this owner and these tags exists for it, or did.
+    pub(crate) fn sees_vm(&self, vm: VmId, owner: &str, tags: &BTreeMap<String, String>) -> bool {
+        self.grant.as_ref().is_none_or(|grant| grant.sees(vm, owner, tags))
     }
 
     /// Whether something with this owner is its own, or it may see what all callers made.

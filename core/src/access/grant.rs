@@ -1,15 +1,14 @@
 //! The rights of one token, in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use nexus_schema::access::Scope;
-use nexus_schema::id::TokenId;
+use nexus_schema::id::{TokenId, VmId};
 use nexus_schema::toolset::Toolset;
 
 use crate::store::now;
 use crate::store::tokens::TokenRecord;
-use crate::store::vms::VmRecord;
 use tokio_util::sync::CancellationToken;
 
 /// What the owner of things that a token made begins with.
@@ -101,18 +100,17 @@ impl Grant {
         token.is_some_and(|token| self.lineage.is_of(token, self.record.id))
     }
 
-    /// Whether a VM exists for it.
-    pub(crate) fn sees(&self, vm: &VmRecord) -> bool {
+    /// Whether a VM with this owner and these tags exists for it.
+    pub(crate) fn sees(&self, vm: VmId, owner: &str, tags: &BTreeMap<String, String>) -> bool {
         let rights = &self.record.rights;
-        let has_tags = || {
-            !rights.tags.is_empty() && rights.tags.iter().all(|(key, value)| vm.tags.get(key) == Some(value))
-        };
+        let has_tags =
+            || !rights.tags.is_empty() && rights.tags.iter().all(|(key, value)| tags.get(key) == Some(value));
         let is_seen = rights.all_vms
             || rights.scopes.has(Scope::Admin)
-            || rights.vms.contains(&vm.id)
-            || self.made(&vm.owner)
+            || rights.vms.contains(&vm)
+            || self.made(owner)
             || has_tags();
-        is_seen && self.parent.as_ref().is_none_or(|parent| parent.sees(vm))
+        is_seen && self.parent.as_ref().is_none_or(|parent| parent.sees(vm, owner, tags))
     }
 
     /// The owner of the first token in the chain that made it.

@@ -96,6 +96,7 @@ mod tests {
             outcome: "ok",
             rule: "owner",
             denied: false,
+            trace: None,
             bytes_in: 2,
             bytes_out: 3,
         }

@@ -153,6 +153,7 @@ mod tests {
             outcome: "ok",
             rule: "owner",
             denied: false,
+            trace: None,
             bytes_in: 0,
             bytes_out: 0,
         }

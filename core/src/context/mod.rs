@@ -14,6 +14,7 @@ mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nexus_schema::id::InstanceId;
@@ -36,6 +37,7 @@ use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{DriveError, Drives, Locks};
 use crate::egress::Egresses;
+use crate::event::Events;
 use crate::net::{Nat, NatError};
 use crate::op::{Ops, described};
 use crate::os::lock::Lock;
@@ -46,6 +48,15 @@ use crate::store::Store;
 use crate::store::vms::VmRecord;
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
+
+/// What is counted since the daemon started.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Guests that became ready.
+    pub(crate) boots: AtomicU64,
+    /// Links to guests that were lost.
+    pub(crate) link_losses: AtomicU64,
+}
 
 /// State that the modules of one daemon share.
 #[derive(Debug)]
@@ -69,6 +80,9 @@ pub(crate) struct Shared {
     /// What this host can run, once it was examined.
     pub(crate) host: RwLock<Option<Arc<Host>>>,
     pub(crate) calls: CallLog,
+    /// What happened.
+    pub(crate) events: Events,
+    pub(crate) tally: Tally,
     /// Notified when the life or the idle time of a VM may end sooner than before.
     pub(crate) lifetimes: Arc<Notify>,
     /// Access tokens.

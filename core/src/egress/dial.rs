@@ -252,6 +252,7 @@ mod tests {
 
     use super::*;
     use crate::egress::{Egresses, Upstream};
+    use crate::event::Events;
 
     /// A proxy that opens tunnels to all names but one, and greets there; it returns the heads of its requests.
     async fn proxy() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
@@ -283,7 +284,8 @@ mod tests {
         let environment =
             [("https_proxy", format!("http://me:secret@{at}")), ("NO_PROXY", "near.invalid".into())];
         let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        let egresses = Egresses::new(directory.path().to_owned()).through(Upstream::of(&environment));
+        let egresses =
+            Egresses::new(directory.path().to_owned(), Events::new()).through(Upstream::of(&environment));
         let here = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = here.local_addr().unwrap().port();
         let allow = ["far.invalid", "near.invalid", "closed.invalid", "203.0.113.7", "127.0.0.1"];
@@ -323,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn no_proxy_leads_to_vms_or_around_an_interface() {
         let directory = tempfile::tempdir().unwrap();
-        let egresses = Egresses::new(directory.path().to_owned());
+        let egresses = Egresses::new(directory.path().to_owned(), Events::new());
         let opening = |host: &str| EgressOpening {
             version: VERSION,
             host: host.to_owned(),

@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use super::bucket::Bucket;
 use super::log::Writer;
 use super::upstream::{Upstream, Via};
+use crate::event::Events;
 
 /// Maximum number of refused connections of a VM that are remembered.
 const DENIED_MAX: usize = 20;
@@ -31,6 +32,7 @@ const LOOKUPS_MAX: usize = 4;
 pub(crate) struct Egress {
     vm: VmId,
     log: Writer,
+    events: Events,
     policy: watch::Sender<Arc<NetworkPolicy>>,
     pub(super) counts: Counts,
     /// Rate limits of all connections together.
@@ -60,7 +62,7 @@ pub(super) struct Counts {
 impl Egress {
     fn new(
         vm: VmId,
-        log: Writer,
+        (log, events): (Writer, Events),
         policy: NetworkPolicy,
         subnets: Subnets,
         upstream: Option<Arc<Upstream>>,
@@ -68,6 +70,7 @@ impl Egress {
         Self {
             vm,
             log,
+            events,
             policy: watch::Sender::new(Arc::new(policy)),
             counts: Counts::default(),
             to_vm: Bucket::new(),
@@ -156,6 +159,7 @@ impl Egress {
     }
 
     fn note(&self, one: DeniedConnection, protocol: &str, address: Option<IpAddr>) {
+        self.events.denied(self.vm, protocol, &one);
         self.log.write(
             self.vm,
             LoggedConnection {
@@ -227,15 +231,18 @@ impl Drop for Counted<'_> {
 pub(crate) struct Egresses {
     all: Mutex<HashMap<VmId, Arc<Egress>>>,
     log: Writer,
+    events: Events,
     subnets: Subnets,
     upstream: Option<Arc<Upstream>>,
+    /// The totals of VMs that were deleted.
+    gone: Mutex<(u64, u64, u64)>,
 }
 
 impl Egresses {
-    /// Creates an empty set; the logs are in `directory`.
-    pub(crate) fn new(directory: PathBuf) -> Self {
+    /// Creates an empty set; the logs are in `directory`, and `events` hears of refused connections.
+    pub(crate) fn new(directory: PathBuf, events: Events) -> Self {
         let (all, subnets) = (Mutex::default(), Subnets::default());
-        Self { all, log: Writer::start(directory), subnets, upstream: None }
+        Self { all, log: Writer::start(directory), events, subnets, upstream: None, gone: Mutex::default() }
     }
 
     /// Makes connections go through a proxy.
@@ -256,8 +263,8 @@ impl Egresses {
     pub(crate) fn of(&self, vm: VmId, policy: &NetworkPolicy) -> Arc<Egress> {
         let (subnets, upstream) = (&self.subnets, &self.upstream);
         let fresh = || {
-            let (policy, log) = (policy.clone(), self.log.clone());
-            Arc::new(Egress::new(vm, log, policy, subnets.clone(), upstream.clone()))
+            let (policy, heard) = (policy.clone(), (self.log.clone(), self.events.clone()));
+            Arc::new(Egress::new(vm, heard, policy, subnets.clone(), upstream.clone()))
         };
         let egress = self.all().entry(vm).or_insert_with(fresh).clone();
         egress.set(policy);
@@ -277,9 +284,29 @@ impl Egresses {
         }
     }
 
+    /// Returns the bytes that all VMs have sent and received, and how many of their connections were refused, since the daemon started.
+    pub(crate) fn totals(&self) -> (u64, u64, u64) {
+        let all = self.all();
+        let sum = |of: fn(&Counts) -> &AtomicU64| {
+            all.values().map(|egress| of(&egress.counts).load(Ordering::Relaxed)).sum::<u64>()
+        };
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        (
+            sum(|counts| &counts.sent) + gone.0,
+            sum(|counts| &counts.received) + gone.1,
+            sum(|counts| &counts.denied) + gone.2,
+        )
+    }
+
     /// Forgets a VM that is deleted.
     pub(crate) fn forget(&self, vm: VmId) {
-        self.all().remove(&vm);
+        if let Some(egress) = self.all().remove(&vm) {
+            let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            gone.0 += get(&egress.counts.sent);
+            gone.1 += get(&egress.counts.received);
+            gone.2 += get(&egress.counts.denied);
+        }
         self.log.remove(vm);
     }
 }
@@ -293,7 +320,7 @@ mod tests {
     #[test]
     fn what_is_refused_at_an_interface_has_a_hint_that_can_be_followed() {
         let directory = tempfile::tempdir().unwrap();
-        let egresses = Egresses::new(directory.path().to_owned());
+        let egresses = Egresses::new(directory.path().to_owned(), Events::new());
         let allow = vec!["a.example".parse().unwrap()];
         let policy = NetworkPolicy { mode: NetworkMode::Nat, allow, ..NetworkPolicy::default() };
         let egress = egresses.of(VmId::from_i64(1).unwrap(), &policy);
@@ -322,7 +349,8 @@ mod tests {
     #[test]
     fn the_last_refused_connections_are_remembered_and_all_are_counted() {
         let directory = tempfile::tempdir().unwrap();
-        let (egresses, vm) = (Egresses::new(directory.path().to_owned()), VmId::from_i64(1).unwrap());
+        let (egresses, vm) =
+            (Egresses::new(directory.path().to_owned(), Events::new()), VmId::from_i64(1).unwrap());
         let policy = NetworkPolicy::default();
         assert_eq!(egresses.shown(vm, &policy), VmNetwork::default());
         let egress = egresses.of(vm, &policy);

@@ -4,10 +4,13 @@ mod asset;
 mod audit;
 mod build;
 mod drive;
+mod events;
 mod image;
+mod measures;
 mod network;
 mod op;
 mod plan;
+mod pressure;
 mod provider;
 mod publish;
 mod resume;
@@ -34,10 +37,11 @@ use tokio_util::task::TaskTracker;
 use crate::access::{Caller, Confirmations, Tokens};
 use crate::config::Config;
 pub use crate::context::Busy;
-use crate::context::{CallLog, Published, Shared, record_calls};
+use crate::context::{CallLog, Published, Shared, Tally, record_calls};
 use crate::context::{Command, Registry, Streams};
 use crate::drive::{Drives, Locks};
 use crate::egress::{Egresses, Upstream};
+use crate::event::{self, Events};
 use crate::guest::Link;
 use crate::image::oci::Keychain;
 use crate::net::Nat;
@@ -48,9 +52,11 @@ use crate::os::lock::{self};
 use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
 use crate::provision::Provision;
-use crate::store::{Store, StoreError, now, ops, tokens};
+use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens};
 use crate::vm::recover;
 
+pub use self::events::News;
+pub use self::measures::Measures;
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
 pub use crate::store::calls::CallRecord;
 
@@ -171,7 +177,9 @@ impl Nexus {
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = CallLog::new();
         let (nat, refusals) = Nat::new(config.nexus_net.clone(), paths.network());
-        let ops = Ops::new(store.clone());
+        let events = Events::new();
+        events.load(store.read(stored_events::all).await?);
+        let ops = Ops::new(store.clone(), events.clone());
         let shared = Arc::new(Shared {
             provision: Provision::new(
                 store.clone(),
@@ -184,12 +192,15 @@ impl Nexus {
             ops,
             vms: Registry::default(),
             streams: Streams::default(),
-            egresses: Egresses::new(paths.network()).through(Upstream::of(&config.assets.proxies)),
+            egresses: Egresses::new(paths.network(), events.clone())
+                .through(Upstream::of(&config.assets.proxies)),
             nat,
             tasks: TaskTracker::new(),
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),
             calls,
+            events,
+            tally: Tally::default(),
             lifetimes: Arc::default(),
             tokens,
             confirmations: Confirmations::default(),
@@ -205,6 +216,7 @@ impl Nexus {
         });
         let file = shared.config.audit_file.clone();
         shared.tasks.spawn(record_calls(shared.store.clone(), queue, file));
+        shared.tasks.spawn(event::keep(shared.store.clone(), &shared.events));
         match shared.provision.sync_providers().await {
             Err(error) if error.is_disk_full() => {
                 tracing::warn!(%error, "the disk is full: providers were not updated")
@@ -216,6 +228,7 @@ impl Nexus {
         crate::publish::take_up(&shared).await.map_err(|error| OpenError::Recover { error })?;
         resume::resume_ops(&shared).await.map_err(|error| OpenError::Recover { error })?;
         tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
+        tokio::spawn(pressure::watch(Arc::downgrade(&shared)));
         tokio::spawn(crate::vm::lifetime::keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
@@ -226,6 +239,7 @@ impl Nexus {
             handle.commands.send(Command::Detach).await.ok();
         }
         self.shared.ops.drain(Duration::from_secs(2)).await;
+        self.shared.events.close().await;
         self.shared.calls.close().await;
     }
 

@@ -1,6 +1,6 @@
 //! The operation tools.
 
-use nexus_schema::id::{OpId, VmId};
+use nexus_schema::id::OpId;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListParams, OpSummary};
 
@@ -9,6 +9,7 @@ use nexus_schema::{ErrorCode, Reference, ToolError};
 use super::vm::AnyResult;
 use super::{CallContext, Nexus, cut_page, number_cursor, page, patience};
 use crate::access::Caller;
+use crate::event::vm_of;
 use crate::op::no_op;
 
 /// A page of operations when not told otherwise: what was done last matters.
@@ -60,9 +61,7 @@ impl Nexus {
         if caller.made(&op.owner) {
             return true;
         }
-        let vm: Option<VmId> = op.subject_id.as_deref().and_then(|id| id.parse().ok());
-        let is_of_vm = op.tool.starts_with("vm_") || op.tool.starts_with("guest_");
-        is_of_vm && vm.is_some_and(|vm| self.shared.vms.resolve(caller, &Reference::Id(vm)).is_ok())
+        vm_of(op).is_some_and(|vm| self.shared.vms.resolve(caller, &Reference::Id(vm)).is_ok())
     }
 
     async fn seen_op(&self, caller: &Caller, op: OpId) -> Result<OpSummary, ToolError> {

@@ -54,6 +54,7 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                     Some(_) => (OpState::Succeeded, None),
                     None => (OpState::Failed, Some(error)),
                 };
+                shared.events.op(&summary, state, error.as_ref().map(|error| error.code));
                 let written = shared.store.write(move |tx| {
                     ops::finish(tx, op, state, &summary.progress, result.as_ref(), error.as_ref())
                 });

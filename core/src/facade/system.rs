@@ -13,7 +13,7 @@ use crate::op::store_error;
 use crate::store::{SCHEMA_VERSION, StoreError, ops, vms};
 
 /// Free disk space below which nothing new is created, in bytes.
-const LITTLE: u64 = 64 << 20;
+pub(super) const LITTLE: u64 = 64 << 20;
 /// Free disk space below which the database cannot be written, in bytes.
 const NOTHING: u64 = 4 << 20;
 

@@ -1,5 +1,7 @@
 //! The VM tools.
 
+use std::path::Path;
+
 use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
@@ -10,7 +12,7 @@ use nexus_schema::tools::plan::Creation;
 use nexus_schema::tools::vm::{
     UndeletedVm, VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams,
     VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmRenameParams, VmRestartParams,
-    VmStartParams, VmState, VmStopParams, VmUpdateParams,
+    VmStartParams, VmState, VmStopParams, VmUpdateParams, VmUsage,
 };
 use nexus_schema::{ByteSize, ErrorCode, Reference, TimeSpan, ToolError};
 
@@ -19,6 +21,7 @@ use crate::access::{Caller, Deed};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
 use crate::egress;
 use crate::op::{StoredResult, store_error};
+use crate::os::{disk, process};
 use crate::store::{StoreError, history, vms};
 use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::defaults;
@@ -72,6 +75,7 @@ impl Nexus {
         if let Some(process) = &mut details.process {
             process.walls = crate::vmm::walls_of(process.pid);
         }
+        details.usage = Some(usage(&details));
         Ok(details)
     }
 
@@ -296,6 +300,17 @@ impl Nexus {
         }
         let (rows, next_cursor) = cut_page(rows, limit, |(seq, _)| seq.to_string());
         Ok(VmHistoryOutput { id, transitions: rows.into_iter().map(|(_, t)| t).collect(), next_cursor })
+    }
+}
+
+/// What a VM uses of the host. What cannot be read is left out.
+fn usage(vm: &VmDetails) -> VmUsage {
+    let process = vm.process.as_ref().and_then(|process| process::usage(process.pid).ok().flatten());
+    let drives = vm.drives.iter().filter_map(|drive| disk::allocated_bytes(Path::new(&drive.path)).ok());
+    VmUsage {
+        cpu_ms: process.map(|used| used.cpu_ms),
+        memory_bytes: process.map(|used| used.memory_bytes),
+        disk_bytes: drives.sum(),
     }
 }
 

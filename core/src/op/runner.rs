@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{CallContext, caught};
+use crate::event::Events;
 use crate::progress::Progress;
 use crate::store::ops::OpRecord;
 use crate::store::{Store, StoreError, now, ops, random_id};
@@ -25,6 +26,7 @@ use crate::store::{Store, StoreError, now, ops, random_id};
 #[derive(Debug, Clone)]
 pub(crate) struct Ops {
     store: Store,
+    events: Events,
     active: Arc<Mutex<HashMap<OpId, Active>>>,
     /// Notified when an operation starts to run.
     begun: Arc<Notify>,
@@ -72,8 +74,8 @@ pub(crate) fn summary(tool: &str, owner: &str, subject: Option<(String, String)>
 }
 
 impl Ops {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store, active: Arc::default(), begun: Arc::default(), tasks: TaskTracker::new() }
+    pub(crate) fn new(store: Store, events: Events) -> Self {
+        Self { store, events, active: Arc::default(), begun: Arc::default(), tasks: TaskTracker::new() }
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -95,7 +97,8 @@ impl Ops {
         let this = self.clone();
         let work = work(progress.clone());
         self.tasks.spawn(async move {
-            let ending = Ending::of(caught("the operation", work).await);
+            let (begun, done) = tokio::join!(this.announce(op), caught("the operation", work));
+            let ending = Ending::of(done);
             tracing::info!(
                 %op,
                 state = ending.state.as_str(),
@@ -115,9 +118,19 @@ impl Ops {
                 tokio::time::sleep(RECORD_AGAIN).await;
                 recorded = this.record_end(op, &progress, &ending).await;
             }
+            if let Some(begun) = begun {
+                this.events.op(&begun, ending.state, ending.error.as_ref().map(|error| error.code));
+            }
             this.lock().remove(&op);
             ended_tx.send_replace(true);
         });
+    }
+
+    /// Adds the event of an operation's begin; returns what is known of it.
+    async fn announce(&self, op: OpId) -> Option<OpSummary> {
+        let record = self.store.read(move |db| ops::get(db, op)).await.ok()??;
+        self.events.op(&record.summary, OpState::Running, None);
+        Some(record.summary)
     }
 
     async fn record_end(&self, op: OpId, progress: &Progress, ending: &Ending) -> Result<(), StoreError> {

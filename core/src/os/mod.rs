@@ -10,6 +10,7 @@ pub mod failpoint;
 pub(crate) mod given;
 pub mod leftover;
 pub mod lock;
+pub(crate) mod meminfo;
 pub mod memory;
 #[cfg(test)]
 pub(crate) mod mounted;

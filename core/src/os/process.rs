@@ -37,6 +37,40 @@ pub fn stat(pid: u32) -> io::Result<Option<ProcessStat>> {
     }
 }
 
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessUsage {
+    /// CPU time of all its threads, in milliseconds.
+    pub cpu_ms: u64,
+    /// Its resident memory, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// Milliseconds in a tick of `/proc/PID/stat`: USER_HZ is 100 in the kernel's interface on all architectures that Nexus knows.
+const TICK_MS: u64 = 10;
+
+/// Reads what a process uses; `None` if there is no such process.
+pub fn usage(pid: u32) -> io::Result<Option<ProcessUsage>> {
+    let read = |file: &str| match std::fs::read(format!("/proc/{pid}/{file}")) {
+        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    };
+    let (Some(stat), Some(status)) = (read("stat")?, read("status")?) else { return Ok(None) };
+    Ok(parse_usage(&stat, &status))
+}
+
+fn parse_usage(stat: &str, status: &str) -> Option<ProcessUsage> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    // Fields 14 and 15 are the CPU time in user and kernel mode; the first one here is field 3.
+    let mut fields = rest.split_ascii_whitespace().skip(14 - 3);
+    let ticks = fields.next()?.parse::<u64>().ok()?.saturating_add(fields.next()?.parse().ok()?);
+    // A kernel thread and a zombie have none.
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = resident.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(ProcessUsage { cpu_ms: ticks.saturating_mul(TICK_MS), memory_bytes: kib.saturating_mul(1024) })
+}
+
 /// A process name may contain anything, even parentheses, so fields are counted after the last one.
 fn parse_stat(text: &str) -> Option<ProcessStat> {
     let (_, rest) = text.rsplit_once(')')?;
@@ -175,6 +209,10 @@ mod tests {
         assert!(stat.is_dead());
         assert_eq!(parse_stat("42 (sh) S"), None);
         assert_eq!(parse_stat(""), None);
+        let busy = "42 (a) R (b) S 7 1 1 0 -1 4194560 1 0 0 0 30 12 0 0 20 0 1 0 987654 2 3 4";
+        let usage = ProcessUsage { cpu_ms: 420, memory_bytes: 3 << 20 };
+        assert_eq!(parse_usage(busy, "Name:\tx\nVmRSS:\t    3072 kB\n"), Some(usage));
+        assert_eq!(parse_usage(busy, "Name:\tx\n"), None);
     }
 
     #[test]
@@ -186,6 +224,8 @@ mod tests {
         assert!(ProcessHandle::open_identified(me, stat.start_time + 1).unwrap().is_none());
         assert!(ProcessHandle::open(u32::MAX).unwrap().is_none());
         assert!(ProcessHandle::open(0).unwrap().is_none());
+        assert!(usage(me).unwrap().unwrap().memory_bytes > 100 << 10);
+        assert_eq!(usage(u32::MAX).unwrap(), None);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Scene {
             fs_err::create_dir_all(directory).unwrap();
         }
         let store = Store::open(&paths.database()).unwrap();
-        let ops = Ops::new(store.clone());
+        let ops = Ops::new(store.clone(), crate::event::Events::new());
         let provision =
             Provision::new(store, ops, paths, dir.path().join("no-apt"), assets, Keychain::default());
         provision.sync_providers().await.unwrap();

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_schema::Timestamp;
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::tools::audit::AuditEntry;
+use nexus_schema::{Timestamp, TraceContext};
 use rusqlite::{Connection, Row, params};
 
 use super::StoreError;
@@ -36,6 +36,8 @@ pub struct CallRecord {
     pub rule: &'static str,
     /// Whether it was denied.
     pub denied: bool,
+    /// The trace that it belongs to.
+    pub trace: Option<Arc<TraceContext>>,
     /// Bytes of its arguments, or to the guest.
     pub bytes_in: u64,
     /// Bytes of its result, or from the guest.
@@ -54,6 +56,7 @@ impl CallRecord {
             "duration_us": micros(self.duration),
             "outcome": self.outcome,
             "rule": self.rule,
+            "traceparent": self.trace.as_ref().map(|trace| &trace.parent),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         })
@@ -68,8 +71,9 @@ fn micros(duration: Duration) -> u64 {
 /// Adds calls, and deletes the oldest beyond the maximum number.
 pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
     let mut statement = tx.prepare_cached(
-        "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome, boot_id, rule, denied, bytes_in, bytes_out)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome, boot_id, rule, denied, bytes_in, bytes_out,
+            traceparent)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
     for call in calls {
         statement.execute(params![
@@ -84,6 +88,7 @@ pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
             call.denied,
             signed(call.bytes_in),
             signed(call.bytes_out),
+            call.trace.as_ref().map(|trace| &trace.parent),
         ])?;
     }
     tx.prepare_cached("DELETE FROM calls WHERE seq <= (SELECT max(seq) FROM calls) - ?1")?.execute([KEPT])?;
@@ -125,6 +130,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
         duration_us: row.unsigned("duration_us")?,
         outcome: row.get("outcome")?,
         rule: row.get("rule")?,
+        traceparent: row.get("traceparent")?,
         bytes_in: row.unsigned("bytes_in")?,
         bytes_out: row.unsigned("bytes_out")?,
     })

@@ -9,6 +9,7 @@ pub mod builds;
 pub mod calls;
 mod columns;
 pub mod drives;
+pub mod events;
 pub mod history;
 pub mod idempotency;
 pub mod images;
@@ -32,7 +33,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 11;
+pub const SCHEMA_VERSION: u32 = 12;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -47,6 +48,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0009.sql")),
         M::up(include_str!("migrations/0011.sql")),
         M::up(include_str!("migrations/0012.sql")),
+        M::up(include_str!("migrations/0013.sql")),
     ])
 }
 

@@ -370,12 +370,12 @@ impl Boot {
     }
 
     /// Continues a boot of an earlier daemon, now that its shim answers.
-    pub(super) fn go_on(&mut self, record: &VmRecord, directory: &Path) {
+    pub(super) fn go_on(&mut self, shared: &Shared, record: &VmRecord) {
         let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
         self.deadline = (!is_outdated).then(|| Instant::now() + self.patience);
         let is_up = matches!(record.state, VmState::Running | VmState::Ready | VmState::Unreachable);
         if is_up && is_configured(record) && !is_outdated {
-            self.dial(directory);
+            self.dial(shared, record);
         }
     }
 
@@ -386,9 +386,12 @@ impl Boot {
     }
 
     /// Starts the link to the guest's MCP server, unless there is one already.
-    pub(super) fn dial(&mut self, directory: &Path) {
+    pub(super) fn dial(&mut self, shared: &Shared, record: &VmRecord) {
         if self.link.is_none() {
+            let directory = &shared.paths.vm(record.id);
             let link = Link::start(directory, MCP_PORT);
+            let (events, vm, boot_id) = (shared.events.clone(), record.id, record.boot_id);
+            link.on_command_ended(move |ended| events.command_ended(vm, boot_id, ended));
             let mut state = link.state();
             state.mark_changed();
             self.link_state = Some(state);

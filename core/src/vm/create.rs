@@ -107,16 +107,7 @@ pub(crate) async fn begin(
             if let Some(last) = last_address {
                 leases::take(tx, id, last)?;
             }
-            history::insert(
-                tx,
-                id,
-                &record.name,
-                None,
-                Some(VmState::Creating),
-                "create requested",
-                &owner,
-                None,
-            )?;
+            history::insert(tx, id, &record.name, None, Some(VmState::Creating), REQUESTED, &owner, None)?;
             Ok(Box::new(record))
         })
         .await?;
@@ -125,6 +116,7 @@ pub(crate) async fn begin(
         Begun::Known(op_id) => Ok(op_id),
         Begun::New(record) => {
             failpoint::reach("create-begun");
+            shared.events.vm(&record, None, REQUESTED);
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
             shared.lifetimes.notify_one();
             let shared = shared.clone();
@@ -491,6 +483,8 @@ fn drive_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
     format!("{head}-root-{}", &id[id.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
 }
 
+/// The first line of a VM's history.
+const REQUESTED: &str = "create requested";
 /// Reason in the history of a VM whose creation a restart of the daemon interrupted.
 pub(super) const UNDONE: &str = "the daemon ended while it was being created";
 

@@ -207,7 +207,7 @@ async fn adopt(
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
     boot.has_interface = leased.is_some();
     match silence {
-        None => boot.go_on(&record, &directory),
+        None => boot.go_on(shared, &record),
         Some(why) => {
             tracing::warn!(vm = %record.name, why, "the vm is still running, but unreachable for now");
             boot.wait_for_shim();
@@ -268,12 +268,13 @@ async fn rewrite(
     record.state = to;
     record.reason = reason;
     let row = record.clone();
+    let why = record.reason.clone().unwrap_or_else(|| "it is down".into());
+    shared.events.vm(&record, Some(from), &why);
     let written = shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
             vms::update(tx, &row, expected)?;
-            let reason = row.reason.clone().unwrap_or_else(|| "it is down".into());
-            history::insert(tx, row.id, &row.name, Some(from), Some(to), &reason, DAEMON, row.boot_id)
+            history::insert(tx, row.id, &row.name, Some(from), Some(to), &why, DAEMON, row.boot_id)
         })
         .await;
     if written.as_ref().is_err_and(StoreError::is_disk_full) {

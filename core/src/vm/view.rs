@@ -108,6 +108,7 @@ impl View {
                 directory: directory.display().to_string(),
                 walls: None,
             }),
+            usage: None,
             boot_id: record.boot_id,
             cid: record.cid,
             connect: VmConnect { shell: format!("nexusctl shell {}", record.name) },

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
+use nexus_schema::TraceContext;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -39,6 +40,11 @@ struct CallMeta {
     progress_token: Option<Id>,
     #[serde(default, rename = "dev.nexus/client")]
     client: Option<String>,
+    /// The trace that the call belongs to.
+    #[serde(default)]
+    traceparent: Option<String>,
+    #[serde(default)]
+    tracestate: Option<String>,
 }
 
 /// Calls in progress by id: the token that cancels one, and whether cancelling also kills what the call started.
@@ -75,12 +81,15 @@ impl Calls {
         let mut work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
             let settings = agent.settings();
             let tell = meta.progress_token.map(|token| answers.tell(token));
+            let parent = meta.traceparent.as_deref();
+            let trace = parent.and_then(|parent| TraceContext::checked(parent, meta.tracestate.as_deref()));
             let call = tools::Call {
                 agent,
                 settings,
                 cancel: cancel.clone(),
                 wants_kill,
                 client: meta.client,
+                trace,
                 tell,
             };
             let outcome = tools::call(&name, call, arguments.unwrap_or_default()).await;
@@ -144,6 +153,12 @@ impl Answers {
             answers.line(rpc::notification("notifications/progress", params));
             answers.flush();
         })
+    }
+
+    /// Sends a notification.
+    pub(super) fn announce(&self, method: &'static str, params: impl Serialize) {
+        self.line(rpc::notification(method, params));
+        self.flush();
     }
 
     /// Queues an answer until [`Answers::flush`].

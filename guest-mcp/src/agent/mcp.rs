@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
-    ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, HOSTNAME_REQUEST, HostnameParams,
-    PROXY_REQUEST, REFUSED_REQUEST,
+    ByeReason, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, ClockParams, CommandEnded, GROW_REQUEST,
+    HOSTNAME_REQUEST, HostnameParams, PROXY_REQUEST, REFUSED_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
@@ -15,6 +15,8 @@ use nexus_wire::rpc::Envelope;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Agent;
 use super::calls::{Answers, CallParams, Calls};
@@ -42,6 +44,7 @@ struct ShutdownParams {
 pub(super) async fn serve(agent: Arc<Agent>, reader: Reader, writer: Writer) {
     let answers = Answers::new(agent.clone(), writer);
     let calls = Calls::new(agent.clone(), answers.clone());
+    let _announcing = AbortOnDropHandle::new(tokio::spawn(announce(agent.holder.ends(), answers.clone())));
     let server = Server { agent, answers: answers.clone(), calls };
     let mut reader = LineReader::new(reader, LINE_MAX, ENDLESS);
     loop {
@@ -63,6 +66,17 @@ pub(super) async fn serve(agent: Arc<Agent>, reader: Reader, writer: Writer) {
     }
     // The host does not read what is left.
     let _ = answers.shutdown().await;
+}
+
+/// Tells the host of the ends of commands.
+async fn announce(mut ends: broadcast::Receiver<CommandEnded>, answers: Answers) {
+    loop {
+        match ends.recv().await {
+            Ok(ended) => answers.announce(COMMAND_ENDED, ended),
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
 }
 
 struct Server {

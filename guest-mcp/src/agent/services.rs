@@ -39,6 +39,7 @@ pub(super) async fn start(agent: &Arc<Agent>) -> Vec<String> {
         cancel: CancellationToken::new(),
         wants_kill: Arc::default(),
         client: None,
+        trace: None,
         tell: None,
     };
     match agent.holder.start_services(call, &Orders { services }).await {

@@ -113,7 +113,7 @@ impl Table {
     ) -> Result<Attached, ToolError> {
         let (mut order, limits) = order(exec.start)?;
         order.login_shell = exec.login_shell;
-        let command = self.start(order, limits, Whose { client, service: None }, settings)?;
+        let command = self.start(order, limits, Whose { client, ..Whose::default() }, settings)?;
         // Nothing of its output has been read yet: other tasks of this thread do that.
         Ok(Attached::exactly(command, None))
     }

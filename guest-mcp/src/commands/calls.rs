@@ -1,5 +1,6 @@
 //! The tools for commands, as the holder runs them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use nexus_schema::tools::command::{
     CommandStartParams, OutputStream, RunCommand, RunCommandParams,
 };
 use nexus_schema::tools::mcp::{McpCall, McpList};
-use nexus_schema::{Tool, ToolError};
+use nexus_schema::{Tool, ToolError, TraceContext};
 use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -42,6 +43,15 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The maximum grace period.
 const GRACE_MAX: Duration = Duration::from_secs(600);
+
+/// A call that waits for a command's end, until this is dropped.
+struct LettingGo<'a>(&'a Command);
+
+impl Drop for LettingGo<'_> {
+    fn drop(&mut self) {
+        self.0.is_waited_for.store(false, Ordering::SeqCst);
+    }
+}
 
 impl Table {
     /// Runs one call.
@@ -87,7 +97,7 @@ impl Table {
             argv: params.argv,
             login_shell: false,
             cwd: params.cwd,
-            env: params.env,
+            env: in_trace(params.env, caller.trace.as_ref()),
             user: params.user,
             stdin: params.stdin,
             stdin_encoding: params.stdin_encoding.unwrap_or_default(),
@@ -98,8 +108,10 @@ impl Table {
             log: params.log,
         };
         let (cancel, tell) = (caller.cancel.clone(), caller.tell);
-        let whose = Whose { client: caller.client, service: None };
+        let whose = Whose { client: caller.client, service: None, is_waited_for: true };
         let command = self.start(order, limits, whose, &caller.settings)?;
+        // Also if this call is abandoned.
+        let letting_go = LettingGo(&command);
         tokio::select! {
             biased;
             () = command.ended() => {}
@@ -112,6 +124,8 @@ impl Table {
             () = full(&command) => {}
             () = tell_newest(&command, tell) => {}
         }
+        // First, so that its end is either in this reply or announced.
+        drop(letting_go);
         let ending = command.ending();
         let left = command.left().await;
         let (pieces, offsets) = {
@@ -128,8 +142,9 @@ impl Table {
     }
 
     fn start_only(self: &Arc<Self>, params: CommandStartParams, caller: Caller) -> Result<Answer, ToolError> {
-        let (order, limits) = order(params)?;
-        let whose = Whose { client: caller.client, service: None };
+        let (mut order, limits) = order(params)?;
+        order.env = in_trace(order.env, caller.trace.as_ref());
+        let whose = Whose { client: caller.client, ..Whose::default() };
         let command = self.start(order, limits, whose, &caller.settings)?;
         let said = Said {
             ending: command.ending(),
@@ -274,6 +289,14 @@ impl Table {
         }
         Ok(reply)
     }
+}
+
+/// The environment of a command that belongs to a trace; what the call says itself stays.
+fn in_trace(mut env: BTreeMap<String, String>, trace: Option<&TraceContext>) -> BTreeMap<String, String> {
+    for (name, value) in trace.into_iter().flat_map(TraceContext::environment) {
+        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    env
 }
 
 /// Converts the parameters of `command_start`.

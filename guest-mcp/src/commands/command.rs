@@ -160,6 +160,8 @@ pub(super) struct Whose {
     pub(super) client: Option<String>,
     /// The name of the service, if it is one.
     pub(super) service: Option<String>,
+    /// Whether the call that starts it waits for its end.
+    pub(super) is_waited_for: bool,
 }
 
 /// A command.
@@ -191,6 +193,8 @@ pub(super) struct Command {
     pub(super) is_delivered: AtomicBool,
     /// Whether a call has sent it a signal that ends it.
     pub(super) was_told_to_end: AtomicBool,
+    /// Whether the call that started it still waits for its end, which is not announced then.
+    pub(super) is_waited_for: AtomicBool,
     /// Whether it is no longer in the table.
     pub(super) is_forgotten: AtomicBool,
     ending: Mutex<Option<Ending>>,
@@ -213,6 +217,7 @@ impl Command {
         let Started { child, tree, line, cwd, user, ends, input, log } = started;
         let terminal = ends.stdin.clone().filter(End::is_terminal);
         let stdin_open = stdin_open || terminal.is_some();
+        let is_waited_for = whose.is_waited_for;
         let command = Arc::new(Self {
             id,
             line,
@@ -235,6 +240,7 @@ impl Command {
             seen: AtomicU64::new(0),
             is_delivered: AtomicBool::new(false),
             was_told_to_end: AtomicBool::new(false),
+            is_waited_for: AtomicBool::new(is_waited_for),
             is_forgotten: AtomicBool::new(false),
             ending: Mutex::default(),
             ended_at: Mutex::default(),

@@ -31,6 +31,7 @@ pub(crate) use self::table::Table;
 
 use std::sync::OnceLock;
 
+use nexus_schema::TraceContext;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,8 @@ const DESCRIPTORS: u64 = 65_536;
 pub(crate) struct Caller {
     /// The client's name, if the host gave it.
     pub(crate) client: Option<String>,
+    /// The trace that the call belongs to.
+    pub(crate) trace: Option<TraceContext>,
     /// The VM's configuration at the time of the call.
     pub(crate) settings: Settings,
     /// Cancelled when what the call started should be killed.

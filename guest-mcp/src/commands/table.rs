@@ -9,8 +9,10 @@ use std::time::Duration;
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::CommandId;
+use nexus_schema::link::CommandEnded;
 use nexus_schema::tools::command::{CommandEntry, CommandState};
 use rustix::process::Signal;
+use tokio::sync::broadcast;
 
 use super::command::{Command, Stream};
 use super::mcp::{MCP_DIRECTORY, Server};
@@ -28,6 +30,8 @@ const LOST_MAX: usize = 100;
 const AGE_MAX: Duration = Duration::from_secs(3600);
 /// The same, if a reply contained all of its output.
 const AGE_DELIVERED: Duration = Duration::from_secs(300);
+/// The maximum number of ends of commands that wait to be announced.
+const ENDS_MAX: usize = 64;
 /// The interval of checks for commands to forget.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// The bounds of all kept output, in bytes; within them it is 1/16 of the memory.
@@ -47,6 +51,8 @@ pub(crate) struct Table {
     /// Whether the VM is shutting down, so that no service is restarted.
     closing: AtomicBool,
     inner: Mutex<Inner>,
+    /// The ends of commands that no call was waiting for.
+    ends: broadcast::Sender<CommandEnded>,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +90,7 @@ impl Table {
             kept: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             inner,
+            ends: broadcast::Sender::new(ENDS_MAX),
         });
         let weak = Arc::downgrade(&table);
         tokio::spawn(async move {
@@ -132,6 +139,17 @@ impl Table {
         // It is missing if writing it failed.
         let _ = std::fs::remove_file(self.record(command.id));
         self.prune(&mut self.inner());
+        if !command.is_waited_for.load(Ordering::SeqCst) {
+            let entry = command.entry();
+            let (status, duration_ms) = (entry.status.unwrap_or(u8::MAX), entry.duration_ms);
+            // Without an agent, nobody hears it.
+            let _ = self.ends.send(CommandEnded { command_id: command.id, status, duration_ms });
+        }
+    }
+
+    /// Hears of the ends of commands that no call was waiting for.
+    pub(crate) fn ends(&self) -> broadcast::Receiver<CommandEnded> {
+        self.ends.subscribe()
     }
 
     fn record(&self, id: CommandId) -> PathBuf {

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nexus_schema::link::CommandEnded;
 use nexus_schema::stream::Opening;
 use nexus_schema::{Tool, ToolError};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::wire::{self, Answer, FromHolder, OfStream, Request, Settings, ToHolder};
 use super::{COMMANDS, SOCKET};
@@ -26,6 +27,8 @@ use crate::os::reason;
 use crate::sys::{ChildSetup, prepare_child};
 use crate::tools::{Block, Call, Reply, Tell, agent_failed, cancelled};
 
+/// The maximum number of ends of commands that wait to be announced.
+const ENDS_MAX: usize = 64;
 /// Timeout for a holder to exit when told to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -37,6 +40,8 @@ pub(crate) struct Holder {
     in_vm: bool,
     connection: tokio::sync::Mutex<Option<Connection>>,
     last: AtomicU64,
+    /// The ends of commands that no call was waiting for.
+    ends: broadcast::Sender<CommandEnded>,
 }
 
 #[derive(Debug, Clone)]
@@ -66,13 +71,19 @@ impl std::fmt::Debug for Waiter {
 impl Holder {
     /// Creates a client of the holder whose files are in `directory`; `in_vm` says whether it belongs to a VM.
     pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Self {
-        Self { directory, in_vm, connection: tokio::sync::Mutex::default(), last: AtomicU64::new(0) }
+        let ends = broadcast::Sender::new(ENDS_MAX);
+        Self { directory, in_vm, connection: tokio::sync::Mutex::default(), last: AtomicU64::new(0), ends }
+    }
+
+    /// Hears of the ends of commands that no call was waiting for.
+    pub(crate) fn ends(&self) -> broadcast::Receiver<CommandEnded> {
+        self.ends.subscribe()
     }
 
     /// Connects to the holder of an earlier agent, if there is one.
     pub(crate) async fn find_again(&self) {
         if let Ok(stream) = self.dial().await {
-            *self.connection.lock().await = Some(Connection::over(stream));
+            *self.connection.lock().await = Some(Connection::over(stream, self.ends.clone()));
         }
     }
 
@@ -114,6 +125,7 @@ impl Holder {
             tool: tool.to_owned(),
             params,
             client: call.client,
+            trace: call.trace,
             progress: call.tell.is_some(),
             settings: call.settings.of_commands(&call.agent.proxy),
         };
@@ -171,7 +183,7 @@ impl Holder {
                         self.dial().await?
                     }
                 };
-                Ok(connection.insert(Connection::over(stream)).clone())
+                Ok(connection.insert(Connection::over(stream, self.ends.clone())).clone())
             }
         }
     }
@@ -245,11 +257,11 @@ impl Drop for Guard {
 }
 
 impl Connection {
-    fn over(stream: UnixStream) -> Self {
+    fn over(stream: UnixStream, ends: broadcast::Sender<CommandEnded>) -> Self {
         let (reader, mut writer) = stream.into_split();
         let (outbox, mut frames) = mpsc::unbounded_channel::<Vec<u8>>();
         let waiting: Arc<Mutex<Waiting>> = Arc::default();
-        let mut reading = tokio::spawn(hear(reader, waiting.clone()));
+        let mut reading = tokio::spawn(hear(reader, waiting.clone(), ends));
         tokio::spawn(async move {
             loop {
                 let frame = tokio::select! {
@@ -290,7 +302,11 @@ impl Connection {
 }
 
 /// Reads a holder's messages until it disconnects.
-async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
+async fn hear(
+    mut reader: OwnedReadHalf,
+    waiting: Arc<Mutex<Waiting>>,
+    ends: broadcast::Sender<CommandEnded>,
+) {
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         match wire::read(&mut reader).await {
@@ -308,6 +324,8 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
                     tell(&text);
                 }
             }
+            // Without a host, nobody hears it.
+            Ok(Some(FromHolder::Ended(ended))) => drop(ends.send(ended)),
             Ok(None) => break,
             Err(error) => {
                 say(format_args!("read from the holder: {error}"));

@@ -19,11 +19,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nexus_schema::link::CommandEnded;
 use nix::sys::signal::SigSet;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::wire::{FromHolder, Stream, ToHolder};
@@ -129,6 +130,7 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
             }
         }
     });
+    let announcing = tokio::spawn(announce(table.ends(), answers.clone()));
     let under_way: Arc<Mutex<HashMap<u64, UnderWay>>> = Arc::default();
     let lock = || under_way.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -150,6 +152,7 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
                 });
                 let caller = Caller {
                     client: request.client,
+                    trace: request.trace,
                     settings: request.settings,
                     cancel: cancel.clone(),
                     tell,
@@ -191,7 +194,19 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
     for (_, call) in lock().drain() {
         call.work.abort();
     }
+    announcing.abort();
     writing.abort();
+}
+
+/// Tells an agent of the ends of commands. Those that come too fast are left out.
+async fn announce(mut ends: broadcast::Receiver<CommandEnded>, answers: mpsc::UnboundedSender<FromHolder>) {
+    loop {
+        match ends.recv().await {
+            Ok(ended) if answers.send(FromHolder::Ended(ended)).is_ok() => {}
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Ok(_) | Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
 }
 
 /// A call in progress that an agent waits for.

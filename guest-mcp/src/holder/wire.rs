@@ -6,8 +6,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nexus_schema::ToolError;
+use nexus_schema::link::CommandEnded;
 use nexus_schema::stream::Opening;
+use nexus_schema::{ToolError, TraceContext};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -56,6 +57,9 @@ pub(crate) struct Request {
     pub(crate) params: Box<RawValue>,
     /// The caller.
     pub(crate) client: Option<String>,
+    /// The trace that the call belongs to.
+    #[serde(default)]
+    pub(crate) trace: Option<TraceContext>,
     /// Whether the newest lines of output should be sent while it waits.
     pub(crate) progress: bool,
     /// The VM's configuration.
@@ -86,6 +90,8 @@ pub(crate) enum FromHolder {
     Done(u64, Result<Answer, ToolError>),
     /// The newest lines of output of a call in progress.
     Progress(u64, String),
+    /// A command has ended that no call was waiting for.
+    Ended(CommandEnded),
 }
 
 /// The result of a call.

@@ -17,7 +17,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use nexus_schema::arguments::Takes;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::tool::{self, Effect, ToolInfo};
-use nexus_schema::{Tool, ToolError, for_each_guest_tool};
+use nexus_schema::{Tool, ToolError, TraceContext, for_each_guest_tool};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub(crate) struct Call {
     pub(crate) wants_kill: Arc<AtomicBool>,
     /// The caller's name, if the host gave it.
     pub(crate) client: Option<String>,
+    /// The trace that the call belongs to.
+    pub(crate) trace: Option<TraceContext>,
     /// Sends progress to the caller, if it wants that.
     pub(crate) tell: Option<Tell>,
 }

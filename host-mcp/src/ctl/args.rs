@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, audit, build, call, completion, cp, drive, exec, firewall, forward, guest, image, launch, mcp,
-    network, op, provider, prune, run, settings, shell, template, token, vm,
+    asset, audit, build, call, completion, cp, drive, events, exec, firewall, forward, guest, image, launch,
+    mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -88,6 +88,9 @@ pub(crate) enum Command {
     Token(token::Command),
     /// List who called what; with -f as it happens
     Audit(audit::Args),
+    /// List what happened to VMs, operations and commands; with -f as it happens
+    #[command(alias = "event")]
+    Events(events::Args),
     /// Check what this host can run and what it lacks
     Doctor,
     /// Show a summary of the daemon's state
@@ -131,7 +134,7 @@ pub(crate) enum Command {
     Rename(vm::RenameArgs),
     /// Show a VM's console: the same as `vm logs`
     Logs(vm::LogsArgs),
-    /// Show the load of VMs once: the same as `vm stats`
+    /// Show what VMs use, again and again: the same as `vm stats`
     Stats(vm::StatsArgs),
     /// List images: the same as `image list`
     Images(Paging),
@@ -303,6 +306,7 @@ mod tests {
             "audit --since 1h --until 10m",
             "audit --since 2026-01-02T15:00:00Z",
             "token create ci -e 2026-01-02T15:00:00Z",
+            "events -f --vm web-1 --kind vm,command --after 12 --json",
             "rm web-1 -y",
             "prune --images --yes",
             "settings get default.memory",

@@ -19,6 +19,7 @@ mod documented;
 mod drive;
 mod each;
 mod error;
+mod events;
 mod exec;
 mod firewall;
 mod follow;
@@ -141,6 +142,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Prune(args) => prune::run(app, args).await,
         Command::Token(command) => token::run(app, command).await,
         Command::Audit(args) => audit::run(app, args).await,
+        Command::Events(args) => events::run(app, args).await,
         Command::Doctor => system::doctor(app).await,
         Command::Status => system::status(app).await,
         Command::Version => system::version(app).await,

@@ -69,7 +69,8 @@ impl Calls {
         let handle = Handle::default();
         let _running =
             Running::start(self, session.map(|session| (session.to_owned(), id.to_owned())), &handle)?;
-        let (call, arguments) = match ForwardedCall::admit(client, tool, params.arguments, era, &handle) {
+        let how = (era, params.trace());
+        let (call, arguments) = match ForwardedCall::admit(client, tool, params.arguments, how, &handle) {
             Ok(admitted) => admitted,
             Err(error) => return Some(failed(id, &error, era)),
         };

@@ -60,6 +60,7 @@ use wrong::WrongTokens;
 use crate::forward::{Client, Recorded};
 use crate::greeting;
 use crate::host::{Host, View};
+use crate::metrics;
 use crate::server::Server;
 use crate::stream;
 use crate::tools::{Toolset, UnknownToolset};
@@ -230,7 +231,7 @@ impl Endpoints {
                 };
             }
             None if path == "/metrics" && caller.has(Scope::Admin) => {
-                return plain(StatusCode::OK, &self.metrics());
+                return self.metrics();
             }
             None if path == "/metrics" => {
                 Recorded::denied_request(&self.0.host, &caller, "metrics");
@@ -373,37 +374,11 @@ impl Endpoints {
         scoped
     }
 
-    fn metrics(&self) -> String {
-        let counters = self.0.host.counters();
-        let mut out = String::new();
-        for (name, kind, help, value) in [
-            (
-                "nexus_host_calls_total",
-                "counter",
-                "Calls of the host's own tools.",
-                counters.host_calls.get(),
-            ),
-            ("nexus_guest_calls_total", "counter", "Calls forwarded to guests.", counters.guest_calls.get()),
-            ("nexus_call_errors_total", "counter", "Calls that ended in an error.", counters.errors.get()),
-            ("nexus_http_requests_total", "counter", "HTTP requests.", counters.requests.get()),
-            (
-                "nexus_calls_under_way",
-                "gauge",
-                "Calls that have not ended.",
-                self.0.host.under_way().len() as u64,
-            ),
-            ("nexus_streams", "gauge", "Streams that are open.", counters.streams.get()),
-            (
-                "nexus_guest_streams",
-                "gauge",
-                "Streams into guests that are open.",
-                counters.guest_streams.get(),
-            ),
-            ("nexus_http_sessions", "gauge", "HTTP sessions.", self.0.ledger.len() as u64),
-        ] {
-            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
-        }
-        out
+    fn metrics(&self) -> Response<Body> {
+        let host = &self.0.host;
+        let (under_way, sessions) = (host.under_way().len(), self.0.ledger.len());
+        let text = metrics::text(host.counters(), under_way, sessions, &host.nexus().measures());
+        respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
     }
 }
 

@@ -1,13 +1,14 @@
 //! The parameters of a call of a guest's tool, parsed only as deep as needed.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use nexus_core::host::rpc::Envelope;
 use nexus_core::link::scan;
 use nexus_core::link::wire::{Members, write_string};
 use nexus_schema::id::VmKind;
 use nexus_schema::tool::VM_ARGUMENT;
-use nexus_schema::{Reference, ToolError};
+use nexus_schema::{Reference, ToolError, TraceContext};
 use serde_json::value::RawValue;
 
 use crate::host::View;
@@ -140,6 +141,10 @@ pub(crate) struct CallMeta<'a> {
     version: Option<Cow<'a, str>>,
     #[serde(borrow, default, rename = "io.modelcontextprotocol/clientCapabilities")]
     capabilities: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    traceparent: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tracestate: Option<&'a RawValue>,
 }
 
 impl<'a> CallParams<'a> {
@@ -159,6 +164,14 @@ impl<'a> CallParams<'a> {
     /// The progress token, as JSON.
     pub(crate) fn progress_token(&self) -> Option<&'a str> {
         self.meta.as_ref()?.progress_token.map(RawValue::get)
+    }
+
+    /// The trace that the call belongs to.
+    pub(crate) fn trace(&self) -> Option<Arc<TraceContext>> {
+        let text = |raw: &'a RawValue| serde_json::from_str::<Cow<'a, str>>(raw.get()).ok();
+        let meta = self.meta.as_ref()?;
+        let (parent, state) = (text(meta.traceparent?)?, meta.tracestate.and_then(text));
+        TraceContext::checked(&parent, state.as_deref()).map(Arc::new)
     }
 
     /// The revision named by the request itself.

@@ -24,7 +24,7 @@ use nexus_core::{Caller, Grant, GuestHandle};
 use nexus_schema::error::ErrorCode;
 use nexus_schema::tools::command::{CommandStart, RunCommand};
 use nexus_schema::tools::file::FileList;
-use nexus_schema::{Tool, ToolError};
+use nexus_schema::{Tool, ToolError, TraceContext};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -139,6 +139,8 @@ pub(crate) struct ForwardedCall {
     handle: Handle,
     /// The client's name, if the guest is told.
     client: Option<Arc<str>>,
+    /// The trace that it belongs to.
+    trace: Option<Arc<TraceContext>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -148,7 +150,7 @@ impl ForwardedCall {
         client: &Client,
         tool: GuestTool,
         arguments: Option<&'a RawValue>,
-        era: Era,
+        (era, trace): (Era, Option<Arc<TraceContext>>),
         handle: &Handle,
     ) -> Result<(Self, Arguments<'a>), ToolError> {
         let admitted = Self::admit_as_asked(client, tool, arguments, era, handle);
@@ -165,6 +167,7 @@ impl ForwardedCall {
         let Inner { host, view, caller, places, .. } = &*client.0;
         host.counters().guest_calls.add();
         let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
+        record.trace(trace.clone());
         match caller.authorise(tool.name, tool.needs) {
             Ok(rule) => record.allow(rule),
             Err((error, rule)) => {
@@ -208,6 +211,7 @@ impl ForwardedCall {
             view: *view,
             handle,
             client: name,
+            trace,
             _place: place,
         };
         Ok((call, arguments))
@@ -222,9 +226,9 @@ impl ForwardedCall {
     pub(crate) fn begin(self, arguments: &Arguments<'_>, wants_progress: bool, answer: impl Answer) {
         let (link, handle, name, deadline) =
             (self.guest.link.clone(), self.handle.clone(), self.tool.name, self.deadline);
-        let client = self.client.clone();
+        let (client, trace) = (self.client.clone(), self.trace.clone());
         let sink = Box::new(Sink { call: self, answer });
-        let meta = CallMeta { wants_progress, client: client.as_deref() };
+        let meta = CallMeta { wants_progress, client: client.as_deref(), trace: trace.as_deref() };
         match link.begin(name, |out| arguments.write(out), meta, deadline, sink) {
             Ok(call) => handle.begun(link, call),
             Err((LinkError::Down { why }, sink)) => {
@@ -235,7 +239,8 @@ impl ForwardedCall {
                     if !link.is_up_within(UP_WAIT.min(deadline)).await {
                         return sink.done(Err(LinkError::Down { why }));
                     }
-                    let meta = CallMeta { wants_progress, client: client.as_deref() };
+                    let meta =
+                        CallMeta { wants_progress, client: client.as_deref(), trace: trace.as_deref() };
                     match link.begin(name, |out| out.extend_from_slice(&text), meta, deadline, sink) {
                         Ok(call) => {
                             link.flush();

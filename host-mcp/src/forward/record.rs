@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use nexus_core::{Authorised, CallRecord, Caller};
-use nexus_schema::Timestamp;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::{BootId, VmId};
+use nexus_schema::{Timestamp, TraceContext};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::host::Host;
+use crate::metrics::Ended;
 
 /// A running call. It is recorded when dropped: as cancelled, unless its outcome was set.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub(crate) struct Recorded {
     boot: Option<BootId>,
     rule: Authorised,
     denied: bool,
+    trace: Option<Arc<TraceContext>>,
     bytes_in: u64,
     bytes_out: u64,
     _under_way: TaskTrackerToken,
@@ -49,6 +51,7 @@ impl Recorded {
             boot: None,
             rule: "none",
             denied: false,
+            trace: None,
             bytes_in: 0,
             bytes_out: 0,
             _under_way: host.under_way().token(),
@@ -69,6 +72,11 @@ impl Recorded {
     pub(crate) fn guest(&mut self, vm: VmId, boot: BootId) {
         self.vm = Some(vm);
         self.boot = Some(boot);
+    }
+
+    /// Sets the trace that the call belongs to.
+    pub(crate) fn trace(&mut self, trace: Option<Arc<TraceContext>>) {
+        self.trace = trace;
     }
 
     /// Sets what allowed the call.
@@ -109,19 +117,29 @@ impl Recorded {
 
 impl Drop for Recorded {
     fn drop(&mut self) {
+        let counters = self.host.counters();
         if self.outcome != "ok" {
-            self.host.counters().errors.add();
+            counters.errors.add();
         }
+        let duration = self.start.elapsed();
+        counters.calls.count(&Ended {
+            tool: &self.tool,
+            outcome: self.outcome,
+            took: duration,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+        });
         self.host.guests().record(CallRecord {
             started: Timestamp::from(self.wall),
             owner: Arc::clone(&self.owner),
             tool: std::mem::take(&mut self.tool),
             vm: self.vm,
-            duration: self.start.elapsed(),
+            duration,
             outcome: self.outcome,
             boot: self.boot,
             rule: self.rule,
             denied: self.denied,
+            trace: self.trace.take(),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
         });

@@ -201,7 +201,8 @@ impl Tap {
             return true;
         }
         let handle = Handle::default();
-        match ForwardedCall::admit(&self.client, tool, params.arguments, era, &handle) {
+        let how = (era, params.trace());
+        match ForwardedCall::admit(&self.client, tool, params.arguments, how, &handle) {
             Ok((call, arguments)) => {
                 let reported =
                     |token: &str| Reported { token: token.into(), pace: Mutex::new(Pace::start()) };

@@ -150,6 +150,7 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
                     exit(0);
                 }
             }
+            Some("notifications/initialized") if what == "floods" => flood(&mut stream)?,
             Some("tools/call") => answer(&mut stream, what, &message, token)?,
             // Like an older agent for unknown methods.
             Some(method) if message["id"].is_number() => {
@@ -198,6 +199,14 @@ fn answer_stream(mut stream: UnixStream, what: &str) -> io::Result<()> {
         }
         _ => stream.write_all(OK),
     }
+}
+
+/// Says that very many commands have ended.
+fn flood(stream: &mut UnixStream) -> io::Result<()> {
+    let params = json!({ "command_id": "aaaaaaqaaaaac", "status": 7, "duration_ms": 1 });
+    let note = json!({ "jsonrpc": "2.0", "method": "nexus/command-ended", "params": params });
+    let notes = format!("{note}\n").repeat(1000);
+    (0..100).try_for_each(|_| stream.write_all(notes.as_bytes()))
 }
 
 /// Says bye.

@@ -31,6 +31,9 @@ pub struct AuditEntry {
     pub outcome: String,
     /// What allowed or denied it: `owner` for the daemon's user, a scope, or why it was denied.
     pub rule: String,
+    /// The trace that it belongs to: `traceparent` of its `_meta`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Bytes of its arguments, or to the guest.
     pub bytes_in: u64,
     /// Bytes of its result, or from the guest.

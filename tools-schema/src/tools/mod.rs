@@ -5,6 +5,7 @@ pub mod audit;
 pub mod build;
 pub mod command;
 pub mod drive;
+pub mod event;
 pub mod file;
 pub mod http;
 pub mod image;
@@ -51,6 +52,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::drive::DriveInspect => drive_inspect,
             $crate::tools::drive::DriveList => drive_list,
             $crate::tools::drive::DriveResize => drive_resize,
+            $crate::tools::event::EventsWait => events_wait,
             $crate::tools::tree::GuestCopyIn => guest_copy_in,
             $crate::tools::tree::GuestCopyOut => guest_copy_out,
             $crate::tools::stream::GuestStreamOpen => guest_stream_open,

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::limits::GUEST_RESULT_MAX;
-use nexus_schema::link::CUT_OFF;
+use nexus_schema::link::{COMMAND_ENDED, CUT_OFF, CommandEnded};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -359,6 +359,15 @@ impl Serving<'_> {
             (Some(method), None) if method == "notifications/progress" => {
                 if message.params.is_none_or(|params| self.progress(params).is_none()) {
                     self.garbage += 1;
+                }
+            }
+            (Some(method), None) if method == COMMAND_ENDED => {
+                let ended: Option<CommandEnded> =
+                    message.params.and_then(|params| serde_json::from_str(params.get()).ok());
+                match (ended, self.shared.ended.get()) {
+                    (Some(ended), Some(hear)) => hear(ended),
+                    (Some(_), None) => {}
+                    (None, _) => self.garbage += 1,
                 }
             }
             // Other notifications of a guest are ignored.

@@ -14,14 +14,14 @@ mod connection;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use connection::Patience;
 pub(crate) use connection::STANDSTILL;
 pub(super) use connection::dial;
-use nexus_schema::link::{CLIENT_META, CUT_OFF};
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::link::{CLIENT_META, CUT_OFF, CommandEnded};
+use nexus_schema::{ErrorCode, ToolError, TraceContext, trace};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
@@ -132,6 +132,38 @@ pub struct CallMeta<'a> {
     pub wants_progress: bool,
     /// Name of the calling client.
     pub client: Option<&'a str>,
+    /// The trace that the call belongs to.
+    pub trace: Option<&'a TraceContext>,
+}
+
+impl CallMeta<'_> {
+    /// Appends `_meta`, unless it is empty; `id` is the progress token.
+    fn write(&self, out: &mut Vec<u8>, id: u64) {
+        let trace = self.trace;
+        let texts = [
+            (CLIENT_META, self.client),
+            (trace::PARENT, trace.map(|trace| trace.parent.as_str())),
+            (trace::STATE, trace.and_then(|trace| trace.state.as_deref())),
+        ];
+        if !self.wants_progress && texts.iter().all(|(_, text)| text.is_none()) {
+            return;
+        }
+        out.extend_from_slice(br#","_meta":{"#);
+        let mut is_first = true;
+        if self.wants_progress {
+            out.extend_from_slice(format!(r#""progressToken":{id}"#).as_bytes());
+            is_first = false;
+        }
+        for (key, text) in texts {
+            let Some(text) = text else { continue };
+            out.extend_from_slice(if is_first { b"" } else { b"," });
+            wire::write_string(out, key);
+            out.push(b':');
+            wire::write_string(out, text);
+            is_first = false;
+        }
+        out.push(b'}');
+    }
 }
 
 /// A progress notification of a guest.
@@ -162,6 +194,8 @@ pub(crate) struct Shared {
     closed: CancellationToken,
     /// Why the link was closed by its owner.
     close_reason: Mutex<String>,
+    /// Hears of commands that ended.
+    ended: OnceLock<Box<dyn Fn(CommandEnded) + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -203,9 +237,16 @@ impl Link {
             rearm: Notify::new(),
             closed: closed.clone(),
             close_reason: Mutex::default(),
+            ended: OnceLock::new(),
         });
         tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port, patience));
         Self { shared, _task: Arc::new(closed.drop_guard()) }
+    }
+
+    /// Has `hear` called, on the link's own task, for each command of which the guest says that it ended. It must not block. Only the first
+    /// one is called.
+    pub(crate) fn on_command_ended(&self, hear: impl Fn(CommandEnded) + Send + Sync + 'static) {
+        self.shared.ended.set(Box::new(hear)).ok();
     }
 
     /// Returns whether both are the same link.
@@ -248,23 +289,11 @@ impl Link {
         deadline: Duration,
         sink: Box<dyn CallSink>,
     ) -> Result<CallId, (LinkError, Box<dyn CallSink>)> {
-        let CallMeta { wants_progress, client } = meta;
+        let CallMeta { wants_progress, .. } = meta;
         self.shared.begin(deadline, wants_progress, sink, |out, id| {
             out.extend_from_slice(br#""method":"tools/call","params":{"name":"#);
             wire::write_string(out, tool);
-            if wants_progress || client.is_some() {
-                out.extend_from_slice(br#","_meta":{"#);
-                if wants_progress {
-                    out.extend_from_slice(format!(r#""progressToken":{id}"#).as_bytes());
-                }
-                if let Some(client) = client {
-                    out.extend_from_slice(if wants_progress { b"," } else { b"" });
-                    wire::write_string(out, CLIENT_META);
-                    out.push(b':');
-                    wire::write_string(out, client);
-                }
-                out.push(b'}');
-            }
+            meta.write(out, id);
             out.extend_from_slice(br#","arguments":"#);
             arguments(out);
             out.push(b'}');

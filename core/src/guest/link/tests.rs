@@ -140,8 +140,13 @@ fn start(
         let wants_progress = options.progress.is_some();
         let sink = Box::new(Hearing { outcome, progress: options.progress });
         let arguments = |out: &mut Vec<u8>| out.extend_from_slice(br#"{"x":1}"#);
-        let call =
-            link.begin(&tool, arguments, CallMeta { wants_progress, client: None }, options.deadline, sink);
+        let call = link.begin(
+            &tool,
+            arguments,
+            CallMeta { wants_progress, ..CallMeta::default() },
+            options.deadline,
+            sink,
+        );
         let call = call.map_err(|(error, _)| error)?;
         link.flush();
         let _guard = CancelOnDrop { link: &link, call };

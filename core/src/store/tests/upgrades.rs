@@ -216,6 +216,12 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
     if version >= 11 {
         assert_eq!(number(db, "SELECT size_bytes FROM drive_growths WHERE owner = 'token:91'"), 4096);
     }
+    if version >= 12 {
+        let all = events::all(db).unwrap();
+        assert_eq!((all.len(), all[0].event.seq, all[0].event.text.as_str()), (1, 77, "v1 is ready"));
+        assert_eq!((all[0].owner.as_deref(), all[0].tags["team"].as_str()), (Some("uid:0"), "a"));
+        assert_eq!(number(db, "SELECT count(*) FROM calls WHERE traceparent LIKE '00-0af7%'"), 1);
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Actor {
             }
             GuestEvent::Ready { hello, ack, recorded } => {
                 boot.clock.timings.configure_ms = boot.clock.step();
-                boot.dial(&self.shared.paths.vm(self.record.id));
+                boot.dial(&self.shared, &self.record);
                 let mut guest = guest_record(hello);
                 guest.problems = ack.problems;
                 guest.configured = true;
@@ -104,11 +104,10 @@ impl Actor {
 
     /// Handles the first answer of a shim that did not answer when the daemon started.
     async fn shim_answers(&mut self) {
-        let directory = self.shared.paths.vm(self.record.id);
         let Some(boot) = self.boot.as_mut() else { return };
         self.record.processes = processes_of(&boot.shim).or(self.record.processes);
         if self.record.state != VmState::Stopping {
-            boot.go_on(&self.record, &directory);
+            boot.go_on(&self.shared, &self.record);
         }
         self.record.reason = (self.record.state == VmState::Unreachable)
             .then(|| "its shim answers again; waiting for its agent".to_owned());
@@ -121,6 +120,7 @@ impl Actor {
         if std::mem::replace(&mut boot.stall, stall) == stall {
             return;
         }
+        self.shared.events.pressure_of(&self.record, stall.is_some());
         let driver = self.record.driver.as_deref().and_then(DriverKind::vmm);
         if driver.is_some_and(|driver| !Caps::of(driver).pauses_on_full_disk) {
             // The guest runs on, so its tools work: the state does not change.

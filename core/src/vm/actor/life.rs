@@ -26,6 +26,7 @@ impl Actor {
             self.unwritten = None;
             return Err(error);
         }
+        self.shared.events.vm(&self.record, Some(self.record.state), what);
         self.stop(DAEMON, false, what).await.map(drop)
     }
 

@@ -9,6 +9,7 @@ mod update;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -85,6 +86,7 @@ pub(in crate::vm) fn spawn(
         link: boot.as_ref().and_then(|b| b.link.clone()),
         deleted: false,
     });
+    shared.events.know(&record);
     let activity = Activity::new();
     let handle = Handle { commands, view: watcher, activity: activity.clone() };
     shared.vms.insert(id, name, handle.clone());
@@ -260,8 +262,16 @@ impl Actor {
             Some(reason) => reason.clone(),
             None => why.to_owned(),
         };
-        let written = self.write(Some((from, history, who.to_owned()))).await;
+        let written = self.write(Some((from, history.clone(), who.to_owned()))).await;
         failpoint::reach(to.as_str());
+        // Whoever hears of it sees it.
+        self.shared.events.vm(&self.record, Some(from), &history);
+        let tally = &self.shared.tally;
+        match (from, to) {
+            (VmState::Running, VmState::Ready) => drop(tally.boots.fetch_add(1, Ordering::Relaxed)),
+            (VmState::Ready, VmState::Unreachable) => drop(tally.link_losses.fetch_add(1, Ordering::Relaxed)),
+            _ => {}
+        }
         if to == VmState::Ready {
             self.activity.touch(Duration::ZERO);
             self.shared.lifetimes.notify_one();
@@ -326,6 +336,9 @@ impl Actor {
     }
 
     fn publish(&self) {
+        if !self.deleted {
+            self.shared.events.know(&self.record);
+        }
         self.view.send_replace(View {
             record: self.record.clone(),
             drives: self.drives.clone(),
@@ -347,6 +360,7 @@ impl Actor {
         if let Err(error) = self.write(Some(line)).await {
             tracing::error!(vm = %self.record.name, what, %error, "a note was not recorded");
         }
+        self.shared.events.vm(&self.record, Some(self.record.state), what);
     }
 
     // --- start

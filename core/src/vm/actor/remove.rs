@@ -92,8 +92,9 @@ pub(in crate::vm) async fn remove_rows(
     reason: &str,
     who: &str,
 ) -> Result<(), ToolError> {
+    let why = reason.to_owned();
     let (row, ids, reason, who) = (record.clone(), drive_ids.to_vec(), reason.to_owned(), who.to_owned());
-    shared
+    let removed = shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
             for id in ids {
@@ -102,8 +103,10 @@ pub(in crate::vm) async fn remove_rows(
             vms::delete(tx, row.id)?;
             history::insert(tx, row.id, &row.name, Some(row.state), None, &reason, &who, row.boot_id)
         })
-        .await
-        .map_err(crate::op::store_error)
+        .await;
+    removed.map_err(crate::op::store_error)?;
+    shared.events.deleted(record, &why);
+    Ok(())
 }
 
 /// Removes the files of a VM whose rows were deleted. If this fails, the daemon removes them at its next start.

@@ -50,13 +50,14 @@ impl Actor {
         if let Some(limit) = change.idle_stop {
             self.record.spec.idle_stop = Some(limit).filter(|limit| !limit.is_zero());
         }
+        let mut what = "changed by vm_update".to_owned();
         let line = new_name.clone().map(|name| {
             if self.record.spec.hostname == before.name.as_str() {
                 name.as_str().clone_into(&mut self.record.spec.hostname);
             }
-            let what = format!("{} renamed to {name}", before.name);
+            what = format!("{} renamed to {name}", before.name);
             self.record.name = name;
-            (self.record.state, what, who.to_owned())
+            (self.record.state, what.clone(), who.to_owned())
         });
         if let Err(error) = self.write(line).await {
             if new_name.is_some() {
@@ -67,6 +68,7 @@ impl Actor {
             self.publish();
             return Err(error);
         }
+        self.shared.events.vm(&self.record, Some(self.record.state), &what);
         if change.ttl.is_some() || change.idle_stop.is_some() {
             self.shared.lifetimes.notify_one();
         }

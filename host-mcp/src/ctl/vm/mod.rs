@@ -86,7 +86,7 @@ pub(crate) enum Command {
     Publish(publish::PublishArgs),
     /// Stop publishing a port
     Unpublish(publish::UnpublishArgs),
-    /// Show state, load, memory and disk of VMs once
+    /// Show state, load, memory, disk and network of VMs, again and again
     Stats(StatsArgs),
     /// Show a VM's console
     Logs(LogsArgs),

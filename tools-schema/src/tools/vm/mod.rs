@@ -212,6 +212,9 @@ pub struct VmDetails {
     /// The process and its files, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<VmProcess>,
+    /// What it uses of the host; only in the result of `vm_inspect`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<VmUsage>,
     /// The current or last boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<BootId>,
@@ -251,6 +254,19 @@ pub struct VmDetails {
     pub run: Option<VmRun>,
     /// Counts every change of state.
     pub generation: u64,
+}
+
+/// What a VM uses of its host. Its network is counted in `network.counts`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmUsage {
+    /// The CPU time that its VMM has used in this boot, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
+    /// The memory that its VMM occupies, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// What its drives occupy on the host's disk, in bytes; blocks shared with images count as well.
+    pub disk_bytes: u64,
 }
 
 /// How a person gets into a VM.

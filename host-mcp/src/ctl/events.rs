@@ -1,0 +1,144 @@
+//! `nexusctl events`: what happened, and what happens.
+
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use nexus_schema::id::VmKind;
+use nexus_schema::tools::event::{Event, EventKind, EventsWait, EventsWaitOutput, EventsWaitParams};
+use nexus_schema::{Reference, Tool};
+
+use super::App;
+use super::client::{Client, Options, raw};
+use super::error::Error;
+use super::ui::{Format, Mood, Table, Text};
+
+/// How many events are listed by default.
+const ROWS: u32 = 50;
+/// How many events one call returns while following.
+const PAGE: u32 = 500;
+/// How long one call waits for others, in seconds.
+const WAIT: u32 = 30;
+
+/// Which events.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// Go on with new events as they happen, until ctrl-c
+    #[arg(short, long)]
+    follow: bool,
+    /// Only events of this VM
+    #[arg(long, value_name = "VM")]
+    vm: Option<Reference<VmKind>>,
+    /// Only events of these kinds: vm, op, command, denied, pressure, daemon, dropped
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',')]
+    kinds: Vec<EventKind>,
+    /// Only events after this one: the cursor of an earlier call, or a number of an event
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<String>,
+    /// How many events at most, the newest; after a cursor, the first
+    #[arg(short = 'n', long, value_name = "ROWS", default_value_t = ROWS, value_parser = clap::value_parser!(u32).range(1..=500))]
+    limit: u32,
+}
+
+/// Lists events, oldest first; with --follow also those to come.
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let follow = args.follow;
+    let mut params = EventsWaitParams {
+        cursor: args.after,
+        vm: args.vm,
+        kinds: args.kinds,
+        wait_s: Some(0),
+        limit: Some(args.limit),
+    };
+    let mut found = ask(&mut client, &params).await?;
+    warn(app, &found);
+    match app.ui.format {
+        Format::Json if follow => lines(app, &found.events)?,
+        Format::Json => app.ui.json(&raw(&found)?)?,
+        _ if found.events.is_empty() && !follow => app.ui.say("no events"),
+        _ => show(app, &found.events, true)?,
+    }
+    if !follow {
+        return Ok(0);
+    }
+    (params.wait_s, params.limit) = (Some(WAIT), Some(PAGE));
+    loop {
+        params.cursor = Some(found.cursor);
+        found = ask(&mut client, &params).await?;
+        warn(app, &found);
+        match app.ui.format {
+            Format::Json => lines(app, &found.events)?,
+            _ => show(app, &found.events, false)?,
+        }
+    }
+}
+
+async fn ask(client: &mut Client, params: &EventsWaitParams) -> Result<EventsWaitOutput, Error> {
+    let options = Options::waiting(Duration::from_secs(WAIT.into()));
+    client.call_with::<EventsWait>(params, options).await?.facts(EventsWait::NAME, EventsWait::SHAPE)
+}
+
+/// Says that events are missing.
+fn warn(app: &App, found: &EventsWaitOutput) {
+    if let Some(missed) = &found.missed {
+        app.ui.warn(missed);
+    }
+}
+
+/// A line of JSON for each event.
+fn lines(app: &App, events: &[Event]) -> Result<(), Error> {
+    events.iter().try_for_each(|event| app.ui.line(raw(event)?.get()))
+}
+
+fn show(app: &App, events: &[Event], with_headings: bool) -> Result<(), Error> {
+    if app.ui.format == Format::Quiet {
+        return events.iter().try_for_each(|event| app.ui.line(&event.seq.to_string()));
+    }
+    if with_headings {
+        return app.ui.table(table(events));
+    }
+    events.iter().try_for_each(|event| {
+        let Event { at, kind, text, .. } = event;
+        app.ui.line(&format!("{at}  {kind:<8}  {text}"))
+    })
+}
+
+fn table(events: &[Event]) -> Table {
+    let mut table = Table::with_headings(&["WHEN", "KIND", "WHAT"]);
+    for event in events {
+        table.row([event.at.to_string().into(), Text::new(event.kind, mood(event)), (&event.text).into()]);
+    }
+    table
+}
+
+/// Whether an event is good or bad news.
+fn mood(event: &Event) -> Mood {
+    match (event.kind, event.state.as_deref()) {
+        (EventKind::Denied | EventKind::Dropped, _)
+        | (EventKind::Pressure, Some("low"))
+        | (_, Some("failed" | "crashed" | "unreachable")) => Mood::Bad,
+        (_, Some("ready" | "succeeded" | "enough")) => Mood::Good,
+        _ => Mood::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_lines_with_their_kind() {
+        let event =
+            |kind, state: &str, text: &str| Event { state: Some(state.to_owned()), ..Event::new(kind, text) };
+        let events = [
+            event(EventKind::Vm, "ready", "web-1: running -> ready: guest agent ready"),
+            event(EventKind::Denied, "", "web-1: tcp to example.org:443 refused: name not allowed"),
+        ];
+        insta::assert_snapshot!(table(&events).render(None, false), @"
+        WHEN                      KIND    WHAT
+        1970-01-01T00:00:00.000Z  vm      web-1: running -> ready: guest agent ready
+        1970-01-01T00:00:00.000Z  denied  web-1: tcp to example.org:443 refused: name not allowed
+        ");
+        assert_eq!((mood(&events[0]), mood(&events[1])), (Mood::Good, Mood::Bad));
+    }
+}
