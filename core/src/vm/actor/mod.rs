@@ -32,7 +32,7 @@ use crate::vm::network;
 use crate::vm::policy;
 use crate::vm::recover;
 use crate::vm::stop::Rung;
-use crate::vmm::{LaunchPlan, PlanInterface, ShimClient, ShimIdentity};
+use crate::vmm::{LaunchPlan, ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -410,7 +410,7 @@ impl Actor {
                 Some(leased) => {
                     let tap = network::connect(shared, record, leased, boot_id).await?;
                     failpoint::reach("start-connected");
-                    Some(PlanInterface { tap, mac: leased.lease.mac.clone() })
+                    Some(network::interface(shared, leased, tap))
                 }
                 None => None,
             };
