@@ -134,6 +134,16 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     assert!(code != 0 && said.contains("site.example (name not allowed)"), "{said}");
     let (code, _, said) = get(&mut client, "web", "http://other.example/");
     assert_eq!(code, 0, "{said}");
+    // The preset of package registries is a list of names, too: here the setting has one.
+    client.must("settings_set", json!({ "values": { "network.packages": "site.example" } }));
+    let packages = json!({ "vm": "web", "network": { "preset": "packages", "allow": [] } });
+    assert!(client.must("vm_update", packages)["network"]["packages"].to_string().contains("site.example"));
+    let (code, _, said) = get(&mut client, "web", "http://other.example/");
+    assert!(code != 0 && said.contains("other.example (name not allowed)"), "{said}");
+    assert!(said.contains("allow=[\"*\",\"other.example"), "{said}");
+    let (code, _, said) = get(&mut client, "web", "http://site.example/");
+    assert_eq!(code, 0, "{said}");
+    client.must("vm_update", json!({ "vm": "web", "network": "internet" }));
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["*", PRIVATE.to_string()] } }));
     assert_eq!(get(&mut client, "web", &format!("http://{PRIVATE}/")).0, 0, "the hint helps");
     client.must("vm_update", json!({ "vm": "web", "network": "none" }));

@@ -255,7 +255,8 @@ fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, 
         mac,
         ipv4: leased.addresses.ipv4(number),
         ipv6: Some(leased.addresses.ipv6(number)),
-        policy: NetworkPolicy { mode, ..policy.clone() },
+        // The firewall knows no presets of the daemon's host.
+        policy: NetworkPolicy { mode, ..policy.clone() }.effective().into_owned(),
         groups: policy.groups.iter().map(ToString::to_string).collect(),
     })
 }

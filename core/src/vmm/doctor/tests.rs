@@ -7,6 +7,7 @@ fn config() -> Config {
         shim_binary: "/nowhere".into(),
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
+        home: None,
         docker_config: None,
         docker_environment: Default::default(),
         vmms: Default::default(),
