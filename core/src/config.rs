@@ -25,6 +25,8 @@ pub struct Config {
     pub driver: DriverSetting,
     /// The root of the host's apt configuration: `/`, or a directory laid out like it (for tests).
     pub apt_root: PathBuf,
+    /// The home directory of the daemon's user, if it has one: its configuration of pip, npm and cargo names package registries.
+    pub home: Option<PathBuf>,
     /// The file in which `docker login` keeps credentials for registries, if they are to be used.
     pub docker_config: Option<PathBuf>,
     /// The environment of the programs that this file names, which keep credentials for it; `PATH` is where they are.

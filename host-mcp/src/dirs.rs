@@ -65,6 +65,11 @@ pub enum DirsError {
     },
 }
 
+/// The home directory of the user.
+pub fn home(env: &Env) -> Option<PathBuf> {
+    absolute(env, "HOME")
+}
+
 /// Where `docker login` keeps credentials for registries.
 pub fn docker_config(env: &Env) -> Option<PathBuf> {
     let directory = own(env, "DOCKER_CONFIG").or_else(|| Some(own(env, "HOME")?.join(".docker")))?;

@@ -66,6 +66,8 @@ pub struct Settings {
     pub mmdebstrap: Option<PathBuf>,
     /// The root of the host's apt configuration.
     pub apt_root: PathBuf,
+    /// The home directory of the user, if it has one.
+    pub home: Option<PathBuf>,
     /// Changes to the built-in providers of assets, and additional providers, by name.
     pub providers: BTreeMap<String, serde_json::Value>,
     /// A token for GitHub's API.
@@ -248,6 +250,7 @@ impl Settings {
             shim_binary,
             driver: self.driver.clone(),
             apt_root: self.apt_root.clone(),
+            home: self.home.clone(),
             docker_config: self.docker_config.clone(),
             docker_environment: self.docker_environment.clone(),
             vmms: self.vmms.clone(),
@@ -323,6 +326,7 @@ impl Draft {
             force_kvm: self.force_kvm.unwrap_or(false),
             mmdebstrap: self.mmdebstrap,
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
+            home: dirs::home(env),
             providers: self.providers,
             github_token: self.github_token,
             proxies: dirs::proxies(env),

@@ -107,10 +107,11 @@ fn denial(view: &View, shared: &Shared, packet: &Packet) -> Option<Denial> {
     })
 }
 
-/// Sends a message each time that another program may have changed this process's network or the host's addresses.
-pub(crate) async fn watch_changes(changed: mpsc::Sender<()>) {
+/// Sends a message each time that another program may have changed this process's network or the host's addresses. `outside` was opened in the
+/// host's network namespace, if this one is another.
+pub(crate) async fn watch_changes(changed: mpsc::Sender<()>, mut outside: Option<Changes>) {
     let sockets = (
-        Changes::open(SockProtocol::NetlinkRoute, ROUTE_GROUPS, &ROUTE_CHANGES),
+        Changes::of_routes(),
         Changes::open(SockProtocol::NetlinkNetFilter, NFTABLES_GROUPS, &NFTABLES_CHANGES),
     );
     let (mut routes, mut tables) = match sockets {
@@ -129,6 +130,7 @@ pub(crate) async fn watch_changes(changed: mpsc::Sender<()>) {
         tokio::select! {
             () = routes.wait() => tokio::time::sleep(SETTLE).await,
             () = tables.wait() => tokio::time::sleep(SETTLE).await,
+            () = wait(&mut outside) => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(LOOK_ANYWAY) => {}
         }
         if changed.send(()).await.is_err() {
@@ -137,14 +139,26 @@ pub(crate) async fn watch_changes(changed: mpsc::Sender<()>) {
     }
 }
 
-/// A socket that receives the kernel's notifications of changes.
-struct Changes {
+async fn wait(changes: &mut Option<Changes>) {
+    match changes {
+        Some(changes) => changes.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A socket that receives the kernel's notifications of changes in the network namespace in which it was opened.
+pub(crate) struct Changes {
     fd: AsyncFd<OwnedFd>,
     kinds: &'static [u16],
     read: Vec<u8>,
 }
 
 impl Changes {
+    /// Opens one for interfaces and addresses.
+    pub(crate) fn of_routes() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkRoute, ROUTE_GROUPS, &ROUTE_CHANGES)
+    }
+
     fn open(protocol: SockProtocol, groups: u32, kinds: &'static [u16]) -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;

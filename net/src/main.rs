@@ -1,4 +1,5 @@
-//! `nexus-net SOCKET`: the only process with network privileges, for the VMs of one nexusd.
+//! `nexus-net SOCKET`: the only process with network privileges, for the VMs of one nexusd. `nexus-net --own SOCKET` is the same for an ordinary
+//! user: it has them in a network namespace of its own ([`own`]).
 //!
 //! nexusd starts it when a VM first needs a network, and connects to it over SOCKET (`net/wire` has the protocol). It outlives nexusd, and the
 //! network outlives it: when it ends, VMs keep their network, and the next process adopts everything. Only `cleanup` removes the network.
@@ -6,6 +7,7 @@
 //! [`network`] maintains the desired state, with [`link`] (interfaces) and [`firewall`] ([`nft`]). [`dns`] is the resolver, which
 //! has a [`pinner`] open the addresses of names ([`pins`]) in the firewall. [`events`] and [`denials`] report refusals.
 
+mod arguments;
 mod backoff;
 mod check;
 mod conntrack;
@@ -22,6 +24,7 @@ mod netlink;
 mod network;
 mod nflog;
 mod nft;
+mod own;
 mod pinner;
 mod pins;
 mod privileges;
@@ -37,11 +40,15 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::arguments::Task;
+use crate::events::Changes;
 use crate::link::kernel::Links;
 use crate::network::Network;
+use crate::own::{Own, OwnError};
 use crate::pinner::Pinner;
 use crate::privileges::PrivilegeError;
 use crate::view::Shared;
@@ -49,10 +56,12 @@ use crate::view::Shared;
 /// Why the process cannot start.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
-    #[error("usage: nexus-net SOCKET (nexusd starts it)")]
+    #[error("usage: nexus-net [--own] SOCKET (nexusd starts it), or nexus-net --check")]
     Usage,
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    Own(#[from] OwnError),
     #[error("another nexus-net is already serving {0}")]
     Running(String),
     #[error("{what}")]
@@ -77,31 +86,66 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), StartError> {
-    privileges::give_up()?;
-    let mut arguments = std::env::args_os().skip(1);
-    let (Some(socket), None) = (arguments.next().map(PathBuf::from), arguments.next()) else {
-        return Err(StartError::Usage);
-    };
-    let _lock = lock(&socket)?;
+    match Task::parse(std::env::args_os().skip(1)).ok_or(StartError::Usage)? {
+        Task::Serve { socket, is_apart } => serve(&socket, is_apart),
+        Task::Check => own::check::check().map_err(failed("print the result")),
+        Task::Hold { record, namespaces } => Ok(own::hold(&record, namespaces)?),
+        Task::Uplink { record, program, into } => Ok(own::execute_uplink(&record, &program, &into)?),
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::Io { what: what.to_owned(), source }
+}
+
+fn runtime() -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start the runtime"))
+}
+
+/// Sockets in the host's network namespace, opened before this process entered one of its own.
+struct Outside {
+    links: Links,
+    changes: Changes,
+}
+
+impl Outside {
+    fn open() -> io::Result<Self> {
+        Ok(Self { links: Links::open()?, changes: Changes::of_routes()? })
+    }
+}
+
+fn serve(socket: &Path, is_apart: bool) -> Result<(), StartError> {
+    if !is_apart {
+        privileges::give_up()?;
+    }
+    let _lock = lock(socket)?;
     raise_limit();
-    let failed = |what: &'static str| move |source| StartError::Io { what: what.to_owned(), source };
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed("start the runtime"))
-    };
+    let network = runtime()?;
+    let mut apart = None;
+    if is_apart {
+        let outside = {
+            let _within = network.enter();
+            Outside::open().map_err(failed("open the sockets to rtnetlink"))?
+        };
+        let directory = socket.parent().unwrap_or(Path::new("."));
+        apart = Some((own::enter(directory)?, outside));
+        privileges::give_up()?;
+    }
+    let (mut own, outside) = apart.unzip();
     let shared = Arc::new(Shared::default());
     let (jobs, work) = mpsc::channel(64);
     let (setups, to_serve) = mpsc::channel(1);
     // A separate thread: the kernel can take 20 ms for a change, and names must be answered meanwhile.
-    let (network, network_shared) = (runtime()?, Arc::clone(&shared));
+    let network_shared = Arc::clone(&shared);
     let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
         network.block_on(async move {
             match Links::open() {
                 Ok(links) => {
+                    let (outside, outer_changes) =
+                        outside.map(|outside| (outside.links, outside.changes)).unzip();
+                    let links = links.with_outside(outside);
                     let (changed, changes) = mpsc::channel(1);
-                    tokio::spawn(events::watch_changes(changed));
+                    tokio::spawn(events::watch_changes(changed, outer_changes));
                     server::work(Network::new(links, network_shared, setups), work, changes).await;
                 }
                 Err(error) => tracing::error!(%error, "cannot open the socket to rtnetlink"),
@@ -109,20 +153,48 @@ fn run() -> Result<(), StartError> {
         });
     });
     thread.map_err(failed("start a thread"))?;
-    runtime()?.block_on(async move {
-        let listener = server::bind(&socket)
-            .map_err(|source| StartError::Io { what: format!("listen on {}", socket.display()), source })?;
+    let taps = socket.with_file_name(nexus_net_wire::hand::SOCKET);
+    let ended = runtime()?.block_on(async {
+        let listen = |path: &Path| {
+            server::bind(path)
+                .map_err(|source| StartError::Io { what: format!("listen on {}", path.display()), source })
+        };
+        if own.is_some() {
+            tokio::spawn(own::serve_taps(listen(&taps)?, Arc::clone(&shared)));
+        }
+        let listener = listen(socket)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("handle signals"))?;
         let pinner = Pinner::start(Arc::clone(&shared)).map_err(failed("start a thread"))?;
         tokio::spawn(dns::serve(Arc::clone(&shared), pinner, to_serve));
         tokio::select! {
-            () = server::serve(listener, jobs, shared) => {}
-            _ = terminate.recv() => {}
+            () = server::serve(listener, jobs, shared) => Ok(End::CleanedUp),
+            _ = terminate.recv() => Ok(End::Asked),
+            error = lost(&mut own) => Err(error.into()),
         }
-        // From now on clients cannot connect.
-        let _ = std::fs::remove_file(&socket);
-        Ok(())
-    })
+    });
+    if let (Ok(End::CleanedUp), Some(own)) = (&ended, own) {
+        own.end();
+        let _ = std::fs::remove_file(&taps);
+    }
+    // From now on clients cannot connect.
+    let _ = std::fs::remove_file(socket);
+    ended.map(drop)
+}
+
+/// Why the process ends without an error.
+enum End {
+    /// The network is removed.
+    CleanedUp,
+    /// By SIGTERM: the network stays.
+    Asked,
+}
+
+/// Returns when the own namespace has become unusable, if there is one.
+async fn lost(own: &mut Option<Own>) -> OwnError {
+    match own {
+        Some(own) => own.watch().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Raises the limit of open files, since the TCP queries of all VMs together need many sockets.

@@ -5,7 +5,7 @@
 //! is left: TAPs are identified by their alias, and one without an alias vanishes with the process that created it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use nexus_net_policy::Surroundings;
@@ -29,6 +29,7 @@ use crate::link::{Found as FoundLinks, bridge_alias, bridge_name, group, sysctl}
 use crate::nflog::Log;
 use crate::nft::elements::{Wired, link_local};
 use crate::nft::rules::Frame;
+use crate::own;
 use crate::view::{Shared, View, gateways, subnets, table_name};
 
 mod judge;
@@ -52,7 +53,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Creates an empty state, without changing anything. Must be called in the host's network namespace.
+    /// Creates an empty state, without changing anything. Must be called in the network namespace of the VMs.
     pub(crate) fn new(
         links: Links,
         shared: Arc<Shared>,
@@ -108,8 +109,14 @@ impl Network {
         Ok(Configured { bridge: bridge_name(id), found, changes })
     }
 
+    /// Returns the server that asks those of the host, if they cannot all be reached from here.
+    fn relay(&self) -> Option<SocketAddr> {
+        self.links.is_apart().then_some(own::RELAY)
+    }
+
     async fn set_up_resolver(&self, instance: &Instance) -> Result<(), Error> {
-        let setup = Setup { gateways: gateways(instance).collect(), dns: instance.dns.clone() };
+        let setup =
+            Setup { gateways: gateways(instance).collect(), dns: instance.dns.clone(), relay: self.relay() };
         let gone = || Error::Resolver {
             what: "start the resolver".to_owned(),
             source: std::io::Error::from(std::io::ErrorKind::BrokenPipe),
@@ -254,8 +261,10 @@ impl Network {
         let found = self.links.read().await?;
         let forwarding = std::mem::take(&mut self.forwarding)
             | found.bridge(id).map(|_| Forwarding::recorded(&found)).unwrap_or_default();
-        // First, because the bridge's alias says whether to do it.
-        forwarding.end(&found, id);
+        // First, because the bridge's alias says whether to do it. A namespace of its own ends with its settings.
+        if !self.links.is_apart() {
+            forwarding.end(&found, id);
+        }
         let ours: Vec<u32> = found
             .links
             .iter()
@@ -320,6 +329,10 @@ impl Network {
         let addresses = found.addresses.iter().filter(|(of, ..)| Some(*of) != bridge);
         let mut own: BTreeSet<IpAddr> = addresses.map(|(_, address, _)| *address).collect();
         own.extend(&instance.host_addresses);
+        own.extend(&found.outside);
+        if self.links.is_apart() {
+            own.extend(own::uplink_addresses());
+        }
         Ok(Surroundings { own, closed: subnets(instance).map(|net| (net.address(), net.last())).collect() })
     }
 

@@ -21,10 +21,19 @@ pub(crate) struct PrivilegeError {
 
 /// Drops all capabilities except [`KEPT`], for this process and its children. Must be called while there is only one thread.
 pub(crate) fn give_up() -> Result<(), PrivilegeError> {
+    keep(KEPT)
+}
+
+/// Drops all capabilities, for this process and its children. Must be called while there is only one thread.
+pub(crate) fn give_up_all() -> Result<(), PrivilegeError> {
+    keep(CapabilitySet::empty())
+}
+
+fn keep(kept: CapabilitySet) -> Result<(), PrivilegeError> {
     let failed = |what| move |source| PrivilegeError { what, source };
     set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
     // This needs CAP_SETPCAP. Without it, for example as a normal user, no_new_privs alone prevents new privileges.
-    for capability in CapabilitySet::all().difference(KEPT).iter() {
+    for capability in CapabilitySet::all().difference(kept).iter() {
         match capability_is_in_bounding_set(capability) {
             Ok(true) => match remove_capability_from_bounding_set(capability) {
                 Ok(()) | Err(Errno::PERM) => {}
@@ -37,7 +46,7 @@ pub(crate) fn give_up() -> Result<(), PrivilegeError> {
     }
     clear_ambient_capability_set().map_err(failed("clear the ambient set"))?;
     let now = capabilities(None).map_err(failed("read the capabilities"))?;
-    let kept = now.permitted.intersection(KEPT);
+    let kept = now.permitted.intersection(kept);
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).map_err(failed("set the capabilities"))
 }

@@ -11,3 +11,4 @@ mod nat;
 mod oci;
 mod recovery;
 mod releases;
+mod user_nat;

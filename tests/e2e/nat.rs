@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(30);
 
 /// Runs a line in a machine; returns its exit code, stdout, and the whole result.
-fn run(client: &mut Client, vm: &str, line: &str) -> (i64, String, String) {
+pub(crate) fn run(client: &mut Client, vm: &str, line: &str) -> (i64, String, String) {
     let result =
         client.call_whole("guest_run_command", json!({ "vm": vm, "command": line })).expect("it runs");
     let blocks = result["content"].as_array().expect("a result has content").iter();
@@ -22,18 +22,18 @@ fn run(client: &mut Client, vm: &str, line: &str) -> (i64, String, String) {
     (code, stream(&result, "stdout"), said)
 }
 
-fn get(client: &mut Client, vm: &str, url: &str) -> (i64, String, String) {
+pub(crate) fn get(client: &mut Client, vm: &str, url: &str) -> (i64, String, String) {
     // Of BusyBox: some of its other options crash in static builds.
     run(client, vm, &format!("wget -O - {url} 2>/dev/null"))
 }
 
 /// Waits until a page is served.
-fn until_it_comes(client: &mut Client, vm: &str, url: &str) {
+pub(crate) fn until_it_comes(client: &mut Client, vm: &str, url: &str) {
     let came = until(SOON, || (get(client, vm, url).0 == 0).then_some(()));
     assert!(came.is_some(), "{url} never comes: {}", get(client, vm, url).2);
 }
 
-fn network(client: &mut Client, vm: &str) -> Value {
+pub(crate) fn network(client: &mut Client, vm: &str) -> Value {
     client.inspect(vm)["network"].clone()
 }
 
@@ -134,6 +134,16 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     assert!(code != 0 && said.contains("site.example (name not allowed)"), "{said}");
     let (code, _, said) = get(&mut client, "web", "http://other.example/");
     assert_eq!(code, 0, "{said}");
+    // The preset of package registries is a list of names, too: here the setting has one.
+    client.must("settings_set", json!({ "values": { "network.packages": "site.example" } }));
+    let packages = json!({ "vm": "web", "network": { "preset": "packages", "allow": [] } });
+    assert!(client.must("vm_update", packages)["network"]["packages"].to_string().contains("site.example"));
+    let (code, _, said) = get(&mut client, "web", "http://other.example/");
+    assert!(code != 0 && said.contains("other.example (name not allowed)"), "{said}");
+    assert!(said.contains("allow=[\"*\",\"other.example"), "{said}");
+    let (code, _, said) = get(&mut client, "web", "http://site.example/");
+    assert_eq!(code, 0, "{said}");
+    client.must("vm_update", json!({ "vm": "web", "network": "internet" }));
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["*", PRIVATE.to_string()] } }));
     assert_eq!(get(&mut client, "web", &format!("http://{PRIVATE}/")).0, 0, "the hint helps");
     client.must("vm_update", json!({ "vm": "web", "network": "none" }));

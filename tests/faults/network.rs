@@ -22,17 +22,17 @@ fn create(world: &World, client: &mut Client, network: &Value) -> Value {
 }
 
 /// Runs a line in the machine; returns the whole result.
-fn run(client: &mut Client, line: &str) -> Value {
+pub(crate) fn run(client: &mut Client, line: &str) -> Value {
     client.call_whole("guest_run_command", json!({ "vm": "web", "command": line })).expect("it runs")
 }
 
-fn text(result: &Value) -> String {
+pub(crate) fn text(result: &Value) -> String {
     let blocks = result["content"].as_array().expect("a result has content").iter();
     blocks.map(|block| block["text"].as_str().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// The address of the machine's proxy.
-fn proxy(client: &mut Client) -> String {
+pub(crate) fn proxy(client: &mut Client) -> String {
     let said = text(&run(client, "echo \"at $http_proxy\""));
     let at = said.split("at http://").nth(1).unwrap_or_else(|| panic!("no proxy: {said}"));
     at.split_whitespace().next().expect("an address").to_owned()
@@ -45,7 +45,7 @@ fn dial(proxy: &str) -> TcpStream {
 }
 
 /// Asks the proxy for a tunnel; returns the stream and the head of the response.
-fn connect(proxy: &str, to: &str) -> (BufReader<TcpStream>, String) {
+pub(crate) fn connect(proxy: &str, to: &str) -> (BufReader<TcpStream>, String) {
     let mut stream = dial(proxy);
     write!(stream, "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").expect("the proxy reads");
     let mut stream = BufReader::new(stream);
@@ -320,10 +320,10 @@ fn defaults_and_mistakes() {
     let world = World::new();
     let mut client = world.client();
     for (network, words) in [
-        (json!("bridge"), "must be an object, or one of none, proxy, nat, internet, open"),
+        (json!("bridge"), "must be an object, or one of none, proxy, nat, internet, open, packages"),
         (json!({ "mode": "bridge" }), "must be one of none, proxy, nat"),
         (json!({ "groups": ["web"] }), "network.groups need network.mode nat"),
-        (json!({ "preset": "packages" }), "must be one of internet, open"),
+        (json!({ "preset": "all" }), "must be one of internet, open, packages"),
         (json!({ "allow": ["https://example.org"] }), "is not a name, an address or a CIDR"),
         (json!({ "mode": "none", "allow": ["example.org"] }), "cannot be combined"),
         (json!({ "deny": ["*"] }), "denies everything"),

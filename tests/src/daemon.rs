@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -17,12 +16,27 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::wait::until;
 
+mod user;
+
+pub use user::UsersHost;
+
 /// How long a daemon may take to start.
 const START: Duration = Duration::from_secs(60);
 /// How long it may take to stop.
 const END: Duration = Duration::from_secs(60);
 /// How long making kernel and image may take.
 const SEED: Duration = Duration::from_mins(10);
+
+/// Where a daemon runs.
+#[derive(Debug)]
+enum Host {
+    /// As the test itself.
+    Own,
+    /// In a network namespace, given by a path.
+    Namespace(PathBuf),
+    /// As another user.
+    User(user::Place),
+}
 
 /// One nexusd with everything in one directory. Dropping it deletes all its VMs and checks that nothing is left.
 #[derive(Debug)]
@@ -32,8 +46,8 @@ pub struct Daemon {
     state: PathBuf,
     arguments: Vec<String>,
     settings: BTreeMap<String, String>,
-    /// The network namespace that it runs in, if not the test's own.
-    namespace: Option<PathBuf>,
+    /// The host that it runs on, if not the test's own.
+    host: Host,
     _temporary: Option<TempDir>,
 }
 
@@ -57,7 +71,7 @@ impl Daemon {
         let settings = BTreeMap::new();
         let process = spawn(&root, &state, &arguments, &settings);
         let mut daemon =
-            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
+            Self { process, root, state, arguments, settings, host: Host::Own, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -105,11 +119,21 @@ impl Daemon {
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
         let (root, state) = (temporary.path().to_path_buf(), temporary.path().join("state"));
         copy(&seed(), &state);
-        let namespace = Some(namespace.to_owned());
-        let (arguments, settings) = (vec![], BTreeMap::new());
-        let process = spawn_in(namespace.as_deref(), &root, &state, &arguments, &settings);
+        let host = Host::Namespace(namespace.to_owned());
+        Self::run_on(host, temporary, root, state, BTreeMap::new())
+    }
+
+    fn run_on(
+        host: Host,
+        temporary: TempDir,
+        root: PathBuf,
+        state: PathBuf,
+        settings: BTreeMap<String, String>,
+    ) -> Self {
+        let arguments = vec![];
+        let process = start(host.command(&root, &arguments), &root, &state, &settings);
         let mut daemon =
-            Self { process, root, state, arguments, settings, namespace, _temporary: Some(temporary) };
+            Self { process, root, state, arguments, settings, host, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -152,42 +176,7 @@ impl Daemon {
         let process = spawn_as(Some(user), &root, &state, &[], &settings);
         let arguments = vec![];
         let mut daemon =
-            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
-        daemon.wait_until_served();
-        daemon
-    }
-
-    /// A daemon of another user, with a kernel, the `busybox` image and additional settings. It sees an `/etc` with these lines
-    /// added to its files. Needs root, as do its clients.
-    pub fn start_as_in(user: u32, lines: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
-        let temporary =
-            tempfile::Builder::new().prefix("nexus-user-").tempdir().expect("a temporary directory");
-        let (root, state) = (temporary.path().to_path_buf(), temporary.path().join("state"));
-        let (etc, run) = (root.join("etc"), root.join("run"));
-        copy(Path::new("/etc"), &etc);
-        for (name, line) in lines {
-            let file = File::options().create(true).append(true).open(etc.join(name));
-            file.and_then(|mut file| writeln!(file, "{line}")).expect("a line is added");
-        }
-        copy(&seed(), &state);
-        fs::create_dir(&run).expect("a runtime directory");
-        // A place where that user can run it.
-        fs::copy(program("nexusd"), root.join("nexusd")).expect("a copy of nexusd");
-        std::os::unix::fs::chown(&root, Some(user), Some(user)).expect("root gives directories away");
-        let given =
-            Command::new("chown").arg("-R").arg(format!("{user}:{user}")).args([&state, &run]).status();
-        assert!(given.expect("chown runs").success(), "root gives directories away");
-        let settings: BTreeMap<_, _> =
-            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let mut command = Command::new("unshare");
-        let script =
-            "mount --bind \"$1\" /etc && exec setpriv --reuid \"$2\" --regid \"$2\" --clear-groups \"$3\"";
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&etc);
-        command.arg(user.to_string()).arg(root.join("nexusd")).env("HOME", &root);
-        let process = start(command, &root, &state, &settings);
-        let arguments = vec![];
-        let mut daemon =
-            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
+            Self { process, root, state, arguments, settings, host: Host::Own, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -199,7 +188,7 @@ impl Daemon {
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let process = spawn(&root, &state, &arguments, &settings);
         let mut daemon =
-            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
+            Self { process, root, state, arguments, settings, host: Host::Own, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -247,8 +236,8 @@ impl Daemon {
 
     /// Starts it again, after [`Daemon::kill`] or [`Daemon::stop`].
     pub fn restart(&mut self) {
-        self.process =
-            spawn_in(self.namespace.as_deref(), &self.root, &self.state, &self.arguments, &self.settings);
+        let command = self.host.command(&self.root, &self.arguments);
+        self.process = start(command, &self.root, &self.state, &self.settings);
         self.wait_until_served();
     }
 
@@ -401,19 +390,23 @@ fn spawn(root: &Path, state: &Path, arguments: &[String], settings: &BTreeMap<St
     spawn_as(None, root, state, arguments, settings)
 }
 
-/// Starts it in a network namespace, by default the test's own.
-fn spawn_in(
-    namespace: Option<&Path>,
-    root: &Path,
-    state: &Path,
-    arguments: &[String],
-    settings: &BTreeMap<String, String>,
-) -> Child {
-    let Some(namespace) = namespace else { return spawn(root, state, arguments, settings) };
-    // It executes nexusd.
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", namespace.display())).arg(program("nexusd")).args(arguments);
-    start(command, root, state, settings)
+impl Host {
+    /// The command that starts a daemon there; it executes nexusd.
+    fn command(&self, root: &Path, arguments: &[String]) -> Command {
+        match self {
+            Self::Own => {
+                let mut command = Command::new(program("nexusd"));
+                command.args(arguments);
+                command
+            }
+            Self::Namespace(namespace) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", namespace.display())).arg(program("nexusd")).args(arguments);
+                command
+            }
+            Self::User(place) => place.command(root, arguments),
+        }
+    }
 }
 
 fn spawn_as(
@@ -479,7 +472,7 @@ fn seed() -> PathBuf {
         state,
         arguments: vec![],
         settings,
-        namespace: None,
+        host: Host::Own,
         _temporary: None,
     };
     daemon.wait_until_served();

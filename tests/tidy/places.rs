@@ -8,6 +8,7 @@ const PROCESSES: &[(&str, &str)] = &[
     ("core/src/os/tool/mod.rs", "external programs"),
     ("core/src/vmm/process.rs", "VMM processes"),
     ("core/src/net/process.rs", "the process that keeps the network of VMs"),
+    ("net/src/own/", "the processes of a network namespace of its own"),
     ("guest-mcp/src/", "commands in the guest"),
     ("host-mcp/build.rs", "cargo for the guest"),
     ("host-mcp/src/ctl/", "the daemon that the bridge starts"),
@@ -35,6 +36,7 @@ const HOST_PATHS: &[&str] = &[
     "host-mcp/src/dirs.rs",
     "guest-mcp/",
     "net/src/dns/upstream.rs",
+    "net/src/own/uplink.rs",
 ];
 
 fn is_under(file: &str, places: &[&str]) -> bool {

@@ -2,6 +2,8 @@
 
 mod rule;
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +13,8 @@ pub use rule::{NetworkRule, ParseRuleError, Target, name};
 
 /// The maximum number of entries of an allow or a deny list.
 pub const RULES_MAX: usize = 128;
+/// The maximum number of names of the preset `packages`.
+pub const PACKAGES_MAX: usize = 64;
 /// The maximum number of groups of one VM.
 pub const GROUPS_MAX: usize = 16;
 
@@ -47,6 +51,8 @@ pub enum NetworkPreset {
     Internet,
     /// Also private networks, and the host's addresses in them; but not its loopback, link-local, metadata, multicast or reserved ranges.
     Open,
+    /// The package registries and forges that the host's own configuration and its setting `network.packages` name.
+    Packages,
 }
 
 impl NetworkPreset {
@@ -55,6 +61,7 @@ impl NetworkPreset {
         match self {
             Self::Internet => "internet",
             Self::Open => "open",
+            Self::Packages => "packages",
         }
     }
 }
@@ -79,6 +86,29 @@ pub struct NetworkPolicy {
     /// Its bandwidth limits.
     #[serde(default, skip_serializing_if = "Bandwidth::is_empty")]
     pub bandwidth: Bandwidth,
+    /// What [`NetworkPreset::Packages`] allows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<NetworkRule>,
+}
+
+impl NetworkPolicy {
+    /// Returns a policy that allows the same without the preset `packages`: its names are in `allow`, in place of each `*` or of an empty list.
+    pub fn effective(&self) -> Cow<'_, Self> {
+        if self.preset != NetworkPreset::Packages {
+            return Cow::Borrowed(self);
+        }
+        let any = NetworkRule::any();
+        let listed = if self.allow.is_empty() { std::slice::from_ref(&any) } else { &self.allow };
+        let expand = |rule: &NetworkRule| match rule.target() {
+            Target::Any => self.packages.iter().filter_map(|one| one.within(rule.ports())).collect(),
+            Target::Name(_) | Target::Below(_) | Target::Net(..) => vec![rule.clone()],
+        };
+        let allow: Vec<NetworkRule> = listed.iter().flat_map(expand).collect();
+        // An empty list would allow everything.
+        let mode = if allow.is_empty() { NetworkMode::None } else { self.mode };
+        let preset = NetworkPreset::Internet;
+        Cow::Owned(Self { mode, preset, allow, packages: Vec::new(), ..self.clone() })
+    }
 }
 
 /// Bandwidth limits of a VM, in bytes per second.
@@ -219,6 +249,46 @@ impl DenyReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_are_the_entries_that_they_stand_for() {
+        let rules =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<NetworkRule>>();
+        let effective = |allow: &[&str], packages: &[&str]| {
+            let policy = NetworkPolicy {
+                mode: NetworkMode::Proxy,
+                preset: NetworkPreset::Packages,
+                allow: rules(allow),
+                packages: rules(packages),
+                ..NetworkPolicy::default()
+            };
+            let now = policy.effective().into_owned();
+            assert_eq!((now.preset, now.packages.len()), (NetworkPreset::Internet, 0));
+            (now.mode, now.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let proxy = |text: &str| (NetworkMode::Proxy, text.to_owned());
+        let names = ["a.example:443", "b.example", "c.example:8000-9000"];
+        assert_eq!(effective(&[], &names), proxy("a.example:443 b.example c.example:8000-9000"));
+        assert_eq!(effective(&["x.example"], &names), proxy("x.example"), "a list replaces the preset");
+        assert_eq!(
+            effective(&["*", "x.example"], &names),
+            proxy("a.example:443 b.example c.example:8000-9000 x.example")
+        );
+        assert_eq!(effective(&["*:443"], &names), proxy("a.example:443 b.example:443"));
+        assert_eq!(
+            effective(&["*:80-8500"], &names),
+            proxy("a.example:443 b.example:80-8500 c.example:8000-8500")
+        );
+        for (allow, packages) in [(&[][..], &[][..]), (&["*"], &[]), (&["*:25"], &["a.example:443"])] {
+            assert_eq!(effective(allow, packages).0, NetworkMode::None, "nothing is not everything");
+        }
+        let open = NetworkPolicy {
+            preset: NetworkPreset::Open,
+            packages: rules(&names),
+            ..NetworkPolicy::default()
+        };
+        assert!(matches!(open.effective(), Cow::Borrowed(_)));
+    }
 
     #[test]
     fn hints_can_be_followed() {

@@ -11,7 +11,8 @@
 //! A file is parsed only after its hash was verified: no parser sees unverified bytes.
 //! Assets of providers (see [`provider`]) pass a pipeline that hashes while it writes (see [`pipeline`]). There, bytes are
 //! decompressed before their hash is known: by decoders with limits, into a directory that is discarded unless every check
-//! passes. The code names no host: archives are those that the host's own apt uses, and providers are data.
+//! passes. The code names no host: archives are those that the host's own apt uses, and providers are data. So are the package registries that
+//! VMs may be limited to (see [`registries`]).
 
 pub mod debian;
 mod error;
@@ -21,6 +22,7 @@ mod kernel;
 pub(crate) mod pipeline;
 pub(crate) mod provider;
 mod read_ahead;
+pub(crate) mod registries;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;

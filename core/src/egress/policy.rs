@@ -34,6 +34,7 @@ pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<Net
         deny: deny.as_ref().unwrap_or(&policy.deny).clone(),
         groups: groups.as_ref().unwrap_or(&policy.groups).clone(),
         bandwidth: bandwidth.unwrap_or(policy.bandwidth),
+        packages: policy.packages.clone(),
     };
     merged.bandwidth.check()?;
     if merged.groups.len() > GROUPS_MAX {

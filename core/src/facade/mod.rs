@@ -51,6 +51,7 @@ use crate::os::leftover;
 use crate::os::lock::{self};
 use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
+use crate::os::site::Site;
 use crate::provision::Provision;
 use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens};
 use crate::vm::recover;
@@ -176,7 +177,7 @@ impl Nexus {
         let instance = store.instance().await?;
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = CallLog::new();
-        let (nat, refusals) = Nat::new(config.nexus_net.clone(), paths.network());
+        let (nat, refusals) = Nat::new(config.nexus_net.clone(), paths.network(), Site::of_this_process());
         let events = Events::new();
         events.load(store.read(stored_events::all).await?);
         let ops = Ops::new(store.clone(), events.clone());

@@ -1,6 +1,6 @@
 //! The operation tools.
 
-use nexus_schema::id::OpId;
+use nexus_schema::id::{OpId, VmId};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListParams, OpSummary};
 

@@ -17,8 +17,8 @@ use crate::store::images::ImageRecord;
 use crate::store::{drives, images, vms};
 use crate::vm::create::disk_of;
 use crate::vm::defaults;
-use crate::vm::network;
 use crate::vm::spec::{self, DISK_DEFAULT};
+use crate::vm::{network, packages};
 
 impl Shared {
     /// Returns what `vm_create` would do.
@@ -33,7 +33,8 @@ impl Shared {
         // For the checks any name will do.
         let name = params.name.clone().map_or_else(|| "made-up".parse(), Ok);
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
-        let spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
+        let mut spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
+        packages::fill(self, &mut spec.network).await?;
         let choice = self.choose_driver(spec.driver).await?;
         if spec.network.mode == NetworkMode::Nat {
             network::check(&*self.host(false).await?, &choice)?;

@@ -440,6 +440,9 @@ fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
     if after.preset == NetworkPreset::Open && before.preset != NetworkPreset::Open {
         opened.push("open private networks".to_owned());
     }
+    if after.preset != NetworkPreset::Packages && before.preset == NetworkPreset::Packages {
+        opened.push("allow more than package registries".to_owned());
+    }
     if after.allow.is_empty() && !before.allow.is_empty() {
         opened.push("allow all that the preset allows".to_owned());
     }

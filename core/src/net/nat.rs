@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::process::{self, SOCKET};
+use crate::os::site::Site;
 use crate::os::socket::connect_in_tokio;
 
 /// Timeout for a started process to accept connections.
@@ -102,6 +103,7 @@ impl NatError {
 pub(crate) struct Nat {
     binary: PathBuf,
     directory: PathBuf,
+    site: Site,
     session: Mutex<Session>,
     events: mpsc::Sender<Event>,
     own: Weak<Self>,
@@ -128,12 +130,23 @@ struct Link {
 }
 
 impl Nat {
-    /// Creates a network that is maintained by a process of `binary`, whose socket is in `directory`. Also returns a receiver of its events.
-    pub(crate) fn new(binary: PathBuf, directory: PathBuf) -> (Arc<Self>, mpsc::Receiver<Event>) {
+    /// Creates a network at `site` that is maintained by a process of `binary`, whose socket is in `directory`. Also returns a receiver of its
+    /// events.
+    pub(crate) fn new(binary: PathBuf, directory: PathBuf, site: Site) -> (Arc<Self>, mpsc::Receiver<Event>) {
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let session = Mutex::default();
-        let nat = Arc::new_cyclic(|own| Self { binary, directory, session, events, own: own.clone() });
+        let nat = Arc::new_cyclic(|own| Self { binary, directory, site, session, events, own: own.clone() });
         (nat, taken)
+    }
+
+    /// Returns whether VMMs cannot open TAPs themselves, because these are in another network namespace: `nexus-net` hands them over, open.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.site == Site::Own
+    }
+
+    /// Returns the user, as `nexus-net` counts them, that a TAP belongs to so that the user `uid` can have it.
+    pub(crate) const fn owner(&self, uid: u32) -> u32 {
+        self.site.owner(uid)
     }
 
     /// Attaches a VM, or changes what is different. Returns the name of its TAP.
@@ -320,7 +333,7 @@ impl Nat {
         let failed = |source| NatError::Start { binary: self.binary.clone(), source };
         let deadline = Instant::now() + START;
         let not_up = || NatError::NotUp { after: START, said: process::last_words(&self.directory) };
-        let mut child = process::start(&self.binary, &self.directory).map_err(failed)?;
+        let mut child = process::start(&self.binary, &self.directory, self.site).map_err(failed)?;
         let mut again = AGAIN_MAX;
         let stream = loop {
             if let Some(stream) = self.dial().await? {
@@ -336,7 +349,7 @@ impl Nat {
             if has_ended {
                 // An exiting process holds the socket's lock until it is gone.
                 again -= 1;
-                child = process::start(&self.binary, &self.directory).map_err(failed)?;
+                child = process::start(&self.binary, &self.directory, self.site).map_err(failed)?;
             }
         };
         tracing::info!(pid = child.id(), "started nexus-net");

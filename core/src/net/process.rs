@@ -8,6 +8,8 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
+use crate::os::site::Site;
+
 /// The file name of its socket, in its directory.
 pub(super) const SOCKET: &str = "net.sock";
 /// The file name of its log there.
@@ -18,9 +20,13 @@ const LOG_MAX: u64 = 1 << 20;
 const TAIL: usize = 600;
 
 /// Starts it in its own directory, where it creates its socket. It runs in its own session, and inherits nothing from the daemon.
-pub(super) fn start(binary: &Path, directory: &Path) -> io::Result<Child> {
+pub(super) fn start(binary: &Path, directory: &Path, site: Site) -> io::Result<Child> {
     let log = open_log(directory)?;
     let mut command = Command::new(binary);
+    match site {
+        Site::Host => {}
+        Site::Own => drop(command.arg("--own")),
+    }
     command
         .arg(SOCKET)
         .current_dir(directory)

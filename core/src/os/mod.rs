@@ -22,6 +22,7 @@ pub(crate) mod regular;
 pub(crate) mod remove;
 pub(crate) mod reserve;
 pub(crate) mod shown;
+pub(crate) mod site;
 pub mod socket;
 pub mod subids;
 pub mod subvolume;

@@ -3,11 +3,18 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
 
+use nexus_net_wire::hand;
 use nexus_net_wire::tap::{self, NAME_MAX};
 use rustix::fs::OFlags;
 
 use super::paths::TUN;
+use super::socket::connect_in;
+
+/// Timeout of `nexus-net` to hand a device over.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// Opens an existing TAP device, by its name in this process's network namespace. No other process can open it until the
 /// descriptor is closed.
@@ -20,6 +27,15 @@ pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::new(io::ErrorKind::NotFound, "no such device"));
     }
     Ok(tap::open(name, OFlags::NONBLOCK)?.0)
+}
+
+/// Takes an existing TAP device, already open, from the `nexus-net` whose sockets are in `directory`: it is in a network namespace of its own.
+/// No other process can open the device until the descriptor is closed.
+pub(crate) fn take(directory: &Path, name: &str) -> io::Result<OwnedFd> {
+    let stream = connect_in(directory, hand::SOCKET)?;
+    stream.set_read_timeout(Some(HAND_OVER))?;
+    stream.set_write_timeout(Some(HAND_OVER))?;
+    hand::take(&stream, name)
 }
 
 fn any_socket() -> io::Result<OwnedFd> {

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, DAEMON};
 use super::view::details;
-use super::{defaults, lifetime, network, one_shot, spec};
+use super::{defaults, lifetime, network, one_shot, packages, spec};
 use crate::access::Charge;
 use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
@@ -45,7 +45,8 @@ pub(crate) async fn begin(
         defaults.ttl = template.spec.ttl.unwrap_or(defaults.ttl);
         defaults.idle_stop = template.spec.idle_stop.unwrap_or(defaults.idle_stop);
     }
-    let spec = spec::check(&params, &name, &defaults)?;
+    let mut spec = spec::check(&params, &name, &defaults)?;
+    packages::fill(shared, &mut spec.network).await?;
     let choice = shared.choose_driver(spec.driver).await?;
     let last_address = match spec.network.mode {
         NetworkMode::Nat => {

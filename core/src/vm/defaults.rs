@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use nexus_net_wire::Cidr;
-use nexus_schema::network::NetworkMode;
+use nexus_schema::network::{NetworkMode, NetworkRule, PACKAGES_MAX, Target};
 use nexus_schema::{ByteSize, TimeSpan, ToolError};
 
 use super::spec::{self, Defaults};
@@ -26,13 +26,14 @@ pub(crate) const HISTORY_DAYS: &str = "history.days";
 pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
 pub(crate) const NETWORK_DNS: &str = "network.dns";
 pub(crate) const FIREWALL: &str = "network.firewall";
+pub(crate) const PACKAGES: &str = "network.packages";
 pub(crate) const SUBNET: &str = "network.subnet";
 
 /// Maximum number of name servers that resolvers use.
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 16] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 17] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
     (DEFAULT_IDLE_STOP, "0", "stop a VM after it was idle for so long, such as `30m`; 0: never"),
     (DEFAULT_IMAGE, spec::DEFAULT_IMAGE, "image of root drives: anything that `from` of vm_create accepts"),
@@ -69,6 +70,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 16] = [
         "whether to keep rules for VMs with network `nat` in the host's firewall; set by network_firewall",
     ),
     (
+        PACKAGES,
+        "",
+        "names that the network preset `packages` allows besides the host's own registries, comma-separated, each with optional :PORT",
+    ),
+    (
         SUBNET,
         "",
         "subnet of VMs with network `nat`, such as 10.200.0.0/20; empty: one that the host has no route to",
@@ -103,6 +109,8 @@ pub(crate) struct SharedNetwork {
     pub(crate) subnet: Option<Cidr>,
     /// Name servers that its resolver asks; empty: those of the host.
     pub(crate) dns: Vec<IpAddr>,
+    /// What the preset `packages` allows besides the registries that the host's configuration names.
+    pub(crate) packages: Vec<NetworkRule>,
 }
 
 /// Reads the settings of the shared network.
@@ -184,6 +192,7 @@ impl Values {
                     .parse()
                     .map_err(|_| ToolError::invalid(format!("`{value}` is neither `true` nor `false`")))?;
             }
+            PACKAGES => network.packages = rules(value)?,
             SUBNET => {
                 network.subnet = match value {
                     "" => None,
@@ -209,6 +218,23 @@ fn span(value: &str) -> Result<TimeSpan, ToolError> {
 
 fn size(value: &str) -> Result<ByteSize, ToolError> {
     value.parse().map_err(|e| ToolError::invalid(format!("{e}")))
+}
+
+/// Parses names and addresses, comma-separated.
+fn rules(value: &str) -> Result<Vec<NetworkRule>, ToolError> {
+    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let rules: Vec<NetworkRule> = parts
+        .map(|part| match part.parse::<NetworkRule>() {
+            Ok(rule) if *rule.target() == Target::Any => {
+                Err(ToolError::invalid(format!("`{part}` names everything: use the preset internet")))
+            }
+            rule => rule.map_err(|error| ToolError::invalid(error.to_string())),
+        })
+        .collect::<Result<_, _>>()?;
+    if rules.len() > PACKAGES_MAX {
+        return Err(ToolError::invalid(format!("at most {PACKAGES_MAX} names, got {}", rules.len())));
+    }
+    Ok(rules)
 }
 
 fn addresses(value: &str) -> Result<Vec<IpAddr>, ToolError> {
@@ -251,6 +277,9 @@ mod tests {
             (DEFAULT_NETWORK, "lan"),
             (SUBNET, "8.8.8.0/24"),
             (NETWORK_DNS, "dns.example"),
+            (PACKAGES, "a.example, *:443"),
+            (PACKAGES, "https://a.example"),
+            (PACKAGES, &vec!["a.example"; 65].join(",")),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
             (DEFAULT_TTL, "1 week"),
@@ -266,5 +295,7 @@ mod tests {
         let mut values = Values::default();
         values.set(DNS, "9.9.9.9, 2620:fe::fe").unwrap();
         assert_eq!(values.0.dns.len(), 2);
+        values.set(PACKAGES, "a.example:443, *.b.example").unwrap();
+        assert_eq!(values.2.packages.len(), 2);
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod lifetime;
 mod mishap;
 pub(crate) mod network;
 pub(crate) mod one_shot;
+pub(crate) mod packages;
 pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;

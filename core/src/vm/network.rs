@@ -24,9 +24,11 @@ use super::defaults::{self, SharedNetwork};
 use crate::context::{Shared, network_error};
 use crate::net::{self, Addresses, Denial, Dns, Event, Instance, NatError, Protocol, Vm};
 use crate::op::store_error;
+use crate::os::site::Site;
 use crate::store::leases::{self, Lease};
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, settings};
+use crate::vmm::PlanInterface;
 use crate::vmm::doctor::Choice;
 
 /// Domain of VMs' names, and the search domain of guests.
@@ -77,11 +79,21 @@ impl Leased {
 
 /// Fails if the driver or the host does not support mode `nat`.
 pub(crate) fn check(host: &crate::vmm::doctor::Host, choice: &Choice) -> Result<(), ToolError> {
-    if choice.caps.has_interface {
-        return host.check_nat();
+    let unsuitable = |what: &str, hint: &str| {
+        let what = format!("the driver {} {what}", choice.driver);
+        Err(ToolError::new(ErrorCode::HostUnsuitable, what).hint(hint))
+    };
+    if !choice.caps.has_interface {
+        return unsuitable("does not support network interfaces", "use network proxy");
     }
-    let what = format!("the driver {} does not support network interfaces", choice.driver);
-    Err(ToolError::new(ErrorCode::HostUnsuitable, what).hint("use network proxy"))
+    host.check_nat()?;
+    if Site::of_this_process() == Site::Own && !choice.caps.takes_open_tap {
+        return unsuitable(
+            "does not support network nat under a daemon of an ordinary user",
+            "use driver qemu, or network proxy",
+        );
+    }
+    Ok(())
 }
 
 /// Returns the addresses of the shared network. Without a setting, a subnet is chosen at first use.
@@ -143,6 +155,12 @@ pub(crate) async fn connect(
     let (id, name) = (record.id, tap.clone());
     shared.store.write(move |tx| leases::connect(tx, id, boot, &name)).await.map_err(store_error)?;
     Ok(tap)
+}
+
+/// Returns the interface with a TAP for the launch plan.
+pub(crate) fn interface(shared: &Shared, leased: &Leased, tap: String) -> PlanInterface {
+    let from = shared.nat.hands_over().then(|| shared.paths.network());
+    PlanInterface { tap, mac: leased.lease.mac.clone(), from }
 }
 
 /// Disconnects the interface of a VM whose VMM has ended. If this fails, the daemon does it at its next start.
@@ -233,11 +251,12 @@ fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, 
     Ok(Vm {
         id: record.id,
         name: record.name.to_string(),
-        owner_uid: crate::vmm::uid_of(record.cid, shared.config.jail),
+        owner_uid: shared.nat.owner(crate::vmm::uid_of(record.cid, shared.config.jail)),
         mac,
         ipv4: leased.addresses.ipv4(number),
         ipv6: Some(leased.addresses.ipv6(number)),
-        policy: NetworkPolicy { mode, ..policy.clone() },
+        // The firewall knows no presets of the daemon's host.
+        policy: NetworkPolicy { mode, ..policy.clone() }.effective().into_owned(),
         groups: policy.groups.iter().map(ToString::to_string).collect(),
     })
 }

@@ -92,6 +92,9 @@ pub struct PlanInterface {
     pub tap: String,
     /// Its hardware address in the guest.
     pub mac: String,
+    /// The directory of the `nexus-net` that hands the device over; without one it is in the host's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
 }
 
 #[cfg(test)]
@@ -100,7 +103,7 @@ pub(crate) mod tests {
 
     /// Returns an interface for the plan.
     pub(crate) fn interface() -> PlanInterface {
-        PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into() }
+        PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into(), from: None }
     }
 
     /// Returns a plan to vary in tests.

@@ -101,12 +101,14 @@ pub fn is_closed(address: IpAddr) -> bool {
 
 /// Returns whether names decide what may be reached: there is an allow list, and it does not have `*` without a port.
 pub fn has_name_list(policy: &NetworkPolicy) -> bool {
+    let policy = &*policy.effective();
     let is_all = |rule: &NetworkRule| *rule.target() == Target::Any && rule.ports().is_none();
     !policy.allow.is_empty() && !policy.allow.iter().any(is_all)
 }
 
 /// Returns everything that may be reached by its address alone. The cells do not overlap.
 pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Family) -> Vec<Cell> {
+    let policy = &*policy.effective();
     let mut cells: Vec<(u128, u128, Ports)> = Vec::new();
     let starts: Vec<u128> = address_starts(policy, around, family).into_iter().collect();
     for (at, first) in starts.iter().enumerate() {
@@ -137,6 +139,7 @@ pub fn pin_ports(
     name: &str,
     address: IpAddr,
 ) -> Result<Vec<(u16, u16)>, DenyReason> {
+    let policy = &*policy.effective();
     let decide = |port| {
         if is_closed(address) {
             return Err(DenyReason::Reserved);
@@ -173,6 +176,7 @@ fn about(policy: &NetworkPolicy, address: IpAddr) -> NetworkPolicy {
         allow,
         deny: policy.deny.iter().filter(says).cloned().collect(),
         groups: Vec::new(),
+        packages: Vec::new(),
         ..*policy
     }
 }

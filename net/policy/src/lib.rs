@@ -5,6 +5,8 @@
 //! 3. An address may be reached if `allow` has the address itself, or a CIDR around it that lies within one kind of private addresses. Any
 //!    other address must be of a kind that the preset allows: so neither a name nor 0.0.0.0/0 opens a private address. If `allow` has entries
 //!    and the address was not found by a name, an entry must also cover it, or `*` must be among them.
+//!
+//! The preset `packages` is an allow list: each function here decides by [`NetworkPolicy::effective`].
 
 mod address;
 mod cells;
@@ -23,6 +25,7 @@ const HINT_MAX: usize = 8;
 
 /// Decides whether a name may be looked up.
 pub fn decide_name(policy: &NetworkPolicy, name: &str, port: u16) -> Result<(), DenyReason> {
+    let policy = &*policy.effective();
     if policy.mode == NetworkMode::None {
         return Err(DenyReason::NoNetwork);
     }
@@ -58,6 +61,7 @@ pub fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool) -> Re
     if is_of_vms {
         return Err(DenyReason::OtherVm);
     }
+    let policy = &*policy.effective();
     if policy.mode == NetworkMode::None {
         return Err(DenyReason::NoNetwork);
     }
@@ -83,8 +87,10 @@ pub fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool) -> Re
         (Range::LinkLocal, _) => Some(DenyReason::LinkLocal),
         (Range::Multicast, _) => Some(DenyReason::Multicast),
         (Range::Reserved, _) => Some(DenyReason::Reserved),
-        (Range::Public | Range::Private, NetworkPreset::Internet) if is_own => Some(DenyReason::Host),
-        (Range::Private, NetworkPreset::Internet) => Some(DenyReason::Private),
+        (Range::Public | Range::Private, NetworkPreset::Internet | NetworkPreset::Packages) if is_own => {
+            Some(DenyReason::Host)
+        }
+        (Range::Private, NetworkPreset::Internet | NetworkPreset::Packages) => Some(DenyReason::Private),
         (Range::Public, _) | (Range::Private, NetworkPreset::Open) => None,
     };
     refused.map_or(Ok(()), Err)

@@ -26,6 +26,47 @@ fn decide(policy: &NetworkPolicy, name: Option<&str>, address: &str, port: u16) 
 }
 
 #[test]
+fn packages_open_their_names_and_nothing_else() {
+    let with = |allow: &[&str]| NetworkPolicy {
+        packages: rules(&["pip.example:443", "10.0.0.7:8080"]),
+        ..policy(NetworkPreset::Packages, allow, &[])
+    };
+    let policy = with(&[]);
+    assert_eq!(decide_name(&policy, "pip.example", 443), Ok(()));
+    assert_eq!(decide_name(&policy, "pip.example", 80), Err(DenyReason::NameNotAllowed));
+    assert_eq!(decide_name(&policy, "other.example", 443), Err(DenyReason::NameNotAllowed));
+    let decide = |policy: &NetworkPolicy, address: &str, port, by_name| {
+        let place = Surroundings::default().place(address.parse().unwrap(), port);
+        decide_address(policy, place, by_name)
+    };
+    assert_eq!(decide(&policy, "8.8.8.8", 443, true), Ok(()), "found by an allowed name");
+    assert_eq!(decide(&policy, "8.8.8.8", 443, false), Err(DenyReason::AddressNotAllowed));
+    assert_eq!(
+        decide(&policy, "10.0.0.7", 8080, false),
+        Ok(()),
+        "the host's own configuration names this address"
+    );
+    assert_eq!(
+        decide(&policy, "10.0.0.8", 443, true),
+        Err(DenyReason::Private),
+        "a name opens no private address"
+    );
+    assert!(has_name_list(&policy));
+    let cells = allowed_cells(&policy, &Surroundings::default(), Family::V4);
+    assert_eq!(cells.len(), 1, "{cells:?}");
+    // What a hint says keeps the names.
+    let hint = allowing(&policy, "x.example", 443, DenyReason::NameNotAllowed);
+    let hint: Vec<&str> = hint.iter().map(String::as_str).collect();
+    let more = with(&hint);
+    assert_eq!(decide_name(&more, "x.example", 443), Ok(()));
+    assert_eq!(decide_name(&more, "pip.example", 443), Ok(()));
+    // Without names, nothing is allowed.
+    let none = NetworkPolicy { packages: Vec::new(), ..policy };
+    assert_eq!(decide_name(&none, "pip.example", 443), Err(DenyReason::NoNetwork));
+    assert!(allowed_cells(&none, &Surroundings::default(), Family::V4).is_empty());
+}
+
+#[test]
 fn presets_open_what_they_say() {
     use DenyReason::{Host, LinkLocal, Metadata, Multicast, OtherVm, Private, Reserved};
     for (address, internet, open) in [

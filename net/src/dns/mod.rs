@@ -14,7 +14,7 @@ mod answer;
 mod server;
 pub(crate) mod upstream;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nexus_net_wire::Dns;
 
@@ -25,4 +25,6 @@ pub(crate) use server::serve;
 pub(crate) struct Setup {
     pub(crate) gateways: Vec<IpAddr>,
     pub(crate) dns: Dns,
+    /// A server that asks those of the host, if they cannot all be reached from here.
+    pub(crate) relay: Option<SocketAddr>,
 }

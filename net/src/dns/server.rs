@@ -58,7 +58,7 @@ pub(crate) async fn serve(
     let asked = Arc::new(Asked::default());
     let mut now: Option<(Vec<IpAddr>, Server<Handler>)> = None;
     while let Some((setup, done)) = setups.recv().await {
-        asked.set(setup.dns.clone());
+        asked.set(setup.dns.clone(), setup.relay);
         if now.as_ref().is_some_and(|(gateways, _)| *gateways == setup.gateways) {
             let _ = done.send(Ok(()));
             continue;
@@ -133,15 +133,17 @@ struct Asked(Mutex<AskedNow>);
 #[derive(Default)]
 struct AskedNow {
     dns: Dns,
+    relay: Option<SocketAddr>,
     servers: Vec<SocketAddr>,
     resolver: Option<TokioResolver>,
     looked: Option<Instant>,
 }
 
 impl Asked {
-    fn set(&self, dns: Dns) {
+    fn set(&self, dns: Dns, relay: Option<SocketAddr>) {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         now.dns = dns;
+        now.relay = relay;
         now.looked = None;
     }
 
@@ -149,7 +151,7 @@ impl Asked {
         let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if now.looked.is_none_or(|looked| looked.elapsed() > LOOK_AGAIN) {
             now.looked = Some(Instant::now());
-            let servers = upstream::servers(&now.dns);
+            let servers = upstream::servers(&now.dns, now.relay);
             if servers != now.servers || (now.resolver.is_none() && !servers.is_empty()) {
                 now.resolver = (!servers.is_empty()).then(|| resolver(&servers)).flatten();
                 now.servers = servers;

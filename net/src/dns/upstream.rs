@@ -12,13 +12,15 @@ const SYSTEMD_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// The addresses of systemd-resolved's stub server.
 const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
 
-/// Returns the servers to ask, in order.
-pub(crate) fn servers(dns: &Dns) -> Vec<SocketAddr> {
+/// Returns the servers to ask, in order. Those of the host are behind `relay` if this is not the host's network namespace: it comes first, and
+/// only those of other machines follow.
+pub(crate) fn servers(dns: &Dns, relay: Option<SocketAddr>) -> Vec<SocketAddr> {
     match dns {
         Dns::Servers(servers) => servers.clone(),
         Dns::FromHost => {
             let read = |path: &str| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
-            of_host(&read(RESOLV_CONF), || read(SYSTEMD_RESOLVED))
+            let of_host = of_host(&read(RESOLV_CONF), || read(SYSTEMD_RESOLVED));
+            relayed(of_host, relay)
         }
     }
 }
@@ -39,6 +41,11 @@ fn of_host(text: &str, behind_stub: impl Fn() -> String) -> Vec<SocketAddr> {
         }
     }
     seen
+}
+
+fn relayed(servers: Vec<SocketAddr>, relay: Option<SocketAddr>) -> Vec<SocketAddr> {
+    let is_reachable = |server: &SocketAddr| relay.is_none() || !server.ip().is_loopback();
+    relay.into_iter().chain(servers.into_iter().filter(is_reachable)).collect()
 }
 
 fn nameservers(text: &str) -> Vec<IpAddr> {
@@ -76,6 +83,16 @@ mod tests {
     #[test]
     fn given_servers_are_asked_and_no_others() {
         let servers: Vec<SocketAddr> = vec!["192.0.2.53:5353".parse().unwrap()];
-        assert_eq!(super::servers(&Dns::Servers(servers.clone())), servers);
+        for relay in [None, Some(servers[0])] {
+            assert_eq!(super::servers(&Dns::Servers(servers.clone()), relay), servers);
+        }
+    }
+
+    #[test]
+    fn servers_on_the_hosts_loopback_are_asked_through_the_relay() {
+        let [relay, stub, other] =
+            ["240.0.2.3:53", "127.0.0.53:53", "192.0.2.1:53"].map(|text| text.parse().unwrap());
+        assert_eq!(relayed(vec![stub, other], Some(relay)), [relay, other]);
+        assert_eq!(relayed(vec![stub, other], None), [stub, other]);
     }
 }

@@ -52,6 +52,8 @@ pub(crate) enum LinkError {
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     handle: Handle,
+    /// A socket in the host's network namespace, if this one is not it.
+    outside: Option<Handle>,
 }
 
 /// Adds to an error what failed.
@@ -83,7 +85,17 @@ impl Links {
     pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, outside: None })
+    }
+
+    /// Adds access to the host's network namespace, in which `outside` was opened: the host's addresses are read there.
+    pub(crate) fn with_outside(self, outside: Option<Self>) -> Self {
+        Self { outside: outside.map(|outside| outside.handle), ..self }
+    }
+
+    /// Returns whether its network namespace is not the host's.
+    pub(crate) const fn is_apart(&self) -> bool {
+        self.outside.is_some()
     }
 
     /// Reads the current state.
@@ -92,20 +104,9 @@ impl Links {
         let failed = |what: &'static str| move || format!("read the {what}");
         let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
         found.links = links.what(failed("interfaces"))?.into_iter().map(read_link).collect();
-        let addresses = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
-        for message in addresses.what(failed("addresses"))? {
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-            let other = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            // Link-local addresses are assigned by the kernel.
-            if let Some(address) = local.or(other).filter(|address| !is_link_local(*address)) {
-                found.addresses.push((message.header.index, address, message.header.prefix_len));
-            }
+        found.addresses = addresses(&self.handle).await?;
+        if let Some(outside) = &self.outside {
+            found.outside = addresses(outside).await?.into_iter().map(|(_, address, _)| address).collect();
         }
         for request in
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
@@ -323,6 +324,27 @@ impl Links {
             done => done.what(|| format!("remove the interfaces of instance {id}")),
         }
     }
+}
+
+/// Returns the addresses in a network namespace, as [`Found`] has them.
+async fn addresses(handle: &Handle) -> Result<Vec<(u32, IpAddr, u8)>, LinkError> {
+    let messages = handle.address().get().execute().try_collect::<Vec<_>>().await;
+    let mut addresses = Vec::new();
+    for message in messages.what(|| "read the addresses".to_owned())? {
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+        let other = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        });
+        // Link-local addresses are assigned by the kernel.
+        if let Some(address) = local.or(other).filter(|address| !is_link_local(*address)) {
+            addresses.push((message.header.index, address, message.header.prefix_len));
+        }
+    }
+    Ok(addresses)
 }
 
 fn is_link_local(address: IpAddr) -> bool {

@@ -56,6 +56,8 @@ pub(crate) struct Found {
     pub(crate) links: Vec<Link>,
     /// Addresses, as interface index, address and prefix length.
     pub(crate) addresses: Vec<(u32, IpAddr, u8)>,
+    /// The host's addresses in its own network namespace, if this one is another.
+    pub(crate) outside: Vec<IpAddr>,
     /// Routes to single addresses, as interface index and address.
     pub(crate) routes: Vec<(u32, IpAddr)>,
     /// Permanent neighbours.

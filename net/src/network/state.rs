@@ -57,7 +57,7 @@ impl Network {
         });
         Ok(State {
             bridge: found.bridge(instance.id).map(|link| link.name.clone()),
-            dns_servers: crate::dns::upstream::servers(&instance.dns),
+            dns_servers: crate::dns::upstream::servers(&instance.dns, self.relay()),
             vms: vms.collect(),
             warnings: self.warnings(&instance, &found),
             firewall: self.firewall.clone(),
@@ -73,7 +73,7 @@ impl Network {
                     .to_owned(),
             );
         }
-        if crate::dns::upstream::servers(&instance.dns).is_empty() {
+        if crate::dns::upstream::servers(&instance.dns, self.relay()).is_empty() {
             warnings.push(
                 "the host's resolv.conf has no server, so VMs cannot resolve names: add one, or give nexusd DNS servers".to_owned(),
             );

@@ -11,6 +11,7 @@ mod leftovers;
 mod limits;
 mod live;
 mod names;
+mod own;
 mod refused;
 mod vm;
 mod world;

@@ -1,5 +1,5 @@
 //! The protocol between nexusd and `nexus-net`: JSON lines over a private Unix socket. The only IO is [`Client`]'s reading and writing, and
-//! the opening of TAPs ([`tap`]), which both do.
+//! the opening of TAPs ([`tap`]) and handing them over ([`hand`]), which both do.
 //!
 //! ```text
 //! nexusd                                         nexus-net
@@ -19,7 +19,9 @@
 
 mod address;
 mod answer;
+mod check;
 mod client;
+pub mod hand;
 mod line;
 mod request;
 pub mod tap;
@@ -29,6 +31,7 @@ pub use answer::{
     Answer, Attached, Cleaned, Configured, Counters, Denial, Detached, ErrorCode, Event, Hello, NetError,
     Protocol, Retained, State, Updated, VmState, Watching,
 };
+pub use check::{Check, Lack};
 pub use client::{Client, ClientError, Received};
 pub use line::{Call, LINE_MAX, LineError, Reply, decode, encode};
 pub use request::{CONNECTIONS_MAX, Dns, Instance, InstanceId, ParseInstanceIdError, Request, Subnet, Vm};

@@ -77,7 +77,7 @@ fn what_is_refused_is_named_with_what_it_must_be() {
         ("wait_s: must be a whole number from 0 to 45, got -1", json!({"wait_s": -1})),
         ("driver: must be one of auto, firecracker, qemu, got \"xen\"", json!({"driver": "xen"})),
         (
-            "network: must be an object, or one of none, proxy, nat, internet, open, got \"bridge\"",
+            "network: must be an object, or one of none, proxy, nat, internet, open, packages, got \"bridge\"",
             json!({"network": "bridge"}),
         ),
         ("network.mode: must be one of none, proxy, nat, got \"lan\"", json!({"network": {"mode": "lan"}})),

@@ -66,6 +66,22 @@ impl NetworkRule {
         Some(Self { target, ports: Some((port, port)) })
     }
 
+    /// Returns the entry for everything that the preset allows.
+    pub const fn any() -> Self {
+        Self { target: Target::Any, ports: None }
+    }
+
+    /// Returns the part of it with these ports; `None` if it has none of them.
+    pub fn within(&self, ports: Option<(u16, u16)>) -> Option<Self> {
+        let common = match (self.ports, ports) {
+            (own, None) => own,
+            (None, some) => some,
+            (Some((first, last)), Some((least, most))) => Some((first.max(least), last.min(most))),
+        };
+        let is_empty = common.is_some_and(|(first, last)| first > last);
+        (!is_empty).then(|| Self { target: self.target.clone(), ports: common })
+    }
+
     /// Whether it names addresses.
     pub const fn is_address(&self) -> bool {
         matches!(self.target, Target::Net(..))

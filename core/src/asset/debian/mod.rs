@@ -175,6 +175,11 @@ pub(crate) fn configured(apt_root: &Path) -> Result<String, AssetError> {
     Ok(format!("{ARCH} {:?}", sources.entries))
 }
 
+/// Returns the addresses of all archives that apt's sources name.
+pub(crate) fn mirrors(apt_root: &Path) -> Result<Vec<reqwest::Url>, AssetError> {
+    Ok(sources::read(apt_root, ARCH)?.entries.into_iter().flat_map(|entry| entry.mirrors).collect())
+}
+
 impl Archive {
     /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it.
     pub async fn open(

@@ -29,11 +29,10 @@ use crate::store::drives::DriveRecord;
 use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
-use crate::vm::network;
-use crate::vm::policy;
 use crate::vm::recover;
 use crate::vm::stop::Rung;
-use crate::vmm::{LaunchPlan, PlanInterface, ShimClient, ShimIdentity};
+use crate::vm::{network, packages, policy};
+use crate::vmm::{LaunchPlan, ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -396,6 +395,7 @@ impl Actor {
         self.settle_drives().await?;
         progress.step("starting the VMM");
         let before = self.record.clone();
+        packages::refill(&self.shared, &mut self.record.spec.network).await;
         let boot_id: BootId = random_id();
         let token = random::token();
         self.record.boot_id = Some(boot_id);
@@ -424,7 +424,7 @@ impl Actor {
                 Some(leased) => {
                     let tap = network::connect(shared, record, leased, boot_id).await?;
                     failpoint::reach("start-connected");
-                    Some(PlanInterface { tap, mac: leased.lease.mac.clone() })
+                    Some(network::interface(shared, leased, tap))
                 }
                 None => None,
             };

@@ -10,8 +10,7 @@ use crate::context::Change;
 use crate::egress;
 use crate::op::store_error;
 use crate::store::vms;
-use crate::vm::lifetime;
-use crate::vm::network;
+use crate::vm::{lifetime, network, packages};
 
 impl Actor {
     pub(super) async fn update(&mut self, change: Change, who: &str) -> Result<(), ToolError> {
@@ -23,7 +22,7 @@ impl Actor {
         tags.extend(change.tags);
         let mut mistakes = Vec::new();
         crate::vm::spec::check_tags(&tags, &mut |mistake| mistakes.push(mistake));
-        let network = match &change.network {
+        let mut network = match &change.network {
             Some(asked) => egress::merge(&self.record.spec.network, asked).unwrap_or_else(|mistake| {
                 mistakes.push(mistake);
                 self.record.spec.network.clone()
@@ -32,6 +31,9 @@ impl Actor {
         };
         if !mistakes.is_empty() {
             return Err(ToolError::invalid(mistakes.join("; ")));
+        }
+        if change.network.is_some() {
+            packages::fill(&self.shared, &mut network).await?;
         }
         if network.mode == NetworkMode::Nat && self.record.spec.network.mode != NetworkMode::Nat {
             self.check_nat().await?;

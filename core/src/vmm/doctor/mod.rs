@@ -42,7 +42,7 @@ pub struct Host {
     memory_available: Option<u64>,
     is_root: bool,
     /// Whether VMs can have a network interface.
-    nat: Result<(), Complaint>,
+    nat: Result<FoundNat, Complaint>,
 }
 
 /// A VMM and the findings about it.
@@ -52,6 +52,15 @@ struct FoundVmm {
     vmm: &'static Vmm,
     program: Program,
     closer: Closer,
+}
+
+/// The findings about networks of VMs that work.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct FoundNat {
+    /// How they work, if not in the host's own network.
+    found: Option<String>,
+    /// What does not work in them.
+    lack: Option<Complaint>,
 }
 
 /// Why something cannot be used, and the fix. For a VMM, the reason follows its name in a sentence.
@@ -112,7 +121,7 @@ impl Host {
 
     /// Fails if VMs cannot have network interfaces on this host.
     pub(crate) fn check_nat(&self) -> Result<(), ToolError> {
-        self.nat.as_ref().copied().map_err(|Complaint { why, fix }| {
+        self.nat.as_ref().map(drop).map_err(|Complaint { why, fix }| {
             let what = format!("VMs cannot have network nat on this host: {why}");
             ToolError::new(ErrorCode::HostUnsuitable, what).hint(format!("{fix}, or use network proxy"))
         })
@@ -248,7 +257,16 @@ impl Host {
         let (status, found, fix) = self.walls.check(self.is_root);
         check("walls", status, found, fix);
         match &self.nat {
-            Ok(()) => check("nat", DoctorStatus::Ok, "VMs can have network nat".to_owned(), None),
+            Ok(FoundNat { found, lack }) => {
+                let how = found.as_ref().map(|how| format!(", {how}")).unwrap_or_default();
+                let found = format!("VMs can have network nat{how}");
+                match lack {
+                    None => check("nat", DoctorStatus::Ok, found, None),
+                    Some(Complaint { why, fix }) => {
+                        check("nat", DoctorStatus::Note, format!("{found}; {why}"), Some(fix.clone()));
+                    }
+                }
+            }
             Err(Complaint { why, fix }) => {
                 let found = format!("VMs cannot have network nat: {why}; network proxy works");
                 check("nat", DoctorStatus::Note, found, Some(fix.clone()));

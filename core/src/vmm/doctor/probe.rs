@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nexus_net_wire::{Check, Lack};
 use nexus_schema::DriverKind;
 
 use super::kvm::Kvm;
 use super::walls::Walls;
-use super::{Complaint, FoundVmm, Host};
+use super::{Complaint, FoundNat, FoundVmm, Host};
 use crate::config::Config;
-use crate::os::confine::CapabilitySet;
 use crate::os::paths::{PROGRAM_DIRECTORIES, Paths, TUN};
+use crate::os::site::{Site, may_change_network};
 use crate::os::subids;
 use crate::os::tap;
 use crate::os::tool::is_program;
@@ -117,23 +118,40 @@ fn look_at(config: &Config, kind: DriverKind, vmm: &'static Vmm) -> FoundVmm {
     FoundVmm { kind, vmm, program, closer }
 }
 
-/// Checks whether VMs can have a network interface, as far as possible without making one.
-fn nat(binary: &Path) -> Result<(), Complaint> {
+/// Checks whether VMs can have a network interface: for root as far as possible without making one, for an ordinary user by making one in a
+/// network namespace of its own.
+fn nat(binary: &Path) -> Result<FoundNat, Complaint> {
     let complain = |why: String, fix: String| Err(Complaint { why, fix });
     if !is_program(binary) {
         let why = format!("there is no program {}", binary.display());
         return complain(why, "install nexus-net beside nexusd".to_owned());
     }
-    let may =
-        rustix::thread::capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
-    if !may {
+    if Site::of_this_process() == Site::Own {
+        return own_nat(binary);
+    }
+    if !may_change_network() {
         let why = "this daemon has no permission to change the host's network".to_owned();
         return complain(why, "run nexusd as root".to_owned());
     }
-    tap::check().or_else(|why| {
+    tap::check().map(|()| FoundNat::default()).or_else(|why| {
         let fix = format!("load the kernel module tun, and make sure that {TUN} exists");
         complain(format!("TAP devices cannot be used: {why}"), fix)
     })
+}
+
+/// Lets `nexus-net` check it.
+fn own_nat(binary: &Path) -> Result<FoundNat, Complaint> {
+    let broken = |why: String| Complaint {
+        why: format!("{} does not work: {why}", binary.display()),
+        fix: "install nexus-net and nexusd of the same version".to_owned(),
+    };
+    let complaint = |lack: Lack| Complaint { why: lack.why, fix: lack.fix };
+    let printed = ask(binary, &["--check"], ANSWER).map_err(|error| broken(error.to_string()))?;
+    match Check::find(&printed.text) {
+        Some(Check::Usable { found, lack }) => Ok(FoundNat { found: Some(found), lack: lack.map(complaint) }),
+        Some(Check::Unusable(lack)) => Err(complaint(lack)),
+        None => Err(broken(printed.text.trim().lines().next_back().unwrap_or_default().to_owned())),
+    }
 }
 
 fn memory_available() -> Option<u64> {

@@ -7,6 +7,7 @@ fn config() -> Config {
         shim_binary: "/nowhere".into(),
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
+        home: None,
         docker_config: None,
         docker_environment: Default::default(),
         vmms: Default::default(),
@@ -66,7 +67,7 @@ fn host() -> Host {
         ids: Ok(()),
         memory_available: Some(8 << 30),
         is_root: true,
-        nat: Ok(()),
+        nat: Ok(FoundNat::default()),
     }
 }
 
@@ -142,6 +143,33 @@ fn this_host_is_examined_quickly() {
     assert!(started.elapsed() < std::time::Duration::from_secs(40));
     // This workspace's tests need QEMU.
     assert!(host.report().ok, "{:#?}", host.report());
+}
+
+#[test]
+fn a_network_of_an_ordinary_user_is_reported_with_what_it_lacks() {
+    let check = |nat| {
+        let host = Host { nat, is_root: false, ..host() };
+        let check = host.report().checks.into_iter().find(|check| check.name == "nat").unwrap();
+        (host.check_nat(), check)
+    };
+    let found = FoundNat { found: Some("by slirp4netns".into()), lack: None };
+    let (usable, shown) = check(Ok(found.clone()));
+    assert_eq!(
+        (usable, shown.status, shown.found.as_str()),
+        (Ok(()), DoctorStatus::Ok, "VMs can have network nat, by slirp4netns")
+    );
+    let complaint = Complaint { why: "no pings".into(), fix: "as root: sysctl".into() };
+    let (usable, shown) = check(Ok(FoundNat { lack: Some(complaint.clone()), ..found }));
+    assert_eq!(
+        (usable, shown.status, shown.fix.as_deref()),
+        (Ok(()), DoctorStatus::Note, Some("as root: sysctl"))
+    );
+    assert!(shown.found.ends_with("; no pings"), "{}", shown.found);
+    let (usable, shown) = check(Err(complaint));
+    let refused = usable.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::HostUnsuitable);
+    assert!(refused.message.ends_with("no pings") && refused.hint.unwrap().starts_with("as root: sysctl"));
+    assert_eq!(shown.fix.as_deref(), Some("as root: sysctl"));
 }
 
 #[test]

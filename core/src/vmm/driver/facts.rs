@@ -86,6 +86,8 @@ pub struct Caps {
     pub pauses_on_full_disk: bool,
     /// Whether its VMs can have a network interface.
     pub has_interface: bool,
+    /// Whether the VMM takes a network device that is already open. Otherwise it opens the device itself, in the host's network namespace.
+    pub takes_open_tap: bool,
     /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests
     /// do not react to it.
     pub can_ask_guest: bool,

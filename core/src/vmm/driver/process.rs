@@ -23,6 +23,7 @@ const CAPS: Caps = Caps {
     min_memory: ByteSize::mib(16),
     max_drives: 8,
     has_interface: false,
+    takes_open_tap: false,
     can_pause: false,
     pauses_on_full_disk: false,
     can_ask_guest: false,

@@ -48,6 +48,7 @@ const CAPS: Caps = Caps {
     min_memory: ByteSize::mib(32),
     max_drives: 8,
     has_interface: true,
+    takes_open_tap: true,
     can_pause: true,
     pauses_on_full_disk: true,
     can_ask_guest: false,
@@ -74,7 +75,10 @@ impl Driver for Qemu {
         let mut passed = vec![theirs.into(), device.into(), others.into()];
         if let Some(interface) = &job.plan.interface {
             // Pass the TAP device as a descriptor: QEMU's own network namespace does not contain it.
-            let tap = tap::connect(&interface.tap);
+            let tap = match &interface.from {
+                None => tap::connect(&interface.tap),
+                Some(directory) => tap::take(directory, &interface.tap),
+            };
             passed.push(tap.map_err(|source| DriverError::Tap { tap: interface.tap.clone(), source })?);
         }
         Ok(Prepared {

@@ -14,8 +14,8 @@ pub(crate) struct Args {
     /// [default for new VMs: proxy]
     #[arg(long, value_parser = word::<NetworkMode>(&["none", "proxy", "nat"]))]
     network: Option<NetworkMode>,
-    /// What is reachable without lists: internet, or open (also private networks) [default for new VMs: internet]
-    #[arg(long, value_parser = word::<NetworkPreset>(&["internet", "open"]))]
+    /// What is reachable without lists: internet, open (also private networks), or packages (the package registries that the host itself uses) [default for new VMs: internet]
+    #[arg(long, value_parser = word::<NetworkPreset>(&["internet", "open", "packages"]))]
     preset: Option<NetworkPreset>,
     /// Allow only this (may be repeated): a name, *.NAME, an address or CIDR, each with optional :PORT or :PORT-PORT; * is what the preset allows
     #[arg(long, value_name = "WHAT")]

@@ -101,13 +101,14 @@ fn network(table: &mut Table, network: &VmNetwork, note: Option<&str>, now: Time
         until_next_start: _,
         counts,
         denied,
+        packages,
     } = network;
     let preset = if *mode == NetworkMode::None { "" } else { preset.as_str() };
     let words: Vec<_> = [mode.as_str(), preset].into_iter().filter(|word| !word.is_empty()).collect();
     let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
     table.fact("network", format!("{}{note}", words.join(", ")));
     let list = |rules: &[NetworkRule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    for (name, rules) in [("allow", allow), ("deny", deny)] {
+    for (name, rules) in [("packages", packages), ("allow", allow), ("deny", deny)] {
         table.maybe(name, (!rules.is_empty()).then(|| list(rules)));
     }
     let groups = groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

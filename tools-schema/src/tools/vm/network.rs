@@ -9,15 +9,16 @@ use crate::name::Name;
 use crate::network::{Bandwidth, DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
 use crate::time::Timestamp;
 
-/// What a VM is to reach. A plain word stands for the mode or the preset: `none`, `proxy`, `nat`, `internet`, `open`.
+/// What a VM is to reach. A plain word stands for the mode or the preset: `none`, `proxy`, `nat`, `internet`,
+/// `open`, `packages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkParams {
-    /// `none`; `proxy`: HTTP(S) and SOCKS5 through a proxy that commands find in `http_proxy` etc.; `nat`: a network interface (root's
-    /// daemon only).
+    /// `none`; `proxy`: HTTP(S) and SOCKS5 through a proxy that commands find in `http_proxy` etc.; `nat`: a network interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
-    /// Without lists: `internet` (no host, private or link-local addresses), or `open` (private networks too).
+    /// Without lists: `internet` (no host, private or link-local addresses), `open` (private networks too) or
+    /// `packages` (registries).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<NetworkPreset>,
     /// Only these, if any: `api.example.org`, `*.example.net`, an address or CIDR, optionally with `:PORT` or `:PORT-PORT`; `*`: all that
@@ -64,6 +65,10 @@ pub struct VmNetwork {
     /// Its bandwidth limits, in bytes per second.
     #[serde(default, skip_serializing_if = "Bandwidth::is_empty")]
     pub bandwidth: Bandwidth,
+    /// What the preset `packages` allows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub packages: Vec<NetworkRule>,
     /// Its interface in mode `nat`; absent before its first start with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<NetworkInterface>,
@@ -134,8 +139,8 @@ pub struct DeniedConnection {
 
 impl From<NetworkPolicy> for VmNetwork {
     fn from(policy: NetworkPolicy) -> Self {
-        let NetworkPolicy { mode, preset, allow, deny, groups, bandwidth } = policy;
-        Self { mode, preset, allow, deny, groups, bandwidth, ..Self::default() }
+        let NetworkPolicy { mode, preset, allow, deny, groups, bandwidth, packages } = policy;
+        Self { mode, preset, allow, deny, groups, bandwidth, packages, ..Self::default() }
     }
 }
 

@@ -56,6 +56,7 @@ const CAPS: Caps = Caps {
     min_memory: ByteSize::mib(32),
     max_drives: 8,
     has_interface: true,
+    takes_open_tap: false,
     // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
     pauses_on_full_disk: false,
