@@ -150,10 +150,10 @@ impl ForwardedCall {
         client: &Client,
         tool: GuestTool,
         arguments: Option<&'a RawValue>,
-        (era, trace): (Era, Option<Arc<TraceContext>>),
+        era_and_trace: (Era, Option<Arc<TraceContext>>),
         handle: &Handle,
     ) -> Result<(Self, Arguments<'a>), ToolError> {
-        let admitted = Self::admit_as_asked(client, tool, arguments, era, handle);
+        let admitted = Self::admit_as_asked(client, tool, arguments, era_and_trace, handle);
         admitted.map_err(|error| names::told(error, client.view()))
     }
 
@@ -161,7 +161,7 @@ impl ForwardedCall {
         client: &Client,
         tool: GuestTool,
         arguments: Option<&'a RawValue>,
-        era: Era,
+        (era, trace): (Era, Option<Arc<TraceContext>>),
         handle: &Handle,
     ) -> Result<(Self, Arguments<'a>), ToolError> {
         let Inner { host, view, caller, places, .. } = &*client.0;

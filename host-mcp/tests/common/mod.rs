@@ -151,6 +151,7 @@ pub const SOCKET: &str = "nexus.sock";
 
 pub fn config(state_dir: &Path) -> Config {
     Config {
+        home: None,
         state_dir: state_dir.to_owned(),
         agent: b"",
         shim_binary: PathBuf::from("/nonexistent"),

@@ -47,6 +47,7 @@ fn whole() -> Found {
         routes: vec![(3, address("10.77.0.2")), (2, address("192.0.2.1"))],
         neighbours: vec![(3, address("10.77.0.2"), mac), (3, address("fe80::2"), mac)],
         uplinks: BTreeSet::new(),
+        outside: Vec::new(),
     }
 }
 
