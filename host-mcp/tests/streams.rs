@@ -130,7 +130,14 @@ async fn the_trace_of_a_call_reaches_its_command_and_the_audit_log() {
         (json!({"traceparent": 5}), "<|>".to_owned(), None),
     ] {
         rig.guests.calls.lock().unwrap().clear();
-        let answer = client.request("tools/call", run(meta.clone())).await;
+        let id = client.send("tools/call", run(meta.clone())).await;
+        // Progress may come before the answer.
+        let answer = loop {
+            let message = client.hear().await;
+            if message["id"] == id {
+                break message;
+            }
+        };
         assert!(text(&answer["result"]).contains(&said), "{meta}: {answer}");
         let call = rig.logged("ok").await;
         assert_eq!(call.trace.as_ref().map(|trace| trace.parent.as_str()), logged, "{meta}");

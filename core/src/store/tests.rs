@@ -98,8 +98,8 @@ async fn vms_of_before_have_no_network_and_policies_are_kept() {
         allow: vec!["*.example.org:443".parse().unwrap()],
         deny: vec!["10.0.0.0/8".parse().unwrap()],
         groups: vec!["web".parse().unwrap()],
-        packages: Vec::new(),
         bandwidth: Bandwidth { rx: Some(ByteSize::mib(10)), tx: None },
+        packages: vec!["pip.example:443".parse().unwrap()],
     };
     let mut new = vm("web", 4);
     new.spec.network = policy.clone();

@@ -279,7 +279,7 @@ mod tests {
             (NETWORK_DNS, "dns.example"),
             (PACKAGES, "a.example, *:443"),
             (PACKAGES, "https://a.example"),
-            (PACKAGES, &vec!["a.example"; 65].join(",")),
+            (PACKAGES, vec!["a.example"; 65].join(",").as_str()),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
             (DEFAULT_TTL, "1 week"),

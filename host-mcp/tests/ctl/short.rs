@@ -167,9 +167,9 @@ fn stats_are_what_guests_say() {
     insta::assert_snapshot!(world.run("stats").shown(), @"
     exit 0
     --- stdout
-    NAME  STATE  UP          CPUS  LOAD  MEMORY              DISK
-    a     ready  1 min 15 s  1     0.50  100 MiB of 500 MiB  1 GiB of 8 GiB
-    b     ready  -           1     -     - of 512 MiB        -
+    NAME  STATE  UP          CPUS  CPU  LOAD  MEMORY              HOST MEM  DISK            ON HOST  NET OUT / IN
+    a     ready  1 min 15 s  1     -    0.50  100 MiB of 500 MiB  -         1 GiB of 8 GiB  -        -
+    b     ready  -           1     -    -     - of 512 MiB        -         -               -        -
     --- stderr
     ");
 }

@@ -70,7 +70,7 @@ fn find_lack(started: &mut Vec<Process>) -> Result<(), Lack> {
     join(pid).map_err(|error| no_namespaces(&error))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| lack(format!("start the runtime: {error}"), OTHERWISE))?;
-    runtime.block_on(make())
+    runtime.block_on(Box::pin(make()))
 }
 
 /// Makes a network with a VM.

@@ -44,10 +44,10 @@ fn whole() -> Found {
     Found {
         links: vec![link(1, "lo"), link(3, &bridge_name(InstanceId::new(ID).unwrap())), link(7, "nx0")],
         addresses: vec![(1, address("127.0.0.1"), 8), (3, address("10.77.0.1"), 32)],
+        outside: Vec::new(),
         routes: vec![(3, address("10.77.0.2")), (2, address("192.0.2.1"))],
         neighbours: vec![(3, address("10.77.0.2"), mac), (3, address("fe80::2"), mac)],
         uplinks: BTreeSet::new(),
-        outside: Vec::new(),
     }
 }
 
