@@ -26,6 +26,7 @@ mod names;
 mod network;
 mod packages;
 mod panics;
+mod pauses;
 mod private;
 mod providers;
 mod publish;

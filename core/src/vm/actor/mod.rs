@@ -3,6 +3,7 @@
 mod drives;
 mod events;
 mod life;
+mod pause;
 mod reboots;
 mod remove;
 mod update;
@@ -183,6 +184,20 @@ impl Actor {
                 };
                 reply.send(result).ok();
             }
+            Command::Pause { who, if_boot, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.pause(&who).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            }
+            Command::Resume { who, if_boot, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.resume(&who).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            }
             Command::Delete { who, force, if_boot, why, reply } => {
                 let result = match self.same_boot(if_boot) {
                     Ok(()) => self.delete(&who, force, why).await,
@@ -354,6 +369,9 @@ impl Actor {
     async fn start(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
         let name = self.record.name.clone();
         if policy::start(name.as_str(), self.record.state)? == Decision::Already {
+            if self.record.state == VmState::Paused {
+                self.resume(who).await?;
+            }
             return self
                 .record
                 .boot_id
@@ -466,6 +484,9 @@ impl Actor {
         }
         if decision == Decision::Already {
             return Ok(decision);
+        }
+        if self.record.state == VmState::Paused && !force {
+            self.run_on().await;
         }
         if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
             if self.record.state != VmState::Stopping {
