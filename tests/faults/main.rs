@@ -28,6 +28,7 @@ mod names;
 mod network;
 mod packages;
 mod panics;
+mod pauses;
 mod preset;
 mod private;
 mod providers;

@@ -42,6 +42,7 @@ impl ErrorCode {
             Self::VmWrongState => Try("call vm_inspect to see its state"),
             Self::VmNotRunning => Try("call vm_start"),
             Self::VmNotReady => Try("call vm_start: it waits until the VM is ready"),
+            Self::VmPaused => Try("call vm_start: it resumes the VM"),
             Self::VmProtected => Try("call vm_update with protected: false first"),
             Self::IdempotencyConflict => Try("use another key, or the arguments of the first call"),
             Self::InUse => Try("free it first, or choose another"),

@@ -29,6 +29,11 @@ impl DriverKind {
         }
     }
 
+    /// Returns the driver with a name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Qemu, Self::Firecracker, Self::Process].into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// Returns the VMM with a name.
     pub fn vmm(name: &str) -> Option<Self> {
         Self::VMMS.into_iter().find(|kind| kind.as_str() == name)
@@ -52,5 +57,7 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
         assert_eq!(DriverKind::vmm("process"), None);
+        assert_eq!(DriverKind::named("process"), Some(DriverKind::Process));
+        assert_eq!(DriverKind::named("x"), None);
     }
 }

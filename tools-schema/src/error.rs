@@ -109,6 +109,8 @@ codes! {
     VmNotRunning = "vm_not_running", Unavailable, retryable: false;
     /// The VM is running, but its agent is not ready yet.
     VmNotReady = "vm_not_ready", Unavailable, retryable: true;
+    /// The VM is paused.
+    VmPaused = "vm_paused", Unavailable, retryable: false;
     /// The VM is protected against deletion.
     VmProtected = "vm_protected", Conflict, retryable: false;
     /// The call cannot be undone, and needs a confirmation of exactly what it would do.

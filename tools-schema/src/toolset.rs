@@ -243,7 +243,9 @@ mod tests {
                 "guest_file_stat",
                 "guest_stream_open",
                 "vm_history",
+                "vm_pause",
                 "vm_rename",
+                "vm_resume",
                 "vm_wait",
             ]
         );

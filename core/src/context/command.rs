@@ -25,6 +25,10 @@ pub(crate) enum Command {
         if_boot: Option<BootId>,
         reply: oneshot::Sender<Result<Decision, ToolError>>,
     },
+    /// Pause the VM.
+    Pause { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
+    /// Resume the VM.
+    Resume { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
     /// Delete the VM. `why` is for its history.
     Delete {
         who: String,

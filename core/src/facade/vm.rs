@@ -11,8 +11,8 @@ use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::tools::vm::{
     UndeletedVm, VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams,
-    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmRenameParams, VmRestartParams,
-    VmStartParams, VmState, VmStopParams, VmUpdateParams, VmUsage,
+    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmPauseParams, VmRenameParams,
+    VmRestartParams, VmResumeParams, VmStartParams, VmState, VmStopParams, VmUpdateParams, VmUsage,
 };
 use nexus_schema::{ByteSize, ErrorCode, Reference, TimeSpan, ToolError};
 
@@ -29,6 +29,9 @@ use crate::vm::details;
 use crate::vm::lifetime;
 use crate::vm::policy;
 use crate::vmm::console;
+
+/// Time for which a resume waits for the agent's answer.
+const RESUMED_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Nexus {
     /// The tool `vm_create`.
@@ -145,6 +148,29 @@ impl Nexus {
             details(&shared, &Reference::Id(record.id)).await
         });
         self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// The tool `vm_pause`.
+    pub async fn vm_pause(&self, ctx: &CallContext, params: VmPauseParams) -> Result<VmDetails, ToolError> {
+        let VmPauseParams { vm, if_boot_id: if_boot } = params;
+        let handle = self.shared.vms.get(&ctx.caller, &vm)?;
+        let (id, who) = (handle.view.borrow().record.id, ctx.caller.owner.to_string());
+        ask(&handle, |reply| Command::Pause { who, if_boot, reply }).await?;
+        details(&self.shared, &Reference::Id(id)).await
+    }
+
+    /// The tool `vm_resume`.
+    pub async fn vm_resume(&self, ctx: &CallContext, params: VmResumeParams) -> Result<VmDetails, ToolError> {
+        let VmResumeParams { vm, if_boot_id: if_boot } = params;
+        let handle = self.shared.vms.get(&ctx.caller, &vm)?;
+        let (id, who) = (handle.view.borrow().record.id, ctx.caller.owner.to_string());
+        if ask(&handle, |reply| Command::Resume { who, if_boot, reply }).await? == Decision::Go {
+            let mut view = handle.view.clone();
+            // A daemon that did not pause it itself has to connect to its agent first.
+            let answers = view.wait_for(|view| view.deleted || view.record.state != VmState::Unreachable);
+            tokio::time::timeout(RESUMED_WAIT, answers).await.ok();
+        }
+        details(&self.shared, &Reference::Id(id)).await
     }
 
     /// The tool `vm_rename`.

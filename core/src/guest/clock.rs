@@ -23,6 +23,10 @@ const PERIOD: Duration = Duration::from_secs(10);
 const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// Largest tolerated error of a clock, in nanoseconds.
 const TOLERANCE_NS: i128 = 400_000_000;
+/// The same for a clock that is known to have stood still, in nanoseconds.
+const TOLERANCE_AFTER_PAUSE_NS: i128 = 5_000_000;
+/// Timeout of a guest that runs again to let its clock be set.
+const SET_MAX: Duration = Duration::from_secs(5);
 /// JSON-RPC's error code for an unknown method.
 const METHOD_NOT_FOUND: i64 = -32601;
 
@@ -37,6 +41,15 @@ impl ClockKeeper {
     }
 }
 
+/// Sets the clock of a guest that was paused. Failures are logged: the clock's keeper corrects it later.
+pub(crate) async fn set_clock(link: &Link) {
+    match tokio::time::timeout(SET_MAX, look(link, TOLERANCE_AFTER_PAUSE_NS)).await {
+        Ok(Ok(_) | Err(LinkError::Refused { code: METHOD_NOT_FOUND, .. })) => {}
+        Ok(Err(error)) => tracing::info!(%error, "the clock of a resumed guest is not set yet"),
+        Err(_) => tracing::info!("a resumed guest does not answer yet: its clock is not set"),
+    }
+}
+
 impl Drop for ClockKeeper {
     fn drop(&mut self) {
         self.0.abort();
@@ -48,7 +61,7 @@ async fn keep(link: Link, directory: PathBuf, period: Duration) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match look(&link).await {
+        match look(&link, TOLERANCE_NS).await {
             Ok(None) => {}
             Ok(Some(ahead)) => {
                 tracing::info!(directory = %directory.display(), ahead_ms = ahead / 1_000_000, "corrected the guest's clock");
@@ -63,12 +76,12 @@ async fn keep(link: Link, directory: PathBuf, period: Duration) {
 }
 
 /// Checks the clock once. Returns by how much it was ahead, in nanoseconds, if it had to be corrected.
-async fn look(link: &Link) -> Result<Option<i64>, LinkError> {
+async fn look(link: &Link, tolerance_ns: i128) -> Result<Option<i64>, LinkError> {
     let begun = Instant::now();
     let sent = now_ns();
     let answer = ask(link, ClockParams { time_unix_ns: sent, add_ns: None }).await?;
     let took = begun.elapsed();
-    let Some(ahead) = ahead(sent, took, answer.time_unix_ns) else { return Ok(None) };
+    let Some(ahead) = ahead(sent, took, answer.time_unix_ns, tolerance_ns) else { return Ok(None) };
     ask(link, ClockParams { time_unix_ns: now_ns(), add_ns: Some(ahead.saturating_neg()) }).await?;
     Ok(Some(ahead))
 }
@@ -81,11 +94,11 @@ async fn ask(link: &Link, params: ClockParams) -> Result<ClockAnswer, LinkError>
         .map_err(|_| LinkError::Misbehaved { what: "a malformed answer about its clock" })
 }
 
-/// Returns how far a guest's clock is ahead, in nanoseconds, if that exceeds both [`TOLERANCE_NS`] and the time that the request took.
-fn ahead(sent_ns: u64, took: Duration, theirs_ns: u64) -> Option<i64> {
+/// Returns how far a guest's clock is ahead, in nanoseconds, if that exceeds both the tolerance and the time that the request took.
+fn ahead(sent_ns: u64, took: Duration, theirs_ns: u64, tolerance_ns: i128) -> Option<i64> {
     let took = i128::try_from(took.as_nanos()).unwrap_or(i128::MAX);
     let ahead = i128::from(theirs_ns) - (i128::from(sent_ns) + took / 2);
-    (ahead.abs() > TOLERANCE_NS.max(took))
+    (ahead.abs() > tolerance_ns.max(took))
         .then(|| i64::try_from(ahead).unwrap_or(if ahead < 0 { i64::MIN } else { i64::MAX }))
 }
 
@@ -117,12 +130,16 @@ mod tests {
             (0, Some(-100_001_000_000)),
             (u64::MAX, Some(i64::MAX)),
         ] {
-            assert_eq!(ahead(100 * SECOND, quick, theirs), is, "{theirs}");
+            assert_eq!(ahead(100 * SECOND, quick, theirs, TOLERANCE_NS), is, "{theirs}");
         }
         // A slow answer makes the measurement less exact.
         let slow = Duration::from_secs(3);
-        assert_eq!(ahead(100 * SECOND, slow, 104 * SECOND), None);
-        assert_eq!(ahead(100 * SECOND, slow, 105 * SECOND), Some(3_500_000_000));
+        assert_eq!(ahead(100 * SECOND, slow, 104 * SECOND, TOLERANCE_NS), None);
+        assert_eq!(ahead(100 * SECOND, slow, 105 * SECOND, TOLERANCE_NS), Some(3_500_000_000));
+        // A clock that has stood still is set more exactly.
+        let theirs = 100 * SECOND - 50_000_000;
+        assert_eq!(ahead(100 * SECOND, quick, theirs, TOLERANCE_NS), None);
+        assert_eq!(ahead(100 * SECOND, quick, theirs, TOLERANCE_AFTER_PAUSE_NS), Some(-51_000_000));
     }
 
     /// A guest whose clock is off by `skew_ns`. It supports `nexus/clock` if `knows` is set.

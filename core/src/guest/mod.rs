@@ -13,7 +13,7 @@ pub mod scan;
 mod stream;
 pub mod wire;
 
-pub(crate) use clock::ClockKeeper;
+pub(crate) use clock::{ClockKeeper, set_clock};
 pub use hello::{GuestEvent, HelloServer};
 pub(crate) use link::STANDSTILL;
 pub use link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};

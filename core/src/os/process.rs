@@ -137,6 +137,11 @@ impl ProcessHandle {
         self.signal(Signal::KILL)
     }
 
+    /// Stops the process, or makes it go on. Stopping one that is stopped already is no error.
+    pub fn set_stopped(&self, stopped: bool) -> io::Result<()> {
+        self.signal(if stopped { Signal::STOP } else { Signal::CONT })
+    }
+
     /// Sends SIGTERM; a process that has already ended is not an error.
     pub fn terminate(&self) -> io::Result<()> {
         self.signal(Signal::TERM)

@@ -33,8 +33,10 @@ pub(super) async fn serve(
     let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?, shared.paths.vm(vm))));
     let Some((Handle { mut view, activity, .. }, directory)) = found else { return Ok(()) };
     let _busy = activity.begin();
-    let ready = view.wait_for(|view| view.record.state == VmState::Ready);
-    if !matches!(tokio::time::timeout(READY_WAIT, ready).await, Ok(Ok(_))) {
+    // A paused VM stays so until somebody resumes it.
+    let settled = view.wait_for(|view| matches!(view.record.state, VmState::Ready | VmState::Paused));
+    let settled = tokio::time::timeout(READY_WAIT, settled);
+    if !matches!(settled.await, Ok(Ok(view)) if view.record.state == VmState::Ready) {
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
     let open = Open::Tcp(TcpOpening { port: guest_port });

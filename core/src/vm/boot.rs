@@ -23,7 +23,7 @@ use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
 use crate::egress::{Egress, EgressServer};
-use crate::guest::{ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
+use crate::guest::{self, ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
 use crate::os::disk::is_full;
 use crate::os::failpoint;
 use crate::os::paths::vm_files;
@@ -213,7 +213,7 @@ pub(super) fn wait_for_init_s(shared: &Shared, record: &VmRecord) -> u32 {
 
 /// Returns whether the guest has its configuration. A guest without one says hello again, and may have no token yet.
 pub(super) fn is_configured(record: &VmRecord) -> bool {
-    matches!(record.state, VmState::Ready | VmState::Unreachable)
+    matches!(record.state, VmState::Ready | VmState::Unreachable | VmState::Paused)
         || record.guest.as_ref().is_some_and(|guest| guest.configured)
 }
 
@@ -372,7 +372,8 @@ impl Boot {
     /// Continues a boot of an earlier daemon, now that its shim answers.
     pub(super) fn go_on(&mut self, shared: &Shared, record: &VmRecord) {
         let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
-        self.deadline = (!is_outdated).then(|| Instant::now() + self.patience);
+        let waits = !is_outdated && record.state != VmState::Paused;
+        self.deadline = waits.then(|| Instant::now() + self.patience);
         let is_up = matches!(record.state, VmState::Running | VmState::Ready | VmState::Unreachable);
         if is_up && is_configured(record) && !is_outdated {
             self.dial(shared, record);
@@ -397,6 +398,38 @@ impl Boot {
             self.link_state = Some(state);
             self.clock_keeper = Some(ClockKeeper::start(link.clone(), directory));
             self.link = Some(link);
+        }
+    }
+
+    /// Prepares for a pause: the guest's silence and the deadlines of calls do not count until [`Boot::release`].
+    pub(super) fn hold(&mut self) {
+        // It would measure the pause.
+        self.clock_keeper = None;
+        if let Some(link) = &self.link {
+            link.hold();
+        }
+    }
+
+    /// Ends what [`Boot::hold`] began.
+    pub(super) fn release(&self) {
+        if let Some(link) = &self.link {
+            link.release();
+        }
+    }
+
+    /// Goes on with a guest that runs again, and keeps its clock right; connects to it if there is no link.
+    pub(super) fn let_go(&mut self, directory: &Path) {
+        self.release();
+        match self.link.clone() {
+            Some(link) => self.clock_keeper = Some(ClockKeeper::start(link, directory)),
+            None => self.dial(directory),
+        }
+    }
+
+    /// Sets the guest's clock, which stood still during a pause. If that fails, the clock's keeper does it later.
+    pub(super) async fn set_clock(&self) {
+        if let Some(link) = &self.link {
+            guest::set_clock(link).await;
         }
     }
 
@@ -513,54 +546,6 @@ async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-/// Returns the last lines of a VM's console for the reason of a failure, without control characters. A panicking kernel prints the cause
-/// before its registers and its call trace, so the cause is kept too.
-pub(super) fn console_tail(directory: &Path) -> Option<String> {
-    let bytes = crate::vmm::console::tail(directory, 16 << 10);
-    last_lines(&crate::vmm::console::readable(&bytes))
-}
-
-fn last_lines(text: &str) -> Option<String> {
-    const LINES: usize = 12;
-    const BEFORE_PANIC: usize = 3;
-    const PANIC: &str = "Kernel panic - not syncing";
-    const WIDTH: usize = 300;
-    let clean: String = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
-    let lines: Vec<String> = clean
-        .lines()
-        .map(str::trim_end)
-        .filter(|l| !l.is_empty())
-        .map(|l| l.chars().take(WIDTH).collect())
-        .collect();
-    let end = lines.len().saturating_sub(LINES);
-    let panic =
-        lines[..end].iter().rposition(|line| line.contains(PANIC) && !line.contains("end Kernel panic"));
-    let tail = match panic {
-        Some(at) => {
-            let why = lines[at.saturating_sub(BEFORE_PANIC)..=at].join("\n");
-            let left_out = if at + 1 < end { "\n...\n" } else { "\n" };
-            format!("{why}{left_out}{}", lines[end..].join("\n"))
-        }
-        None => lines[end..].join("\n"),
-    };
-    (!tail.is_empty()).then_some(tail)
-}
-
-/// Appends the console's last lines to a failure's message.
-pub(super) fn with_console(message: String, directory: &Path) -> String {
-    match console_tail(directory) {
-        Some(tail) => format!("{message}; the console's last lines:\n{tail}"),
-        None => message,
-    }
-}
-
-/// Returns whether the console ends with the kernel's message that it has halted.
-pub(super) fn is_halted(directory: &Path) -> bool {
-    let tail = crate::vmm::console::tail(directory, 4 << 10);
-    let text = String::from_utf8_lossy(&tail);
-    ["reboot: System halted", "reboot: Power down"].iter().any(|words| text.contains(words))
-}
-
 /// Returns the error of a failed launch.
 pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
     ToolError::new(
@@ -584,18 +569,5 @@ mod tests {
         assert_eq!(settled(off, true, None), off);
         // The agent's own init resets the machine to power off.
         assert_eq!(settled(off, false, Some(MachineEnd::Reset)), off);
-    }
-
-    #[test]
-    fn a_panic_is_told_with_what_led_to_it_and_the_end() {
-        let before: String = (0..50).map(|n| format!("line {n}\r\n")).collect();
-        assert_eq!(last_lines(&before).unwrap().lines().count(), 12);
-        let calls: String = (0..40).map(|n| format!("call {n}\n")).collect();
-        let told = last_lines(&format!("{before}\x1b[0mKernel panic - not syncing: no\n{calls}")).unwrap();
-        let lines: Vec<_> = told.lines().collect();
-        assert_eq!(lines.len(), 4 + 1 + 12);
-        assert_eq!((lines[0], lines[4], lines[16]), ("line 47", "...", "call 39"));
-        assert!(lines[3].contains("not syncing: no"));
-        assert_eq!(last_lines("\n\r\n \n"), None);
     }
 }

@@ -408,6 +408,8 @@ pub(crate) async fn until_ready(
                 VmState::Ready | VmState::Unreachable if record.boot_id == Some(boot) => return Ok(()),
                 // A reboot replaced the boot: it is enough that the VM is ready.
                 VmState::Ready => return Ok(()),
+                // It was ready, and somebody paused it.
+                VmState::Paused => return Ok(()),
                 VmState::Running => progress.step("configuring the guest"),
                 VmState::Starting => progress.step("booting"),
                 VmState::Failed | VmState::Crashed => {

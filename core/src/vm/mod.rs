@@ -7,6 +7,8 @@
 //!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
 //!                               failed: VMM ended, or no   └──> crashed: VMM ended without a bye
 //!                               hello in time                   failed: reboots in a loop
+//!
+//! ready <─> paused: its processors stand still; a stop resumes it first, and it ends like a ready one
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
 //! calls bypass it. Pure functions in [`policy`] decide what is allowed; [`stop`] has the steps of a stop as data.
@@ -18,6 +20,7 @@ mod boot;
 pub(crate) mod create;
 pub(crate) mod defaults;
 pub(crate) mod guest_call;
+mod last_words;
 pub(crate) mod lifetime;
 mod mishap;
 pub(crate) mod network;

@@ -2,10 +2,13 @@
 
 use nexus_schema::id::BootId;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use crate::context::Decision;
-use VmState::{Crashed, Created, Creating, Failed, Ready, Running, Starting, Stopped, Stopping, Unreachable};
+use crate::vmm::Caps;
+use VmState::{
+    Crashed, Created, Creating, Failed, Paused, Ready, Running, Starting, Stopped, Stopping, Unreachable,
+};
 
 /// Returns whether the transition from one state to another is allowed.
 pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
@@ -16,8 +19,9 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
         // To itself: a boot that failed because of the emulator is retried once.
         Starting => matches!(to, Running | Stopping | Failed | Starting),
         Running => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
-        Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Failed | Crashed),
+        Ready => matches!(to, Unreachable | Paused | Stopping | Stopped | Starting | Failed | Crashed),
         Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
+        Paused => matches!(to, Ready | Unreachable | Stopping | Stopped | Starting | Failed | Crashed),
         Stopping => matches!(to, Stopped),
     }
 }
@@ -26,7 +30,8 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
 pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
         Created | Stopped | Crashed | Failed => Ok(Decision::Go),
-        Starting | Running | Ready => Ok(Decision::Already),
+        // A paused VM is running: it is resumed.
+        Starting | Running | Ready | Paused => Ok(Decision::Already),
         Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
             .hint("call vm_restart with force: true")),
         Stopping => Err(wrong_state(name, state, "it can be started once it is stopped")
@@ -39,7 +44,7 @@ pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
 /// Decides whether a VM may be stopped.
 pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
-        Starting | Running | Ready | Unreachable => Ok(Decision::Go),
+        Starting | Running | Ready | Unreachable | Paused => Ok(Decision::Go),
         Stopping | Created | Stopped | Crashed | Failed => Ok(Decision::Already),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("cancel the operation that creates it with op_cancel")),
@@ -49,7 +54,58 @@ pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
 /// Whether a VM may be restarted: whatever runs of it is stopped, then it is started.
 pub(crate) fn restart(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {
-        Created | Starting | Running | Ready | Unreachable | Stopping | Stopped | Crashed | Failed => Ok(()),
+        Created | Starting | Running | Ready | Unreachable | Paused | Stopping | Stopped | Crashed
+        | Failed => Ok(()),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
+}
+
+/// Decides whether a VM may be paused.
+pub(crate) fn pause(name: &str, state: VmState) -> Result<Decision, ToolError> {
+    match state {
+        Ready => Ok(Decision::Go),
+        Paused => Ok(Decision::Already),
+        Starting | Running => Err(wrong_state(name, state, "it can be paused once it is ready")
+            .hint("call vm_start, which waits until it is ready, then vm_pause")),
+        Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
+            .hint("call vm_restart with force: true")),
+        Stopping => Err(wrong_state(name, state, "only a VM that is ready can be paused").hint(
+            "nothing of it uses the processors once it is stopped; call vm_stop, which waits for that",
+        )),
+        Created | Stopped | Crashed | Failed => {
+            Err(wrong_state(name, state, "only a VM that is ready can be paused").hint("call vm_start first"))
+        }
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
+}
+
+/// Refuses to pause a VM whose driver cannot do that.
+pub(crate) fn pausable(name: &str, driver: &str) -> Result<(), ToolError> {
+    if DriverKind::named(driver).is_some_and(|driver| Caps::of(driver).can_pause) {
+        return Ok(());
+    }
+    let message = format!(
+        "{name} runs under {driver}, which cannot pause a VM without breaking the connections into it"
+    );
+    Err(ToolError::new(ErrorCode::HostUnsuitable, message)
+        .hint("create VMs that are to be paused with driver: qemu; vm_stop frees the processors, too"))
+}
+
+/// Decides whether a VM may be resumed.
+pub(crate) fn resume(name: &str, state: VmState) -> Result<Decision, ToolError> {
+    match state {
+        Paused => Ok(Decision::Go),
+        Ready => Ok(Decision::Already),
+        Starting | Running | Created | Stopped | Crashed | Failed => {
+            Err(wrong_state(name, state, "it is not paused")
+                .hint("call vm_start: it waits until the VM is ready"))
+        }
+        Unreachable => Err(wrong_state(name, state, "it is not paused, but does not answer")
+            .hint("call vm_restart with force: true")),
+        Stopping => Err(wrong_state(name, state, "it is not paused")
+            .hint("call vm_restart, which waits until it is stopped and starts it")),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
     }
@@ -77,8 +133,8 @@ pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -
         Created | Stopped | Crashed | Failed => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("cancel the operation that creates it with op_cancel")),
-        Starting | Running | Ready | Unreachable | Stopping if force => Ok(()),
-        Starting | Running | Ready | Unreachable | Stopping => {
+        Starting | Running | Ready | Unreachable | Paused | Stopping if force => Ok(()),
+        Starting | Running | Ready | Unreachable | Paused | Stopping => {
             Err(wrong_state(name, state, "it is still running")
                 .hint("call vm_stop first, or vm_delete with force: true to cut its power"))
         }
@@ -91,7 +147,7 @@ pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError>
         Created | Stopped | Crashed | Failed => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
-        Starting | Running | Ready | Unreachable | Stopping => {
+        Starting | Running | Ready | Unreachable | Paused | Stopping => {
             Err(wrong_state(name, state, "drives can be attached and detached only while the VM is stopped")
                 .hint(format!("call vm_stop with vm: {name} first")))
         }
@@ -113,6 +169,8 @@ pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Re
         Starting | Running => Err(ToolError::new(ErrorCode::VmNotReady, format!("{name} is {state}"))
             .hint("wait until it is ready: vm_start waits for it")),
         Unreachable => Err(unreachable(name, reason)),
+        Paused => Err(ToolError::new(ErrorCode::VmPaused, format!("{name} is paused"))
+            .hint("call vm_start, which resumes it, or vm_resume")),
         Stopping => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is stopping"))
             .hint("call vm_restart, which waits until it is stopped and starts it")),
     }
@@ -173,6 +231,8 @@ mod tests {
             "vm_start" => start("x", state).is_ok(),
             "vm_stop" => stop("x", state).is_ok(),
             "vm_restart" => restart("x", state).is_ok(),
+            "vm_pause" => pause("x", state).is_ok(),
+            "vm_resume" => resume("x", state).is_ok(),
             "vm_delete" => delete("x", state, false, false).is_ok(),
             "drive_attach" => change_drives("x", state).is_ok(),
             "guest_run_command" => guest_call("x", state, None).is_ok(),
@@ -184,19 +244,28 @@ mod tests {
     #[test]
     fn every_state_has_its_tools_and_a_next_step_that_works() {
         for (state, allowed) in [
-            (Creating, [false, false, false, false, false, false]),
-            (Created, [true, true, true, true, true, false]),
-            (Starting, [true, true, true, false, false, false]),
-            (Running, [true, true, true, false, false, false]),
-            (Ready, [true, true, true, false, false, true]),
-            (Unreachable, [false, true, true, false, false, false]),
-            (Stopping, [false, true, true, false, false, false]),
-            (Stopped, [true, true, true, true, true, false]),
-            (Crashed, [true, true, true, true, true, false]),
-            (Failed, [true, true, true, true, true, false]),
+            (Creating, [false, false, false, false, false, false, false, false]),
+            (Created, [true, true, true, false, false, true, true, false]),
+            (Starting, [true, true, true, false, false, false, false, false]),
+            (Running, [true, true, true, false, false, false, false, false]),
+            (Ready, [true, true, true, true, true, false, false, true]),
+            (Unreachable, [false, true, true, false, false, false, false, false]),
+            (Paused, [true, true, true, true, true, false, false, false]),
+            (Stopping, [false, true, true, false, false, false, false, false]),
+            (Stopped, [true, true, true, false, false, true, true, false]),
+            (Crashed, [true, true, true, false, false, true, true, false]),
+            (Failed, [true, true, true, false, false, true, true, false]),
         ] {
-            let tools =
-                ["vm_start", "vm_stop", "vm_restart", "vm_delete", "drive_attach", "guest_run_command"];
+            let tools = [
+                "vm_start",
+                "vm_stop",
+                "vm_restart",
+                "vm_pause",
+                "vm_resume",
+                "vm_delete",
+                "drive_attach",
+                "guest_run_command",
+            ];
             assert_eq!(tools.map(|tool| allows(tool, state)), allowed, "{state}");
             let next = state.next();
             assert!(allows(next.tool, state), "{state}: {} is refused", next.tool);
@@ -210,6 +279,8 @@ mod tests {
                 start("x", state).err(),
                 stop("x", state).err(),
                 restart("x", state).err(),
+                pause("x", state).err(),
+                resume("x", state).err(),
                 delete("x", state, false, false).err(),
                 change_drives("x", state).err(),
                 guest_call("x", state, None).err(),
@@ -223,6 +294,15 @@ mod tests {
                 assert!(first.starts_with("op_") || allows(first, state), "{state}: {first} is refused too");
             }
         }
+    }
+
+    #[test]
+    fn only_drivers_that_keep_the_connections_pause() {
+        pausable("x", "qemu").unwrap();
+        let refused = pausable("x", "firecracker").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::HostUnsuitable);
+        assert!(refused.message.contains("firecracker") && refused.hint.unwrap().contains("qemu"));
+        pausable("x", "").unwrap_err();
     }
 
     #[test]
@@ -280,5 +360,6 @@ mod tests {
         assert!(why("its link is lost").message.ends_with("does not answer: its link is lost"));
         assert_eq!(why("its link is lost").code, ErrorCode::GuestUnreachable);
         assert_eq!(why("disk_full: drive d").code, ErrorCode::DiskFull);
+        assert_eq!(guest_call("web-1", Paused, None).unwrap_err().code, ErrorCode::VmPaused);
     }
 }

@@ -12,6 +12,7 @@ use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
 use super::create;
+use super::last_words;
 use super::network;
 use super::policy;
 use crate::context::Shared;
@@ -207,7 +208,14 @@ async fn adopt(
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
     boot.has_interface = leased.is_some();
     match silence {
-        None => boot.go_on(shared, &record),
+        None => {
+            if record.state == VmState::Paused
+                && let Err(error) = boot.shim.pause().await
+            {
+                tracing::error!(vm = %record.name, %error, "cannot pause the vm again");
+            }
+            boot.go_on(shared, &record);
+        }
         Some(why) => {
             tracing::warn!(vm = %record.name, why, "the vm is still running, but unreachable for now");
             boot.wait_for_shim();
@@ -245,9 +253,9 @@ async fn settle(
     let (to, reason) = match record.state {
         VmState::Stopping => (VmState::Stopped, None),
         VmState::Starting if exit.is_none() => (VmState::Failed, Some(what)),
-        VmState::Starting => (VmState::Failed, Some(boot::with_console(what, directory))),
+        VmState::Starting => (VmState::Failed, Some(last_words::with_console(what, directory))),
         _ if clean => (VmState::Stopped, Some(format!("it powered off {when}"))),
-        _ => (VmState::Crashed, Some(boot::with_console(what, directory))),
+        _ => (VmState::Crashed, Some(last_words::with_console(what, directory))),
     };
     let from = record.state;
     debug_assert!(policy::is_edge(from, to), "{from} to {to}");

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nexus_schema::id::{BootId, VmId};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub(crate) struct Job {
     pub tsc_khz: Option<u32>,
 }
 
+/// Longest time of a [`Request::Hold`].
+pub(crate) const HOLD_MAX: Duration = Duration::from_secs(60);
+
 /// A request of the daemon to a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
@@ -35,7 +39,7 @@ pub(crate) enum Request {
     Shutdown,
     /// End the VMM.
     Kill,
-    /// Pause the guest's processors.
+    /// Pause the guest's processors until `resume`, whatever happens to the daemon.
     Pause,
     /// Resume the guest's processors.
     Resume,
@@ -46,6 +50,14 @@ pub(crate) enum Request {
         /// New size in bytes; the file already has it.
         bytes: u64,
     },
+    /// Pause the guest's processors for a step of the daemon. The shim resumes them by itself after this time; a repeated request sets the
+    /// time anew. Since generation 3.
+    Hold {
+        /// The time in milliseconds, at most [`HOLD_MAX`].
+        ms: u32,
+    },
+    /// End `hold`. A pause by `pause` stays. Since generation 3.
+    Release,
     /// Answer when the VMM has ended.
     Wait,
     /// Report why the VMM has paused the guest, now and at each change. Since generation 2.

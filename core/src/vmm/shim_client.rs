@@ -31,6 +31,8 @@ const LAUNCH: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(3);
 /// Timeout of a request that the shim passes on to the VMM.
 const ANSWER_OF_VMM: Duration = Duration::from_secs(8);
+/// Timeout of a pause. The shim gives up on its VMM before.
+const ANSWER_OF_PAUSE: Duration = Duration::from_secs(40);
 /// Timeout of a shim to end after its VMM was killed, before it is killed too.
 const LEAVE: Duration = Duration::from_secs(5);
 /// Length of the ends of the VMM's log and of the console in an error, in bytes.
@@ -127,9 +129,21 @@ impl ShimClient {
         self.request(Request::Shutdown, "ask the guest to shut down").await
     }
 
-    /// Pauses the guest's processors.
+    /// Pauses the guest's processors until [`ShimClient::resume`].
     pub async fn pause(&self) -> Result<(), VmmError> {
-        self.request(Request::Pause, "pause").await
+        self.request_within(Request::Pause, "pause", ANSWER_OF_PAUSE).await
+    }
+
+    /// Pauses the guest's processors for at most `time`: the shim resumes them by itself if it is neither called again nor
+    /// [`ShimClient::release_guest`] in that time. At most a minute, since the daemon may have ended.
+    pub async fn hold_guest(&self, time: Duration) -> Result<(), VmmError> {
+        let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        self.request_within(Request::Hold { ms }, "pause for a while", ANSWER_OF_PAUSE).await
+    }
+
+    /// Ends [`ShimClient::hold_guest`]. A pause by [`ShimClient::pause`] stays.
+    pub async fn release_guest(&self) -> Result<(), VmmError> {
+        self.request(Request::Release, "resume").await
     }
 
     /// Resumes the guest's processors.
@@ -143,8 +157,17 @@ impl ShimClient {
     }
 
     async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {
+        self.request_within(request, action, ANSWER_OF_VMM).await
+    }
+
+    async fn request_within(
+        &self,
+        request: Request,
+        action: &'static str,
+        limit: Duration,
+    ) -> Result<(), VmmError> {
         let unanswered = |source| VmmError::Unanswered { pid: self.inner.identity.pid, action, source };
-        match self.ask(request, ANSWER_OF_VMM).await.map_err(unanswered)? {
+        match self.ask(request, limit).await.map_err(unanswered)? {
             Reply::Refused(message) => Err(VmmError::Refused { action, message }),
             Reply::Done => Ok(()),
             Reply::Status(_) | Reply::Ended(_) | Reply::Stalled(_) => {

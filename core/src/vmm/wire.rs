@@ -1,6 +1,7 @@
 //! Protocol versions ("generations") between daemon and shim: of requests, `plan.json` and `exit.json`.
 //!
-//! An upgraded daemon adopts shims that its predecessor launched, so it supports two generations: its own and the one before.
+//! An upgraded daemon adopts shims that earlier ones launched, so it supports several generations: its own, the one before, and those
+//! whose support costs nothing.
 //! Generation 1 carries no number; from 2 on, each request, plan and exit has its generation in `protocol`. The request `status` is the same in
 //! all generations: its answer tells which one the shim speaks. Fields may be added to answers within a generation; any other change needs a
 //! new generation, with recorded lines in `core/tests/fixtures/shim`.
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 use super::control::{Job, Request};
 
 /// The generation that this build speaks.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 /// The oldest generation that this build supports.
 pub(crate) const PROTOCOL_MIN: u32 = 1;
 /// Name of the field with the generation.
@@ -59,12 +60,13 @@ pub(crate) fn request_line(request: Request, protocol: u32) -> Result<Vec<u8>, W
         | Request::ResizeDrive { .. }
         | Request::Wait => true,
         Request::Watch => protocol >= 2,
+        Request::Hold { .. } | Request::Release => protocol >= 3,
     };
     if !is_known {
         return Err(WireError::Unknown { protocol });
     }
     let mut line = if protocol >= 2 && request != Request::Status {
-        write_numbered(&request)?
+        numbered(&request, protocol.min(PROTOCOL))?
     } else {
         serde_json::to_vec(&request)?
     };
@@ -86,9 +88,13 @@ pub(crate) fn read_job(bytes: &[u8]) -> Result<Job, WireError> {
 
 /// Encodes a value as a JSON object with this build's generation in it.
 pub(crate) fn write_numbered<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    numbered(value, PROTOCOL)
+}
+
+fn numbered<T: Serialize>(value: &T, protocol: u32) -> Result<Vec<u8>, serde_json::Error> {
     let mut value = serde_json::to_value(value)?;
     if let Value::Object(fields) = &mut value {
-        fields.insert(NUMBER.to_owned(), PROTOCOL.into());
+        fields.insert(NUMBER.to_owned(), protocol.into());
     }
     serde_json::to_vec(&value)
 }

@@ -295,11 +295,11 @@ async fn a_shim_is_on_its_own_and_small() {
 }
 
 #[tokio::test]
-async fn a_process_cannot_be_paused() {
+async fn what_a_driver_cannot_do_is_refused() {
     let vm = forever();
     let shim = vm.launch().await;
-    let refused = in_time(shim.pause()).await.unwrap_err();
-    assert_eq!(refused.to_string(), "the VMM refused to pause: the guest process cannot do that");
+    let refused = in_time(shim.resize_drive(0, 1 << 20)).await.unwrap_err();
+    assert_eq!(refused.to_string(), "the VMM refused to resize a drive: the guest process cannot do that");
     in_time(shim.kill()).await.unwrap();
     ended(&shim).await;
 }

@@ -3,5 +3,6 @@
 
 mod firecracker;
 mod lifecycle;
+mod pauses;
 mod qemu;
 mod support;

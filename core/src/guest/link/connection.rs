@@ -277,6 +277,9 @@ impl Serving<'_> {
         if self.outbox.is_closed() {
             return Err("cannot write to the guest".into());
         }
+        if let Some(next) = self.while_held(now) {
+            return Ok(next);
+        }
         if now - due >= STANDSTILL {
             // Frames that the guest sent during the stall wait to be read. They are read first, and the guest is pinged again.
             self.heard = self.heard.max(now.checked_sub(self.patience.ping_after).unwrap_or(now));
@@ -315,6 +318,16 @@ impl Serving<'_> {
             self.shared.give_up(id, CUT_OFF, LinkError::Deadline { after });
         }
         Ok(next)
+    }
+
+    /// When to look again if the guest is paused; it is not silent then, and no call is late.
+    fn while_held(&mut self, now: Instant) -> Option<Instant> {
+        let mut calls = self.shared.calls();
+        calls.held_since?;
+        (self.heard, self.pinged) = (now, false);
+        let next = now + self.patience.ping_after / 2;
+        calls.armed = Some(next);
+        Some(next)
     }
 
     fn ping(&self) {

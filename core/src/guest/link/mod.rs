@@ -206,6 +206,8 @@ struct Calls {
     pending: HashMap<u64, Pending>,
     /// When the connection's task checks deadlines next.
     armed: Option<Instant>,
+    /// Since when the guest is paused, if it is.
+    held_since: Option<Instant>,
 }
 
 struct Pending {
@@ -275,6 +277,24 @@ impl Link {
         *self.shared.close_reason.lock().unwrap_or_else(PoisonError::into_inner) = why.to_owned();
         self.shared.closed.cancel();
         self.shared.lost(why);
+    }
+
+    /// Notes that the guest is being paused: until [`Link::release`], its silence does not count, and neither do deadlines.
+    pub fn hold(&self) {
+        self.shared.calls().held_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that the guest runs again. Deadlines of calls that are under way are later by the time of the pause.
+    pub fn release(&self) {
+        let mut calls = self.shared.calls();
+        let Some(since) = calls.held_since.take() else { return };
+        let now = Instant::now();
+        for pending in calls.pending.values_mut() {
+            pending.deadline += now - since.max(pending.started);
+        }
+        calls.armed = Some(now);
+        drop(calls);
+        self.shared.rearm.notify_one();
     }
 
     /// Starts a tool call without waiting for it. `arguments` appends a JSON object. The call is written at the next

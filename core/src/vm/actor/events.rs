@@ -13,6 +13,7 @@ use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::vm::boot::{self, Boot, Event, Farewell};
+use crate::vm::last_words;
 use crate::vm::mishap;
 use crate::vm::network;
 use crate::vm::policy::DISK_FULL;
@@ -109,6 +110,7 @@ impl Actor {
         if self.record.state != VmState::Stopping {
             boot.go_on(&self.shared, &self.record);
         }
+        self.pause_anew().await;
         self.record.reason = (self.record.state == VmState::Unreachable)
             .then(|| "its shim answers again; waiting for its agent".to_owned());
         self.note("its shim answers again").await;
@@ -200,7 +202,7 @@ impl Actor {
                     (None, VmState::Starting) => format!("no hello from the guest in {waited} s"),
                     (None, _) => format!("the guest was not ready in {waited} s"),
                 };
-                let reason = boot::with_console(what, &self.shared.paths.vm(self.record.id));
+                let reason = last_words::with_console(what, &self.shared.paths.vm(self.record.id));
                 self.kill_boot().await;
                 self.settle(VmState::Failed, Some(reason), "it did not come up").await;
             }
@@ -255,7 +257,7 @@ impl Actor {
     /// keep running after its bye.
     async fn outstay(&mut self) {
         let graceful = Duration::from_secs(self.shared.config.stop_timeout_s.into());
-        let is_halted = boot::is_halted(&self.shared.paths.vm(self.record.id));
+        let is_halted = last_words::is_halted(&self.shared.paths.vm(self.record.id));
         let Some(boot) = self.boot.as_mut() else { return };
         let Some(farewell) = boot.bye else { return };
         let is_over = farewell.at.elapsed() >= graceful * FAREWELL_STOPS;
@@ -298,7 +300,7 @@ impl Actor {
                 self.start_once_more("the guest's kernel crashed during boot under software emulation").await;
             }
             (VmState::Starting, _) => {
-                let reason = boot::with_console(failure, &directory);
+                let reason = last_words::with_console(failure, &directory);
                 self.settle(VmState::Failed, Some(reason), "the VMM ended before the guest said hello").await;
             }
             (_, Some(ByeReason::Poweroff)) => {
@@ -320,12 +322,12 @@ impl Actor {
                         reboots::QUICK_MAX,
                         reboots::QUICK.as_secs()
                     );
-                    let reason = boot::with_console(reason, &directory);
+                    let reason = last_words::with_console(reason, &directory);
                     self.settle(VmState::Failed, Some(reason), "it reboots in a loop").await;
                 }
             },
             (_, None) => {
-                let reason = boot::with_console(failure, &directory);
+                let reason = last_words::with_console(failure, &directory);
                 self.settle(VmState::Crashed, Some(reason), "the VMM ended without a bye from the guest")
                     .await;
             }

@@ -3,6 +3,7 @@
 mod drives;
 mod events;
 mod life;
+mod pause;
 mod reboots;
 mod remove;
 mod update;
@@ -180,6 +181,20 @@ impl Actor {
                 let why = if force { "forced stop requested" } else { "stop requested" };
                 let result = match self.same_boot(if_boot) {
                     Ok(()) => self.stop(&who, force, why).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            }
+            Command::Pause { who, if_boot, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.pause(&who).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            }
+            Command::Resume { who, if_boot, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.resume(&who).await,
                     Err(error) => Err(error),
                 };
                 reply.send(result).ok();
@@ -367,6 +382,9 @@ impl Actor {
     async fn start(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
         let name = self.record.name.clone();
         if policy::start(name.as_str(), self.record.state)? == Decision::Already {
+            if self.record.state == VmState::Paused {
+                self.resume(who).await?;
+            }
             return self
                 .record
                 .boot_id
@@ -480,6 +498,9 @@ impl Actor {
         }
         if decision == Decision::Already {
             return Ok(decision);
+        }
+        if self.record.state == VmState::Paused && !force {
+            self.run_on().await;
         }
         if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
             if self.record.state != VmState::Stopping {

@@ -50,7 +50,7 @@ impl Actor {
     async fn down_undeleted(&mut self, error: &ToolError) {
         let to = match self.record.state {
             VmState::Starting => VmState::Failed,
-            VmState::Running | VmState::Ready | VmState::Unreachable => VmState::Crashed,
+            VmState::Running | VmState::Ready | VmState::Unreachable | VmState::Paused => VmState::Crashed,
             VmState::Stopping => VmState::Stopped,
             VmState::Creating | VmState::Created | VmState::Stopped | VmState::Crashed | VmState::Failed => {
                 return;

@@ -33,6 +33,8 @@ use crate::os::process::ProcessHandle;
 pub(crate) const BRING_UP: Duration = Duration::from_secs(45);
 /// Timeout of a request to a VMM.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// Timeout of a pause: the VMM may write and sync what the guest has written before.
+pub(crate) const PAUSE: Duration = Duration::from_secs(30);
 
 /// An error of a VMM's start or of a request to it.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +140,7 @@ pub(crate) trait Machine: Send + Sync {
     /// Asks the guest to shut down, as hardware would. May take [`REQUEST`].
     fn shutdown(&self) -> Result<(), DriverError>;
 
-    /// Pauses or resumes the guest's processors. May take [`REQUEST`].
+    /// Pauses or resumes the guest's processors. May take [`PAUSE`].
     fn set_paused(&self, paused: bool) -> Result<(), DriverError>;
 
     /// Tells the guest that the drive at `index` of the plan is now `bytes` long. May take [`REQUEST`].

@@ -24,7 +24,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: false,
     takes_open_tap: false,
-    can_pause: false,
+    can_pause: true,
     pauses_on_full_disk: false,
     can_ask_guest: false,
 };
@@ -54,7 +54,9 @@ impl BringUp for Process {
         let deadline = Instant::now() + BRING_UP;
         loop {
             if Path::new(vm_files::VSOCK).exists() {
-                return Ok(Arc::new(Running));
+                let vmm = ProcessHandle::open_identified(process.pid(), process.start_time());
+                let vmm = vmm.map_err(|source| DriverError::Connection { source })?;
+                return Ok(Arc::new(Running { process: vmm.ok_or(DriverError::Ended { what: WHAT })? }));
             }
             let ended = process.wait_ended(Duration::from_millis(1));
             if ended.map_err(|source| DriverError::Connection { source })? {
@@ -67,7 +69,9 @@ impl BringUp for Process {
     }
 }
 
-struct Running;
+struct Running {
+    process: ProcessHandle,
+}
 
 impl Machine for Running {
     fn version(&self) -> &str {
@@ -78,8 +82,9 @@ impl Machine for Running {
         Err(DriverError::Unsupported { what: WHAT })
     }
 
-    fn set_paused(&self, _: bool) -> Result<(), DriverError> {
-        Err(DriverError::Unsupported { what: WHAT })
+    /// Stops and continues the guest's process. Its commands are processes of their own and run on.
+    fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
+        self.process.set_stopped(paused).map_err(|source| DriverError::Connection { source })
     }
 
     fn resize_drive(&self, _: usize, _: u64) -> Result<(), DriverError> {

@@ -230,7 +230,7 @@ impl Machine for Running {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
-        self.monitor.execute(if paused { "stop" } else { "cont" }).map(drop)
+        self.monitor.set_paused(paused)
     }
 
     fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), DriverError> {

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{DriverError, REQUEST};
+use super::{DriverError, PAUSE, REQUEST};
 use crate::os::process::timespec;
 
 const WHAT: &str = "qemu";
@@ -101,17 +101,31 @@ impl Monitor {
         self.execute_with(command, &Value::Null)
     }
 
+    /// Executes `stop` or `cont`, which may take [`PAUSE`]. Another thread must call [`Monitor::take`] meanwhile.
+    pub(super) fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
+        self.execute_within(if paused { "stop" } else { "cont" }, &Value::Null, PAUSE).map(drop)
+    }
+
     /// Executes a command with arguments, an object or null. Another thread must call [`Monitor::take`] meanwhile.
     pub(super) fn execute_with(
         &self,
         command: &'static str,
         arguments: &Value,
     ) -> Result<Value, DriverError> {
+        self.execute_within(command, arguments, REQUEST)
+    }
+
+    fn execute_within(
+        &self,
+        command: &'static str,
+        arguments: &Value,
+        limit: Duration,
+    ) -> Result<Value, DriverError> {
         let mut turn = lock(&self.turn);
         *turn += 1;
         let number = *turn;
         self.send(number, command, arguments)?;
-        let deadline = Instant::now() + REQUEST;
+        let deadline = Instant::now() + limit;
         let mut incoming = lock(&self.incoming);
         loop {
             if let Some(reply) = take_reply(&mut incoming, number) {

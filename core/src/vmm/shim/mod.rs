@@ -9,6 +9,7 @@
 //! ```
 
 mod lock;
+mod pause;
 mod pump;
 mod serve;
 mod stall;
@@ -25,6 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::lock::Lock;
+use self::pause::Pauses;
 use self::pump::Pump;
 use super::control::{Job, Launched, Status, VmmInfo};
 use super::driver::{self, Machine};
@@ -165,6 +167,7 @@ struct Vmm {
     /// Whether this process and its VMM run as the VM's user.
     is_jailed: bool,
     pumps: Vec<Pump>,
+    pauses: Pauses,
 }
 
 impl Vmm {
@@ -239,6 +242,10 @@ impl Live<'_> {
             Ok(machine) => machine,
             Err(error) => return Err(give_up(vmm, pumps, &error)),
         };
+        let pauses = match Pauses::start(&machine, plan) {
+            Ok(pauses) => pauses,
+            Err(source) => return Err(give_up(vmm, pumps, &ShimError::Thread { source })),
+        };
         let me = std::process::id();
         let mine = crate::os::process::stat(me).and_then(|s| s.ok_or_else(|| io::ErrorKind::NotFound.into()));
         let start_time = match mine {
@@ -254,7 +261,7 @@ impl Live<'_> {
             vmm: VmmInfo { pid: vmm.handle().pid(), version: machine.version().to_owned() },
             vmm_start_time: vmm.handle().start_time(),
         };
-        return Ok((Vmm { process: vmm, machine, is_jailed: prepared.is_jailed, pumps }, status));
+        return Ok((Vmm { process: vmm, machine, is_jailed: prepared.is_jailed, pumps, pauses }, status));
 
         /// Ends a VMM that did not start. Returns how it ended, with the reason.
         fn give_up(mut vmm: VmmProcess, pumps: Vec<Pump>, error: &dyn std::error::Error) -> Exit {

@@ -11,6 +11,7 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::pause::{Order, Pauses};
 use super::stall::Stalls;
 use super::{Vmm, kill, say};
 use crate::os::process::timespec;
@@ -53,6 +54,7 @@ pub(super) fn serve(
     signals: &SignalFd,
     by_request: &mut bool,
 ) -> Waiting {
+    let pauses = &vmm.pauses;
     let mut connections: Vec<Connection> = Vec::new();
     let mut waiting = Vec::new();
     let mut stalls = Stalls::of(plan);
@@ -91,7 +93,7 @@ pub(super) fn serve(
         if ready.event {
             has_events = vmm.machine.take_events();
         }
-        stalls.look(&vmm.machine);
+        stalls.look(&vmm.machine, pauses);
         if ready.ended {
             return Waiting(waiting);
         }
@@ -118,9 +120,16 @@ pub(super) fn serve(
                 }
                 match connection.read_request() {
                     Ok(None) => Some(connection),
-                    Ok(Some(Ok(request))) => {
-                        answer(vmm, status, connection, request, by_request, &mut waiting, &mut stalls)
-                    }
+                    Ok(Some(Ok(request))) => answer(
+                        vmm,
+                        status,
+                        connection,
+                        request,
+                        by_request,
+                        &mut waiting,
+                        &mut stalls,
+                        pauses,
+                    ),
                     Ok(Some(Err(error))) => {
                         send(&connection.stream, &Reply::Refused(nexus_schema::error::chain(&error)));
                         None
@@ -193,6 +202,7 @@ impl Connection {
 }
 
 /// Answers a request. Returns the connection, unless the answer comes later and takes it.
+#[expect(clippy::too_many_arguments, reason = "they are the parts of one loop")]
 fn answer(
     vmm: &Vmm,
     status: &Status,
@@ -201,7 +211,12 @@ fn answer(
     by_request: &mut bool,
     waiting: &mut Vec<UnixStream>,
     stalls: &mut Stalls,
+    pauses: &Pauses,
 ) -> Option<Connection> {
+    let ordered = |order, stream| {
+        pauses.order(order, Some(stream));
+        None
+    };
     match request {
         Request::Status => {
             send(&connection.stream, &Reply::Status(status.clone()));
@@ -229,16 +244,12 @@ fn answer(
             ask_machine(&vmm.machine, connection.stream, |machine| machine.shutdown());
             None
         }
-        Request::Pause => {
-            ask_machine(&vmm.machine, connection.stream, |machine| machine.set_paused(true));
-            None
-        }
+        Request::Pause => ordered(Order::Pause, connection.stream),
+        Request::Resume => ordered(Order::Resume, connection.stream),
+        Request::Release => ordered(Order::Release, connection.stream),
+        Request::Hold { ms } => ordered(Order::Hold(Duration::from_millis(ms.into())), connection.stream),
         Request::ResizeDrive { index, bytes } => {
             ask_machine(&vmm.machine, connection.stream, move |machine| machine.resize_drive(index, bytes));
-            None
-        }
-        Request::Resume => {
-            ask_machine(&vmm.machine, connection.stream, |machine| machine.set_paused(false));
             None
         }
     }

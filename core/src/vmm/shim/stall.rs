@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::pause::{Order, Pauses};
 use super::say;
-use super::serve::{STACK, is_open, send};
+use super::serve::{is_open, send};
 use crate::vmm::control::{Reply, Stall};
 use crate::vmm::driver::Machine;
 use crate::vmm::plan::LaunchPlan;
@@ -71,7 +72,7 @@ impl Stalls {
     }
 
     /// Checks the machine, sends changes to the watchers, and resumes the guest when possible.
-    pub(super) fn look(&mut self, machine: &Arc<dyn Machine>) {
+    pub(super) fn look(&mut self, machine: &Arc<dyn Machine>, pauses: &Pauses) {
         let now = Instant::now();
         let stall = machine.stall();
         if stall.is_none() && self.told.is_none() {
@@ -87,7 +88,7 @@ impl Stalls {
                     let tried_at = *self.tried_at.get_or_insert(now);
                     if self.has_room(stall) || tried_at + TRY_ANYWAY <= now {
                         self.tried_at = Some(now);
-                        go_on(machine);
+                        pauses.order(Order::GoOn, None);
                     }
                 }
             }
@@ -123,18 +124,5 @@ impl Stalls {
         let Stall::DiskFull { drive } = stall;
         let Some(path) = self.drives.get(drive) else { return false };
         rustix::fs::statvfs(path).is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= ROOM)
-    }
-}
-
-/// Resumes the guest from a new thread: the VMM may be slow, and the calling thread has to read the VMM's answer.
-fn go_on(machine: &Arc<dyn Machine>) {
-    let machine = Arc::clone(machine);
-    let spawned = std::thread::Builder::new().name("go-on".to_owned()).stack_size(STACK).spawn(move || {
-        if let Err(error) = machine.set_paused(false) {
-            say(&format!("cannot resume the guest: {}", nexus_schema::error::chain(&error)));
-        }
-    });
-    if let Err(error) = spawned {
-        say(&format!("cannot start a thread to resume the guest: {error}"));
     }
 }

@@ -32,7 +32,7 @@ macro_rules! recording {
 }
 
 /// Fixtures of each generation that this build supports.
-const RECORDINGS: [Recording; 2] = [recording!(1), recording!(2)];
+const RECORDINGS: [Recording; 3] = [recording!(1), recording!(2), recording!(3)];
 
 fn lines<T: DeserializeOwned>(text: &str) -> Vec<T> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
@@ -42,7 +42,17 @@ fn requests() -> Vec<Request> {
     let mut requests =
         vec![Request::Status, Request::Shutdown, Request::Kill, Request::Pause, Request::Resume];
     requests.extend([Request::ResizeDrive { index: 1, bytes: 1 << 30 }, Request::Wait, Request::Watch]);
+    requests.extend([Request::Hold { ms: 10_000 }, Request::Release]);
     requests
+}
+
+/// The generation that a request is in since.
+fn since(request: Request) -> u32 {
+    match request {
+        Request::Watch => 2,
+        Request::Hold { .. } | Request::Release => 3,
+        _ => 1,
+    }
 }
 
 #[test]
@@ -54,7 +64,7 @@ fn every_generation_that_is_spoken_is_recorded() {
 #[test]
 fn requests_are_written_as_each_generation_takes_them() {
     for Recording { protocol, requests: recorded, .. } in RECORDINGS {
-        let known = requests().into_iter().filter(|request| protocol >= 2 || *request != Request::Watch);
+        let known = requests().into_iter().filter(|request| protocol >= since(*request));
         let recorded: Vec<serde_json::Value> = lines(recorded);
         assert_eq!(recorded.len(), known.clone().count());
         for (recorded, request) in recorded.iter().zip(known) {
@@ -70,6 +80,8 @@ fn requests_are_written_as_each_generation_takes_them() {
     }
     let unknown = request_line(Request::Watch, 1).unwrap_err();
     assert!(matches!(unknown, WireError::Unknown { protocol: 1 }), "{unknown}");
+    let unknown = request_line(Request::Release, 2).unwrap_err();
+    assert!(matches!(unknown, WireError::Unknown { protocol: 2 }), "{unknown}");
 }
 
 #[test]
@@ -98,7 +110,7 @@ fn plans_of_each_generation_are_understood() {
         assert_eq!(job.plan.memory, ByteSize::mib(512));
     }
     let written = write_numbered(&Job { plan: plan(), tsc_khz: Some(2_445_432) }).unwrap();
-    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[1].plan).unwrap();
+    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[2].plan).unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), newest);
 }
 
@@ -119,14 +131,14 @@ fn exits_of_each_generation_are_understood() {
     }
     exit::write_exit(directory.path(), &expected).unwrap();
     let written = std::fs::read(directory.path().join("exit.json")).unwrap();
-    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[1].exit).unwrap();
+    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[2].exit).unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), newest);
 }
 
 #[test]
 fn what_is_newer_is_refused_by_its_number() {
-    let newer = read_request(br#"{"op":"fly","protocol":3}"#).unwrap_err();
-    assert_eq!(newer.to_string(), "written for protocol 3; this build supports 1 to 2");
+    let newer = read_request(br#"{"op":"fly","protocol":4}"#).unwrap_err();
+    assert_eq!(newer.to_string(), "written for protocol 4; this build supports 1 to 3");
     for garbled in ["{}", "[]", r#"{"op":"fly"}"#, r#"{"op":"kill","protocol":"x"}"#] {
         let error = read_request(garbled.as_bytes()).unwrap_err();
         assert!(matches!(error, WireError::Garbled { .. }), "{garbled}: {error}");

@@ -19,7 +19,7 @@ use crate::ctl::ui::Format;
 #[derive(Debug, Default, Args)]
 pub(crate) struct ListArgs {
     /// Only VMs in this state
-    #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable",
+    #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable", "paused",
         "stopping", "stopped", "crashed", "failed"]))]
     state: Option<VmState>,
     /// Only VMs with this label
@@ -104,6 +104,7 @@ pub(super) fn is_up(state: VmState) -> bool {
         | VmState::Running
         | VmState::Ready
         | VmState::Unreachable
+        | VmState::Paused
         | VmState::Stopping => true,
         VmState::Created | VmState::Stopped | VmState::Crashed | VmState::Failed => false,
     }

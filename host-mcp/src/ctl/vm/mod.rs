@@ -26,7 +26,7 @@ use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Tool, tools::OpOutcome};
 pub(crate) use list::{ListArgs, PsArgs, list, ps};
 pub(crate) use logs::{Args as LogsArgs, run as logs};
 pub(crate) use network::Args as NetworkArgs;
-pub(crate) use power::{KillArgs, StartArgs, StopArgs, kill, restart, start, stop};
+pub(crate) use power::{KillArgs, PauseArgs, StartArgs, StopArgs, kill, pause, restart, resume, start, stop};
 pub(crate) use show::of_inspected_network;
 pub(crate) use stats::{Args as StatsArgs, run as stats};
 pub(crate) use wait::{Args as WaitArgs, run as wait};
@@ -71,6 +71,10 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Shut VMs down and start them again
     Restart(StopArgs),
+    /// Pause VMs: their processors stop, their memory stays
+    Pause(PauseArgs),
+    /// Resume paused VMs
+    Resume(PauseArgs),
     /// Wait for a VM: a state, a port, a file or a command's end
     Wait(WaitArgs),
     /// Cut the power of VMs: unwritten data is lost
@@ -258,6 +262,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Start(args) => start(app, args).await,
         Command::Stop(args) => stop(app, args).await,
         Command::Restart(args) => restart(app, args).await,
+        Command::Pause(args) => pause(app, args).await,
+        Command::Resume(args) => resume(app, args).await,
         Command::Wait(args) => wait(app, args).await,
         Command::Kill(args) => kill(app, args).await,
         Command::Delete(args) => delete(app, args).await,

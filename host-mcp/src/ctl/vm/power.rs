@@ -1,15 +1,16 @@
-//! `nexusctl vm start|stop|restart|kill`.
+//! `nexusctl vm start|stop|restart|kill|pause|resume`.
 
 use clap::Args;
 use nexus_schema::Reference;
 use nexus_schema::id::{BootId, VmKind};
 use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::vm::{
-    VmDetails, VmRestart, VmRestartParams, VmStart, VmStartParams, VmState, VmStop, VmStopParams,
+    VmDetails, VmPause, VmPauseParams, VmRestart, VmRestartParams, VmResume, VmResumeParams, VmStart,
+    VmStartParams, VmState, VmStop, VmStopParams,
 };
 
 use crate::ctl::App;
-use crate::ctl::client::Client;
+use crate::ctl::client::{Client, raw};
 use crate::ctl::each::each;
 use crate::ctl::error::Error;
 use crate::ctl::follow::{self, Followed, Wait};
@@ -53,6 +54,17 @@ pub(crate) struct KillArgs {
     wait: Wait,
 }
 
+/// Which VMs to pause or resume.
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    /// The VMs: names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<Reference<VmKind>>,
+    /// Only if this is the VM's boot
+    #[arg(long, value_name = "BOOT_ID")]
+    if_boot_id: Option<BootId>,
+}
+
 /// Starts VMs.
 pub(crate) async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
     each(app, args.vms, async |client, vm| {
@@ -85,6 +97,33 @@ pub(crate) async fn restart(app: &App, args: StopArgs) -> Result<u8, Error> {
         moved(app, &vm, &restarted)
     })
     .await
+}
+
+/// Pauses VMs.
+pub(crate) async fn pause(app: &App, args: PauseArgs) -> Result<u8, Error> {
+    each(app, args.vms, async |client, vm| {
+        let params = VmPauseParams { vm, if_boot_id: args.if_boot_id };
+        changed(app, &client.call::<VmPause>(&params).await?)
+    })
+    .await
+}
+
+/// Resumes paused VMs.
+pub(crate) async fn resume(app: &App, args: PauseArgs) -> Result<u8, Error> {
+    each(app, args.vms, async |client, vm| {
+        let params = VmResumeParams { vm, if_boot_id: args.if_boot_id };
+        changed(app, &client.call::<VmResume>(&params).await?)
+    })
+    .await
+}
+
+/// Shows the new state of a VM after a call that is no operation.
+fn changed(app: &App, vm: &VmDetails) -> Result<(), Error> {
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(vm)?),
+        Format::Quiet => app.ui.line(&vm.id.to_string()),
+        Format::Human => app.ui.line(&format!("{} {}", vm.name, vm.state)),
+    }
 }
 
 async fn start_one(

@@ -22,7 +22,8 @@ pub(super) fn mood(state: VmState) -> Mood {
         | VmState::Starting
         | VmState::Running
         | VmState::Stopping
-        | VmState::Unreachable => Mood::Uneasy,
+        | VmState::Unreachable
+        | VmState::Paused => Mood::Uneasy,
         VmState::Crashed | VmState::Failed => Mood::Bad,
         VmState::Created | VmState::Stopped => Mood::Plain,
     }

@@ -19,7 +19,7 @@ use crate::ctl::ui::Format;
 #[group(id = "goal", multiple = false)]
 pub(crate) struct Goal {
     /// Until it is in this state [default: ready]
-    #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable",
+    #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable", "paused",
         "stopping", "stopped", "crashed", "failed"]))]
     state: Option<VmState>,
     /// Until a server in it listens on this TCP port

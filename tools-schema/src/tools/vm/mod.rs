@@ -1,9 +1,10 @@
-//! VMs: create, list, inspect, wait, start, stop, restart, delete, update, rename, logs, history.
+//! VMs: create, list, inspect, wait, start, stop, restart, pause, resume, delete, update, rename, logs, history.
 
 mod delete;
 mod file;
 mod history;
 mod network;
+mod pause;
 mod publish;
 mod rename;
 mod restart;
@@ -31,6 +32,7 @@ pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDelet
 pub use self::file::VmFile;
 pub use self::history::{VmHistory, VmHistoryOutput, VmHistoryParams, VmTransition};
 pub use self::network::{DeniedConnection, NetworkCounts, NetworkInterface, NetworkParams, VmNetwork};
+pub use self::pause::{VmPause, VmPauseParams, VmResume, VmResumeParams};
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
 };

@@ -21,6 +21,8 @@ pub enum VmState {
     Ready,
     /// It is running, but its agent does not answer.
     Unreachable,
+    /// Its processors are paused; memory and connections stay.
+    Paused,
     /// It is shutting down.
     Stopping,
     /// It shut down in order.
@@ -33,13 +35,14 @@ pub enum VmState {
 
 impl VmState {
     /// All states.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Creating,
         Self::Created,
         Self::Starting,
         Self::Running,
         Self::Ready,
         Self::Unreachable,
+        Self::Paused,
         Self::Stopping,
         Self::Stopped,
         Self::Crashed,
@@ -55,6 +58,7 @@ impl VmState {
             Self::Running => "running",
             Self::Ready => "ready",
             Self::Unreachable => "unreachable",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Crashed => "crashed",
@@ -69,6 +73,8 @@ impl VmState {
             Self::Created | Self::Stopped | Self::Crashed | Self::Failed => ("vm_start", false),
             // It waits until the VM is ready.
             Self::Starting | Self::Running => ("vm_start", false),
+            // It resumes the VM.
+            Self::Paused => ("vm_start", false),
             Self::Ready => ("guest_run_command", false),
             Self::Unreachable => ("vm_restart", true),
             // It waits until the VM is down.
@@ -80,7 +86,12 @@ impl VmState {
     /// Returns whether a VMM process may exist in this state.
     pub const fn may_run(self) -> bool {
         match self {
-            Self::Starting | Self::Running | Self::Ready | Self::Unreachable | Self::Stopping => true,
+            Self::Starting
+            | Self::Running
+            | Self::Ready
+            | Self::Unreachable
+            | Self::Paused
+            | Self::Stopping => true,
             Self::Creating | Self::Created | Self::Stopped | Self::Crashed | Self::Failed => false,
         }
     }
