@@ -418,11 +418,11 @@ impl Boot {
     }
 
     /// Goes on with a guest that runs again, and keeps its clock right; connects to it if there is no link.
-    pub(super) fn let_go(&mut self, directory: &Path) {
+    pub(super) fn let_go(&mut self, shared: &Shared, record: &VmRecord) {
         self.release();
         match self.link.clone() {
-            Some(link) => self.clock_keeper = Some(ClockKeeper::start(link, directory)),
-            None => self.dial(directory),
+            Some(link) => self.clock_keeper = Some(ClockKeeper::start(link, &shared.paths.vm(record.id))),
+            None => self.dial(shared, record),
         }
     }
 

@@ -65,10 +65,9 @@ impl Actor {
 
     /// Records that a guest that was paused runs, and goes on with it.
     async fn run_again(&mut self, why: &str, who: &str) {
-        let directory = self.shared.paths.vm(self.record.id);
         let Some(boot) = &mut self.boot else { return };
         let was_linked = boot.agent_answers();
-        boot.let_go(&directory);
+        boot.let_go(&self.shared, &self.record);
         if was_linked {
             boot.set_clock().await;
         }
