@@ -24,6 +24,7 @@ mod logs;
 mod mishap;
 mod names;
 mod network;
+mod own;
 mod packages;
 mod panics;
 mod private;

@@ -17,8 +17,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "VM")]
     vm: Option<Reference<VmKind>>,
     /// The tools to offer: work, images, drives, admin, all, read-only, or several separated by commas [default: work, or `tools` of
-    /// nexus.toml]
-    #[arg(long, value_name = "SET", conflicts_with = "vm")]
+    /// nexus.toml]; with --vm only `own`: what a program in the VM offers by itself
+    #[arg(long, value_name = "SET")]
     tools: Option<String>,
     /// Do not start the daemon if it is not running
     #[arg(long)]
