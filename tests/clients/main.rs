@@ -6,3 +6,4 @@ mod conformance;
 mod examples;
 mod inspector;
 mod kit;
+mod sdk;

@@ -37,6 +37,7 @@ mod runs;
 mod shell;
 mod slow;
 mod sources;
+mod steady;
 mod steps;
 mod streams;
 mod tokens;
