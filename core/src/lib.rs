@@ -47,8 +47,8 @@ pub use vmm::shim_main;
 pub mod link {
     pub use crate::guest::lines::Outbox;
     pub use crate::guest::{
-        CallId, CallMeta, CallSink, GuestProgress, GuestStream, Link, LinkError, StreamError, UP_WAIT,
-        result, scan, wire,
+        CallId, CallMeta, CallSink, GuestProgress, GuestStream, Link, LinkError, Offers, Question, Reply,
+        StreamError, UP_WAIT, result, scan, wire,
     };
 }
 

@@ -109,6 +109,8 @@ pub enum View {
     Whole(Toolset),
     /// The inside of one VM: its tools, unprefixed, without a `vm` argument.
     Vm(VmId),
+    /// What the guest of one VM offers by itself: its words, not Nexus's.
+    Own(VmId),
 }
 
 impl View {
@@ -116,7 +118,7 @@ impl View {
     pub fn scope(self) -> Option<VmId> {
         match self {
             Self::Whole(_) => None,
-            Self::Vm(vm) => Some(vm),
+            Self::Vm(vm) | Self::Own(vm) => Some(vm),
         }
     }
 }

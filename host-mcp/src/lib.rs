@@ -2,6 +2,7 @@
 //!
 //! Requests of clients arrive through [`endpoint`] or [`stream`]. Calls of guest tools go raw through `forward` to the
 //! guest's link; [`server`] handles everything else with [`tools`], which are methods of [`nexus_core::Nexus`].
+//! What a guest offers by itself goes through `own`.
 
 mod bridge;
 mod confirm;
@@ -15,7 +16,9 @@ mod greeting;
 pub mod host;
 pub mod log;
 mod metrics;
+mod notes;
 mod offers;
+mod own;
 mod page;
 pub mod server;
 pub mod settings;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::link::GuestProgress;
 use nexus_core::{CallContext, Caller};
 use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::op::OpProgress;
@@ -15,26 +14,24 @@ use rmcp::model::{
     GetPromptRequestParams, GetPromptResponse, GetSkillRequestParams, GetSkillResult, Implementation,
     JsonObject, ListPromptsRequestMethod, ListPromptsResult, ListResourceTemplatesRequestMethod,
     ListResourceTemplatesResult, ListResourcesRequestMethod, ListResourcesResult, ListSkillsResult,
-    ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken,
-    ReadResourceRequestMethod, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult,
-    RequestId, ServerCapabilities, ServerConfig, SubscribeRequestMethod, SubscribeRequestParams,
-    SubscriptionFilter, UnsubscribeRequestMethod, UnsubscribeRequestParams,
+    ListToolsResult, PaginatedRequestParams, ReadResourceRequestMethod, ReadResourceRequestParams,
+    ReadResourceResponse, ReadResourceResult, RequestId, ServerCapabilities, ServerConfig,
+    SubscribeRequestMethod, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequestMethod,
+    UnsubscribeRequestParams,
 };
-use rmcp::service::{NotificationContext, Peer, RequestContext, SubscriptionContext};
+use rmcp::service::{NotificationContext, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::confirm;
-use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
+use crate::forward::{Client, Era, ForwardedCall, Handle, Recorded};
 use crate::host::View;
+use crate::notes::{relay, report};
 use crate::offers::{self, Subscriptions};
 use crate::tools::{self, GuestTool, Toolset, error_result};
 
 /// The argument that confirms the plan of an earlier call.
 const CONFIRM: &str = "confirm";
-/// The minimum interval between two progress notifications for a call.
-const COALESCE: Duration = Duration::from_millis(200);
 
 /// One client's server. Cheap to clone and to create for each request. Each session needs its own, because request ids are
 /// unique only within a session.
@@ -66,7 +63,7 @@ impl Server {
     fn only_whole<M: ConstString>(&self) -> Result<(), ErrorData> {
         match self.client.view() {
             View::Whole(_) => Ok(()),
-            View::Vm(_) => Err(ErrorData::method_not_found::<M>()),
+            View::Vm(_) | View::Own(_) => Err(ErrorData::method_not_found::<M>()),
         }
     }
 
@@ -234,7 +231,7 @@ impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
         let instructions = match self.client.view() {
             View::Whole(_) => tools::INSTRUCTIONS,
-            View::Vm(_) => tools::SCOPED_INSTRUCTIONS,
+            View::Vm(_) | View::Own(_) => tools::SCOPED_INSTRUCTIONS,
         };
         let capabilities = ServerCapabilities::builder().enable_tools();
         let capabilities = match self.client.view() {
@@ -242,7 +239,7 @@ impl ServerHandler for Server {
                 let capabilities = capabilities.enable_resources().enable_resources_subscribe();
                 capabilities.enable_prompts().enable_completions().enable_skills().build()
             }
-            View::Vm(_) => capabilities.build(),
+            View::Vm(_) | View::Own(_) => capabilities.build(),
         };
         let mut info = ServerConfig::new(capabilities);
         info.server_info = Implementation::new("nexus", env!("CARGO_PKG_VERSION"));
@@ -434,84 +431,4 @@ fn length(value: &impl serde::Serialize) -> usize {
     // Counting cannot fail, and what has no JSON form has no length.
     let _ = serde_json::to_writer(&mut count, value);
     count.0
-}
-
-/// Progress notifications of one call: strictly increasing, and repeated now and then without news.
-struct Notes<'a> {
-    peer: &'a Peer<RoleServer>,
-    token: ProgressToken,
-    pace: Pace,
-    check: Interval,
-}
-
-impl<'a> Notes<'a> {
-    /// `None` if the client does not want progress.
-    fn of(context: &'a RequestContext<RoleServer>) -> Option<Self> {
-        let token = context.meta.get_progress_token()?;
-        let mut check = interval(BEAT_CHECK);
-        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Some(Self { peer: &context.peer, token, pace: Pace::start(), check })
-    }
-
-    async fn say(&mut self, progress: f64, total: Option<f64>, message: Option<String>) {
-        if self.pace.advance(progress) {
-            self.send(progress, total, message).await;
-        }
-    }
-
-    async fn beat(&mut self) {
-        if let Some(progress) = self.pace.beat() {
-            self.send(progress, None, None).await;
-        }
-    }
-
-    async fn send(&self, progress: f64, total: Option<f64>, message: Option<String>) {
-        let mut note = ProgressNotificationParam::new(self.token.clone(), progress);
-        note.total = total;
-        note.message = message;
-        // A disconnected client is noticed where its reply is written.
-        let _ = self.peer.notify_progress(note).await;
-    }
-}
-
-/// Reports the progress of a host call to the client, on changes and now and then. Never ends.
-async fn report(mut watching: watch::Receiver<OpProgress>, context: &RequestContext<RoleServer>) {
-    let Some(mut notes) = Notes::of(context) else { return std::future::pending().await };
-    let mut step = 0.0;
-    loop {
-        let changed = tokio::select! {
-            changed = watching.changed() => changed,
-            _ = notes.check.tick() => {
-                notes.beat().await;
-                continue;
-            }
-        };
-        if changed.is_err() {
-            return std::future::pending().await;
-        }
-        let progress = watching.borrow_and_update().clone();
-        step += 1.0;
-        notes.say(step, None, Some(describe(&progress))).await;
-        tokio::time::sleep(COALESCE).await;
-    }
-}
-
-fn describe(progress: &OpProgress) -> String {
-    let step = if progress.step.is_empty() { "working" } else { &progress.step };
-    match (progress.done, progress.total) {
-        (Some(done), Some(total)) if total > 0 => format!("{step}: {}%", done.saturating_mul(100) / total),
-        (Some(done), _) => format!("{step}: {done}"),
-        (None, _) => step.to_owned(),
-    }
-}
-
-/// Passes a guest's progress on, and now and then reports that the call is still running. Never ends.
-async fn relay(mut progress: mpsc::Receiver<GuestProgress>, context: &RequestContext<RoleServer>) {
-    let Some(mut notes) = Notes::of(context) else { return std::future::pending().await };
-    loop {
-        tokio::select! {
-            Some(p) = progress.recv() => notes.say(p.progress, p.total, p.message).await,
-            _ = notes.check.tick() => notes.beat().await,
-        }
-    }
 }

@@ -1,11 +1,13 @@
-//! The MCP conformance suite against the production endpoint, by the requirements of each revision. The scenarios that fail are listed
-//! with the reason in `conformance-*.yml`; a new failure and a scenario that has begun to pass both fail the test.
+//! The MCP conformance suite, by the requirements of each revision: against the production endpoint, and whole against a guest that has
+//! everything that the suite asks for, through the proxy. The scenarios that fail are listed with the reason in `conformance-*.yml` and
+//! `conformance-guest-*.yml`; a new failure and a scenario that has begun to pass both fail the test.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
 use nexus_tests::daemon::Daemon;
+use serde_json::json;
 
 use crate::kit::Kit;
 
@@ -19,9 +21,30 @@ impl Drop for Proxy {
     }
 }
 
-fn conforms(revision: &str) {
+/// What the suite is run against.
+#[derive(Debug, Clone, Copy)]
+enum Against {
+    /// The production endpoint, with the tools that change nothing, because the suite also calls tools that it finds.
+    Nexus,
+    /// A guest with the tools, prompts and resources that the suite asks for, through the endpoint of its VM.
+    Guest,
+}
+
+fn conforms(against: Against, revision: &str) {
     let kit = Kit::find();
-    let daemon = Daemon::start_with_processes(&["--http", "127.0.0.1:0"]);
+    let http = ["--http", "127.0.0.1:0"];
+    let (daemon, path, baseline) = match against {
+        Against::Nexus => (Daemon::start_with_processes(&http), "/mcp?tools=read-only", ""),
+        Against::Guest => {
+            let guest = Path::new(env!("CARGO_BIN_EXE_fixture-guest"));
+            let daemon = Daemon::start_with_guest(guest, &http);
+            let image = kit.home().join("image");
+            std::fs::create_dir_all(image.join("etc")).expect("a directory to make an image from");
+            let from = format!("file:{}", image.display());
+            daemon.client().create(json!({ "name": "fixture", "from": from, "disk": "128MiB" }));
+            (daemon, "/mcp/vm/fixture?tools=own", "-guest")
+        }
+    };
     let (url, token) = daemon.http();
     let port = url.split(':').nth(2).and_then(|rest| rest.split('/').next()).expect("an address with a port");
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
@@ -30,18 +53,17 @@ fn conforms(revision: &str) {
     let mut proxy = Proxy(proxy);
     let mut line = String::new();
     BufReader::new(proxy.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("the proxy's port");
-    // The suite also calls tools that it finds: those that change nothing.
-    let address = format!("http://127.0.0.1:{}/mcp?tools=read-only", line.trim());
+    let address = format!("http://127.0.0.1:{}{path}", line.trim());
 
     let mut suite = kit.node(&kit.package("@modelcontextprotocol/conformance/dist/index.js"));
     suite.args(["server", "--url", &address, "--requirements", revision, "--expected-failures"]);
-    suite.arg(own.join(format!("conformance-{revision}.yml"))).arg("-o").arg(kit.home());
+    suite.arg(own.join(format!("conformance{baseline}-{revision}.yml"))).arg("-o").arg(kit.home());
     let output = suite.output().expect("the suite runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let summary = said.split_once("=== SUMMARY ===").map_or(&*said, |(_, summary)| summary);
     assert!(
         output.status.success(),
-        "{revision}: {}\n{summary}\n{}",
+        "{against:?} {revision}: {}\n{summary}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
@@ -53,10 +75,20 @@ fn conforms(revision: &str) {
 
 #[test]
 fn the_revision_of_november_2025() {
-    conforms("2025-11-25");
+    conforms(Against::Nexus, "2025-11-25");
 }
 
 #[test]
 fn the_revision_of_july_2026() {
-    conforms("2026-07-28");
+    conforms(Against::Nexus, "2026-07-28");
+}
+
+#[test]
+fn a_guest_conforms_through_the_proxy_in_the_revision_of_november_2025() {
+    conforms(Against::Guest, "2025-11-25");
+}
+
+#[test]
+fn a_guest_conforms_through_the_proxy_in_the_revision_of_july_2026() {
+    conforms(Against::Guest, "2026-07-28");
 }

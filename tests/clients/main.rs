@@ -7,3 +7,4 @@ mod examples;
 mod inspector;
 mod kit;
 mod page;
+mod sdk;

@@ -43,6 +43,11 @@ impl World {
         Self::of(things(), Path::new(env!("CARGO_BIN_EXE_hostile-guest")), None, settings)
     }
 
+    /// Machines have an MCP server of their own.
+    pub(crate) fn fixture() -> Self {
+        Self::of(things(), Path::new(env!("CARGO_BIN_EXE_fixture-guest")), None, &[])
+    }
+
     /// Machines run the given program.
     pub(crate) fn program(text: &str) -> Self {
         let things = things();

@@ -288,7 +288,8 @@ impl Client {
         }
     }
 
-    fn send(&mut self, message: &Value) -> io::Result<()> {
+    /// Sends one message unchanged.
+    pub fn send(&mut self, message: &Value) -> io::Result<()> {
         let stream = self.lines.get_mut();
         stream.write_all(format!("{message}\n").as_bytes())
     }

@@ -57,10 +57,21 @@ impl Daemon {
     pub fn start_with_processes(arguments: &[&str]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
-        let root = temporary.path().to_path_buf();
-        let guest = root.join("nexus-guest");
+        let guest = temporary.path().join("nexus-guest");
         fs::write(&guest, nexus_host::daemon::AGENT).expect("write the guest");
         fs::set_permissions(&guest, fs::Permissions::from_mode(0o755)).expect("make the guest a program");
+        Self::with_guest(temporary, &guest, arguments)
+    }
+
+    /// The same with a program that stands in for the guest.
+    pub fn start_with_guest(guest: &Path, arguments: &[&str]) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        Self::with_guest(temporary, guest, arguments)
+    }
+
+    fn with_guest(temporary: TempDir, guest: &Path, arguments: &[&str]) -> Self {
+        let root = temporary.path().to_path_buf();
         let guest = guest.display().to_string();
         let arguments: Vec<String> = ["--driver", "process", "--guest", &guest]
             .iter()

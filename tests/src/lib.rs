@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod link;
 pub mod mirror;
 pub mod netns;
 pub mod order;

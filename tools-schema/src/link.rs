@@ -218,6 +218,8 @@ pub const CUT_OFF: &str = "nexus/cut-off";
 
 /// The key under `_meta` of a call to a guest that holds the client's name.
 pub const CLIENT_META: &str = "dev.nexus/client";
+/// The key under `_meta` of a guest's question or log message that holds the id of the host's request that it belongs to.
+pub const CALL_META: &str = "dev.nexus/call";
 
 /// The host's MCP request to read a guest's clock, and to correct it; takes [`ClockParams`], returns [`ClockAnswer`]. An older guest answers with the
 /// JSON-RPC error -32601, and its clock is not corrected.

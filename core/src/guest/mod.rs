@@ -16,5 +16,7 @@ pub mod wire;
 pub(crate) use clock::{ClockKeeper, set_clock};
 pub use hello::{GuestEvent, HelloServer};
 pub(crate) use link::STANDSTILL;
-pub use link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};
+pub use link::{
+    CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, Offers, Question, Reply, UP_WAIT,
+};
 pub use stream::{GuestStream, StreamError};

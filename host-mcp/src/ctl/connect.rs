@@ -41,8 +41,8 @@ pub(crate) struct Stream {
 pub(crate) enum Seen<'a> {
     /// The daemon, with a set of its tools; `None` for the configured set.
     Daemon(Option<&'a str>),
-    /// The inside of a VM.
-    Vm(&'a str),
+    /// The inside of a VM: its tools, or what is chosen instead.
+    Vm(&'a str, Option<&'a str>),
 }
 
 /// The daemon with all its tools.
@@ -51,7 +51,8 @@ pub(crate) const ALL: Seen<'static> = Seen::Daemon(Some("all"));
 /// Opens a stream to the daemon, with this user's rights or those of a token.
 pub(crate) async fn open(socket: &Path, token: Option<&str>, seen: Seen<'_>) -> Result<Stream, Error> {
     let path = match seen {
-        Seen::Vm(vm) => format!("/mcp/vm/{vm}"),
+        Seen::Vm(vm, None) => format!("/mcp/vm/{vm}"),
+        Seen::Vm(vm, Some(tools)) => format!("/mcp/vm/{vm}?tools={tools}"),
         Seen::Daemon(Some(tools)) => format!("/mcp?tools={tools}"),
         Seen::Daemon(None) => "/mcp".into(),
     };

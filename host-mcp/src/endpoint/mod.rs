@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /mcp            streamable HTTP, both eras; `?tools=SET` chooses the tools; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
-//! /mcp/vm/{vm}    the same for the inside of one VM
+//! /mcp/vm/{vm}    the same for the inside of one VM; `?tools=own` for what its guest offers by itself
 //! /stream?ticket=…  GET with `Upgrade: nexus-stream` -> a stream into a guest (Unix socket only)
 //! /               the page for people and its files (TCP only); needs no token, for it asks for one
 //! /healthz        whether the daemon is running; needs no token
@@ -61,6 +61,7 @@ use crate::forward::{Client, Recorded};
 use crate::greeting;
 use crate::host::{Host, View};
 use crate::metrics;
+use crate::own::Own;
 use crate::server::Server;
 use crate::stream;
 use crate::tools::{Toolset, UnknownToolset};
@@ -70,6 +71,8 @@ pub const STREAM_PROTOCOL: &str = "mcp-stream";
 /// How many combinations of caller and view are kept without a session.
 const SERVICES_MAX: usize = 64;
 
+/// Chooses what the guest of a VM offers by itself.
+const OWN: &str = "own";
 /// How often it is checked whether a service is still needed.
 const FORGOTTEN_CHECK: Duration = Duration::from_secs(60);
 
@@ -108,7 +111,22 @@ struct Peer {
 struct Scoped {
     client: Client,
     sessions: Arc<Sessions>,
-    http: StreamableHttpService<Server, Sessions>,
+    http: Http,
+}
+
+/// The server behind it.
+enum Http {
+    Nexus(StreamableHttpService<Server, Sessions>),
+    Own(StreamableHttpService<Own, Sessions>),
+}
+
+impl Http {
+    async fn handle(&self, request: Request<Full<Bytes>>) -> Response<Body> {
+        match self {
+            Self::Nexus(service) => service.handle(request).await,
+            Self::Own(service) => service.handle(request).await,
+        }
+    }
 }
 
 impl std::fmt::Debug for Endpoints {
@@ -213,14 +231,11 @@ impl Endpoints {
                 }
                 Err(error) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error})),
             },
-            // A client that chooses a set is not to take all of a VM's tools for it.
-            Some(_) if tools_of(request.uri().query()).is_some() => {
-                let error =
-                    ToolError::invalid("`tools` chooses among the tools of /mcp; /mcp/vm/{vm} has one set");
-                return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error}));
-            }
             Some(rest) => match rest.strip_prefix("/vm/").map(|vm| self.resolve(&caller, vm)) {
-                Some(Ok(vm)) => View::Vm(vm),
+                Some(Ok(vm)) => match self.of_vm(&caller, vm, request.uri().query()) {
+                    Ok(view) => view,
+                    Err(refusal) => return *refusal,
+                },
                 Some(Err(error)) => return json(StatusCode::NOT_FOUND, &serde_json::json!({"error": error})),
                 None => return plain(StatusCode::NOT_FOUND, "not found\n"),
             },
@@ -266,6 +281,27 @@ impl Endpoints {
             }
             Some(_) | None => Ok(set),
         }
+    }
+
+    /// The view of one VM that a query chooses.
+    fn of_vm(&self, caller: &Caller, vm: VmId, query: Option<&str>) -> Result<View, Box<Response<Body>>> {
+        let (status, error) = match tools_of(query) {
+            None => return Ok(View::Vm(vm)),
+            Some(OWN) if caller.tools().is_none_or(|set| set == Toolset::ALL) => return Ok(View::Own(vm)),
+            Some(OWN) => {
+                let message = "this token is limited to a set of tools, which has none of a guest's own";
+                let error = ToolError::new(ErrorCode::Forbidden, message).hint("connect without `tools`");
+                Recorded::denied_request(&self.0.host, caller, "own");
+                (StatusCode::FORBIDDEN, error)
+            }
+            // A client that chooses a set is not to take all of a VM's tools for it.
+            Some(_) => {
+                let message = "`tools` chooses among the tools of /mcp; /mcp/vm/{vm} has its tools, or with `tools=own` what \
+                     its guest offers by itself";
+                (StatusCode::BAD_REQUEST, ToolError::invalid(message))
+            }
+        };
+        Err(Box::new(json(status, &serde_json::json!({"error": error}))))
     }
 
     fn resolve(&self, caller: &Caller, vm: &str) -> Result<VmId, ToolError> {
@@ -358,9 +394,17 @@ impl Endpoints {
             .disable_allowed_hosts()
             .with_max_request_body_bytes(HTTP_BODY_MAX)
             .with_cancellation_token(self.0.stop.child_token());
-        let of_session = client.clone();
-        let server = move || Ok(Server::new(of_session.clone()));
-        let http = StreamableHttpService::new(server, Arc::clone(&sessions), config);
+        let (of_session, manager) = (client.clone(), Arc::clone(&sessions));
+        let http = match view {
+            View::Whole(_) | View::Vm(_) => {
+                let server = move || Ok(Server::new(of_session.clone()));
+                Http::Nexus(StreamableHttpService::new(server, manager, config))
+            }
+            View::Own(_) => {
+                let server = move || Ok(Own::new(of_session.clone()));
+                Http::Own(StreamableHttpService::new(server, manager, config))
+            }
+        };
         let scoped = Arc::new(Scoped { client, sessions, http });
         services.insert(key.clone(), Arc::clone(&scoped));
         if let Some(ended) = ended {

@@ -34,7 +34,7 @@ impl<'a> Arguments<'a> {
     pub(crate) fn parse(raw: Option<&'a RawValue>, view: View) -> Result<Self, ToolError> {
         let mut members = members(raw)?;
         let vm = match view {
-            View::Vm(_) => None,
+            View::Vm(_) | View::Own(_) => None,
             View::Whole(_) => {
                 let mut named = members.iter().filter(|(key, _)| key == VM_ARGUMENT).map(|(_, value)| *value);
                 let (first, second) = (named.next(), named.next());
@@ -63,7 +63,7 @@ impl<'a> Arguments<'a> {
     /// The VM that is meant.
     pub(crate) fn vm(&self, view: View) -> Option<Reference<VmKind>> {
         match view {
-            View::Vm(id) => Some(Reference::Id(id)),
+            View::Vm(id) | View::Own(id) => Some(Reference::Id(id)),
             View::Whole(_) => self.vm.clone(),
         }
     }

@@ -32,8 +32,7 @@ pub(crate) use arguments::{Arguments, CallParams, Era, flaw_of_call, may_be_call
 pub(crate) use name::name_of_client;
 pub(crate) use pace::{BEAT_CHECK, Pace};
 pub(crate) use record::Recorded;
-use reply::Origin;
-pub(crate) use reply::{write_error, write_response_start};
+pub(crate) use reply::{Origin, write_error, write_response_start};
 
 use crate::host::{Host, View};
 use crate::tools::GuestTool;
@@ -113,11 +112,19 @@ impl Client {
     fn may_call(&self, grant: &Grant, published: &str) -> bool {
         match self.0.view {
             View::Whole(_) => grant.has(self.0.host.registry().needs(published)),
-            View::Vm(_) => self.guest_tool(published).is_some_and(|tool| grant.has(tool.needs)),
+            View::Vm(_) | View::Own(_) => {
+                self.guest_tool(published).is_some_and(|tool| grant.has(tool.needs))
+            }
         }
     }
 
-    fn origin(&self, guest: &GuestHandle) -> Arc<Origin> {
+    /// A slot for one more call; kept as long as it runs.
+    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ToolError> {
+        Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| too_many())
+    }
+
+    /// The VM and boot that answer, as replies state them.
+    pub(crate) fn origin(&self, guest: &GuestHandle) -> Arc<Origin> {
         let mut last = self.0.origin.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some(origin) if origin.is_of(guest) => Arc::clone(origin),
@@ -164,7 +171,7 @@ impl ForwardedCall {
         (era, trace): (Era, Option<Arc<TraceContext>>),
         handle: &Handle,
     ) -> Result<(Self, Arguments<'a>), ToolError> {
-        let Inner { host, view, caller, places, .. } = &*client.0;
+        let Inner { host, view, caller, .. } = &*client.0;
         host.counters().guest_calls.add();
         let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
         record.trace(trace.clone());
@@ -179,7 +186,7 @@ impl ForwardedCall {
         let parsed = Arguments::parse(arguments, *view).map_err(|error| tool.explain(error, *view));
         let found = parsed.and_then(|arguments| {
             let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
-            let place = Arc::clone(places).try_acquire_owned().map_err(|_| too_many())?;
+            let place = client.place()?;
             Ok((host.guests().guest(caller, &vm)?, place, arguments))
         });
         let (guest, place, mut arguments) = match found {

@@ -12,14 +12,15 @@ const STEP: f64 = 1e-6;
 /// The progress that a client knows of a call; it only grows.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    last: f64,
+    /// `None` before the first word.
+    last: Option<f64>,
     said: Instant,
 }
 
 impl Pace {
     /// For a call that starts now.
     pub(crate) fn start() -> Self {
-        Self { last: 0.0, said: Instant::now() }
+        Self { last: None, said: Instant::now() }
     }
 
     /// Advances the progress; returns whether the client should be told.
@@ -33,15 +34,15 @@ impl Pace {
     }
 
     fn advance_at(&mut self, value: f64, now: Instant) -> bool {
-        let grows = value > self.last;
+        let grows = self.last.is_none_or(|last| value > last);
         if grows {
-            *self = Self { last: value, said: now };
+            *self = Self { last: Some(value), said: now };
         }
         grows
     }
 
     fn beat_at(&mut self, now: Instant) -> Option<f64> {
-        let value = self.last + STEP;
+        let value = self.last.unwrap_or(0.0) + STEP;
         let is_due = now.saturating_duration_since(self.said) >= HEARTBEAT;
         (is_due && self.advance_at(value, now)).then_some(value)
     }
@@ -55,6 +56,7 @@ mod tests {
     fn progress_grows_and_a_silent_call_is_told_of() {
         let mut pace = Pace::start();
         let mut now = pace.said;
+        assert!(pace.advance_at(0.0, now) && !pace.advance_at(0.0, now), "many begin with nothing done");
         assert!(pace.advance_at(3.0, now) && !pace.advance_at(3.0, now) && !pace.advance_at(1.0, now));
         assert_eq!(pace.beat_at(now), None);
         now += HEARTBEAT;

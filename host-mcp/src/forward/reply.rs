@@ -43,6 +43,27 @@ impl Origin {
         }
     }
 
+    /// The VM's name.
+    pub(crate) fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Its form in `_meta`: id, name and boot.
+    pub(crate) fn meta(&self) -> serde_json::Value {
+        serde_json::from_str(&self.meta).expect("it was written as JSON")
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self {
+            vm: VmId::from_i64(1).unwrap(),
+            name: "web-1".parse().unwrap(),
+            boot: BootId::from_i64(2).unwrap(),
+            expires_at: None,
+            meta: r#"{"id":"aaaaaaaaaaaac","name":"web-1","boot_id":"aaaaaaaaaaaae"}"#.into(),
+        }
+    }
+
     /// Whether it equals what [`Self::of`] returns for this guest.
     pub(super) fn is_of(&self, guest: &GuestHandle) -> bool {
         (self.vm, self.boot, self.expires_at, &self.name)
@@ -199,13 +220,7 @@ mod tests {
     const WHOLE: View = View::Whole(Toolset::ALL);
 
     fn origin() -> Origin {
-        Origin {
-            vm: VmId::from_i64(1).unwrap(),
-            name: "web-1".parse().unwrap(),
-            boot: BootId::from_i64(2).unwrap(),
-            expires_at: None,
-            meta: r#"{"id":"aaaaaaaaaaaac","name":"web-1","boot_id":"aaaaaaaaaaaae"}"#.into(),
-        }
+        Origin::sample()
     }
 
     fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
@@ -284,7 +299,7 @@ mod tests {
     fn whose_words_an_error_has_is_said() {
         let error = json!({"code": "file_not_found", "message": "none", "retryable": false});
         let failed = json!({"content": [], "isError": true, "_meta": {"dev.nexus/error": error}}).to_string();
-        let refused = LinkError::Refused { code: -32602, message: "no".into() };
+        let refused = LinkError::Refused { code: -32602, message: "no".into(), data: None };
         for (said, code, from) in [
             (Ok(&*failed), "file_not_found", json!("guest")),
             (Err(refused), "invalid_argument", json!("guest")),

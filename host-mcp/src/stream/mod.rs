@@ -17,7 +17,7 @@ use nexus_core::link::Outbox;
 use nexus_schema::limits::LINE_MAX;
 use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
 use rmcp::transport::{Transport, TransportAdapterIdentity};
-use rmcp::{RoleServer, service};
+use rmcp::{RoleServer, ServerHandler, service};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::tap::Tap;
 use crate::forward::{BEAT_CHECK, Client};
 use crate::host::{Host, View};
+use crate::own::Own;
 use crate::server::Server;
 
 /// A line longer than this is considered endless, in bytes.
@@ -111,7 +112,19 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         answered: None,
         busy_poll: BusyPoll::of(&CLIENTS),
     };
-    let server = Server::new(client);
+    match view {
+        View::Whole(_) | View::Vm(_) => answer(Server::new(client), transport, stop).await,
+        View::Own(_) => answer(Own::new(client), transport, stop).await,
+    }
+    drop(finished);
+    tap.leave_all();
+    outbox.close();
+    let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
+    host.counters().streams.remove();
+}
+
+/// Answers what comes through `transport` until it ends.
+async fn answer<R: ReadEnd>(server: impl ServerHandler, transport: Lines<R>, stop: CancellationToken) {
     match service::serve_server_with_ct::<_, _, io::Error, TransportAdapterIdentity>(server, transport, stop)
         .await
     {
@@ -121,11 +134,6 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         }
         Err(error) => tracing::debug!(%error, "a client left before it said what it is"),
     }
-    drop(finished);
-    tap.leave_all();
-    outbox.close();
-    let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
-    host.counters().streams.remove();
 }
 
 /// A token that is also cancelled when the caller's own token stops working.

@@ -210,6 +210,7 @@ impl Registry {
                 own
             }
             View::Vm(_) => published,
+            View::Own(_) => return None,
         };
         self.guest.get(own).copied()
     }
@@ -249,6 +250,8 @@ impl Registry {
         match view {
             View::Whole(set) => self.lists[set.index()].get_or_init(|| self.make_list(set)),
             View::Vm(_) => &self.scoped,
+            // Only the guest knows.
+            View::Own(_) => &[],
         }
     }
 

@@ -15,6 +15,7 @@ use std::process::exit;
 use std::thread;
 use std::time::Duration;
 
+use nexus_tests::link::{bye, hello, say};
 use serde_json::{Value, json};
 
 /// Longer than the longest line that a host accepts, 16 MiB.
@@ -100,21 +101,6 @@ fn forever() -> ! {
     loop {
         thread::park();
     }
-}
-
-/// Says hello as a well-behaved guest does; returns the connection and the host's answer.
-fn hello(protocol: &Value) -> io::Result<(UnixStream, Value)> {
-    let mut host = UnixStream::connect("v.sock_1024")?;
-    let hello = json!({ "type": "hello", "protocol": protocol, "min_protocol": protocol, "build": "0.0.0", "kernel": "6.1",
-        "arch": "x86_64", "kernel_boot_id": "0", "uptime_ms": 1, "init": "agent" });
-    say(&mut host, &hello)?;
-    let mut line = String::new();
-    BufReader::new(host.try_clone()?).read_line(&mut line)?;
-    Ok((host, serde_json::from_str(&line)?))
-}
-
-fn say(stream: &mut UnixStream, message: &Value) -> io::Result<()> {
-    stream.write_all(format!("{message}\n").as_bytes())
 }
 
 /// Serves one connection of the host to the guest's MCP server.
@@ -207,15 +193,6 @@ fn flood(stream: &mut UnixStream) -> io::Result<()> {
     let note = json!({ "jsonrpc": "2.0", "method": "nexus/command-ended", "params": params });
     let notes = format!("{note}\n").repeat(1000);
     (0..100).try_for_each(|_| stream.write_all(notes.as_bytes()))
-}
-
-/// Says bye.
-fn bye(token: &Value, reason: &str, guessed: bool) -> io::Result<()> {
-    let mut host = UnixStream::connect("v.sock_1024")?;
-    say(&mut host, &json!({ "type": "bye", "token": token, "reason": reason, "guessed": guessed }))?;
-    let mut answer = String::new();
-    BufReader::new(host).read_line(&mut answer)?;
-    Ok(())
 }
 
 /// Answers a tool call in its own way.

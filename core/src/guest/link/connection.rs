@@ -9,24 +9,20 @@ use nexus_schema::limits::GUEST_RESULT_MAX;
 use nexus_schema::link::{COMMAND_ENDED, CUT_OFF, CommandEnded};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{GuestProgress, LinkError, LinkState, Shared};
+use super::greeting::{Reader, dial, shake_hands};
+use super::{GuestProgress, LinkError, LinkState, Shared, passing};
 use crate::guest::lines::{Line, LineReader, Outbox};
-use crate::guest::result;
 use crate::guest::wire::{self, Envelope};
+use crate::guest::{result, scan};
 use crate::os::busy_poll::{BusyPoll, Crowd};
-use crate::os::paths::vm_files;
-use crate::os::socket;
 use nexus_wire::duplex;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Time after which a lost connection counts as stable: the pause before the next try is the shortest one again.
 const STABLE: Duration = Duration::from_secs(10);
-const DIAL_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Time limits for a guest that sends nothing.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +43,7 @@ impl Default for Patience {
 }
 
 /// Maximum number of lines of one connection that answer nothing.
-const GARBAGE_MAX: u32 = 100;
+pub(super) const GARBAGE_MAX: u32 = 100;
 /// Maximum length of a line: the largest result and its envelope, in bytes.
 const LINE_MAX: usize = GUEST_RESULT_MAX + 4096;
 /// Length from which on a line counts as endless, in bytes.
@@ -56,13 +52,10 @@ const ENDLESS: u64 = 64 << 20;
 const ANSWER_BACKLOG: usize = 64 << 10;
 /// Maximum length of an error or progress message, in characters.
 const MESSAGE_MAX: usize = 500;
-/// The MCP revision that is used with guests.
-const REVISION: &str = "2025-11-25";
-
+/// Maximum length of the data of an error, in bytes; more is dropped.
+const DATA_MAX: usize = 4 << 10;
 /// All guests, which are busy-polled only while a single one of them is active.
 static GUESTS: Crowd = Crowd::new();
-
-type Reader = LineReader<duplex::Reader>;
 
 /// Connects, and reconnects until the link is closed.
 pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, patience: Patience) {
@@ -103,17 +96,18 @@ async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, pa
     let writer = tokio::spawn(outbox.clone().run(write));
     let _writer = AbortOnDrop(writer);
     let mut reader = LineReader::new(read, LINE_MAX, ENDLESS);
-    match timeout(HANDSHAKE_MAX, shake_hands(&mut reader, &outbox)).await {
-        Ok(Ok(())) => {}
+    let offers = match timeout(HANDSHAKE_MAX, shake_hands(&mut reader, &outbox)).await {
+        Ok(Ok(offers)) => offers,
         Ok(Err(why)) => return why,
         Err(_) => return "the guest's MCP server does not answer".into(),
-    }
+    };
     {
         let mut calls = shared.calls();
         if shared.closed.is_cancelled() {
             return "closed".into();
         }
         calls.outbox = Some(outbox.clone());
+        calls.offers = offers;
     }
     shared.state.send_replace(LinkState::Up);
     let serving = Serving {
@@ -135,79 +129,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Connects to a guest's vsock port: writes `CONNECT <port>`, then reads `OK <n>`, and nothing after that line.
-pub(in crate::guest) async fn dial(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
-    match timeout(DIAL_MAX, connect(directory, port)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(std::io::Error::other("no answer from the vsock device")),
-    }
-}
-
-async fn connect(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
-    let mut stream = socket::connect_in_tokio(directory, vm_files::VSOCK).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    let mut answer = Vec::with_capacity(32);
-    loop {
-        match stream.read_u8().await? {
-            b'\n' => break,
-            byte if answer.len() < 32 => answer.push(byte),
-            _ => break,
-        }
-    }
-    if answer.starts_with(b"OK ") {
-        Ok(stream)
-    } else {
-        Err(std::io::Error::other("the vsock device refused the connection"))
-    }
-}
-
-async fn shake_hands(reader: &mut Reader, outbox: &Outbox) -> Result<(), String> {
-    outbox.push(|out| {
-        out.extend_from_slice(
-            format!(
-                r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{REVISION}","capabilities":{{}},"clientInfo":{{"name":"nexusd","version":"{}"}}}}}}"#,
-                env!("CARGO_PKG_VERSION")
-            )
-            .as_bytes(),
-        );
-    });
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct InitializeResult<'a> {
-        #[serde(borrow)]
-        protocol_version: Cow<'a, str>,
-    }
-    for _ in 0..GARBAGE_MAX {
-        let line = loop {
-            match reader.take() {
-                Some(Line::Whole(line)) => break line,
-                Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
-                    return Err("invalid greeting".into());
-                }
-                None => {}
-            }
-            match reader.fill().await {
-                Ok(true) => {}
-                Ok(false) => return Err("the guest hung up".into()),
-                Err(e) => return Err(format!("cannot read from the guest: {e}")),
-            }
-        };
-        let Some(message) = Envelope::parse(line) else { continue };
-        if message.id.is_none_or(|id| id.get() != "0") {
-            continue;
-        }
-        let result = message.result.and_then(|r| serde_json::from_str::<InitializeResult<'_>>(r.get()).ok());
-        if result.is_none_or(|r| r.protocol_version != REVISION) {
-            return Err(format!("the guest does not speak MCP {REVISION}"));
-        }
-        outbox.push(|out| {
-            out.extend_from_slice(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
-        });
-        return Ok(());
-    }
-    Err("the guest sends garbage".into())
 }
 
 struct Serving<'a> {
@@ -383,9 +304,10 @@ impl Serving<'_> {
                     (None, _) => self.garbage += 1,
                 }
             }
+            (Some(method), None) if method == "notifications/message" => self.log(message.params),
             // Other notifications of a guest are ignored.
             (Some(_), None) => {}
-            (Some(method), Some(id)) => self.answer(method, id),
+            (Some(method), Some(id)) => self.asked(method, id, message.params),
             (None, None) => {
                 self.garbage += 1;
                 return;
@@ -438,7 +360,26 @@ impl Serving<'_> {
         Some(())
     }
 
-    /// Answers a request of the guest: only `ping` is supported.
+    /// Passes a log message to the call that it belongs to.
+    fn log(&self, params: Option<&RawValue>) {
+        if let Some((params, id)) = params.and_then(|params| Some((params, passing::call_of(params)?)))
+            && let Some(pending) = self.shared.calls().pending.get_mut(&id)
+        {
+            pending.sink.log(params);
+        }
+    }
+
+    /// Passes a question of the guest to the call that it belongs to, or answers the request.
+    fn asked(&self, method: &str, id: &RawValue, params: Option<&RawValue>) {
+        let Some((call, question)) = passing::question(method, id, params, &self.outbox) else {
+            return self.answer(method, id);
+        };
+        if let Some(pending) = self.shared.calls().pending.get_mut(&call) {
+            pending.sink.ask(question);
+        }
+    }
+
+    /// Answers a request of the guest to the host: only `ping` is supported.
     fn answer(&self, method: &str, id: &RawValue) {
         if self.outbox.len() > ANSWER_BACKLOG || id.get().len() > 200 {
             return;
@@ -468,11 +409,15 @@ fn outcome<'a>(message: &Envelope<'a>) -> Result<&'a RawValue, LinkError> {
                 code: i64,
                 #[serde(borrow, default)]
                 message: Cow<'a, str>,
+                #[serde(borrow, default)]
+                data: Option<&'a RawValue>,
             }
             let error: ErrorObject<'_> = serde_json::from_str(error.get())
                 .map_err(|_| LinkError::Misbehaved { what: "a malformed error" })?;
             let message = result::words(error.message, MESSAGE_MAX)?.into_owned();
-            Err(LinkError::Refused { code: error.code, message })
+            let sound = |data: &&RawValue| data.get().len() <= DATA_MAX && scan::check(data).is_ok();
+            let data = error.data.filter(sound).map(|data| data.get().into());
+            Err(LinkError::Refused { code: error.code, message, data })
         }
         (Some(_), Some(_)) => Err(LinkError::Misbehaved { what: "both a result and an error" }),
         (None, None) => Err(LinkError::Misbehaved { what: "neither a result nor an error" }),

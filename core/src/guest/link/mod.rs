@@ -10,6 +10,8 @@
 //! A call that was written is never sent again, since the guest may have executed it in part.
 
 mod connection;
+mod greeting;
+mod passing;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,9 +21,10 @@ use std::time::Duration;
 
 use connection::Patience;
 pub(crate) use connection::STANDSTILL;
-pub(super) use connection::dial;
+pub(super) use greeting::dial;
 use nexus_schema::link::{CLIENT_META, CUT_OFF, CommandEnded};
 use nexus_schema::{ErrorCode, ToolError, TraceContext, trace};
+pub use passing::{Offers, Question, Reply};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
@@ -95,6 +98,8 @@ pub enum LinkError {
         code: i64,
         /// The guest's words, shortened.
         message: String,
+        /// The guest's `data`: JSON of at most 4 KiB, if there is any.
+        data: Option<Box<str>>,
     },
 }
 
@@ -177,11 +182,17 @@ pub struct GuestProgress {
     pub message: Option<String>,
 }
 
-/// Receives the outcome of one call. Its methods run on the link's own task: they must not block, and `progress` must not call the
-/// link.
+/// Receives the outcome of one call. Its methods run on the link's own task: they must not block, and all but `done` must not call
+/// the link.
 pub trait CallSink: Send {
     /// Receives a progress notification. Only called if the call asked for progress.
     fn progress(&mut self, progress: GuestProgress);
+    /// Receives a question of the guest to the client. By default it is refused.
+    fn ask(&mut self, question: Question) {
+        drop(question);
+    }
+    /// Receives a log message of the guest: the parameters of `notifications/message`, at most 64 KiB. By default it is dropped.
+    fn log(&mut self, _message: &RawValue) {}
     /// Receives the outcome once the call has ended. The result is a JSON object as the guest wrote it; [`super::result::check`] checks it.
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>);
 }
@@ -208,6 +219,8 @@ struct Calls {
     armed: Option<Instant>,
     /// Since when the guest is paused, if it is.
     held_since: Option<Instant>,
+    /// What the guest said that it offers, when the link was last up.
+    offers: Offers,
 }
 
 struct Pending {

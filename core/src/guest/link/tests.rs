@@ -298,7 +298,7 @@ async fn answers_that_are_none_fail_their_call_only() {
         (format!(r#""result":{{"x":"{big}"}}"#), LinkError::TooLarge),
         (
             r#""error":{"code":-32602,"message":"no\tsuch"}"#.to_owned(),
-            LinkError::Refused { code: -32602, message: "no\tsuch".into() },
+            LinkError::Refused { code: -32602, message: "no\tsuch".into(), data: None },
         ),
         (
             r#""error":{"code":-32602,"message":"no\u0007 such"}"#.to_owned(),

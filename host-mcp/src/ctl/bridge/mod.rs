@@ -289,7 +289,8 @@ impl Bridge<'_> {
     }
 
     async fn dial(&self) -> Result<Stream, Error> {
-        let seen = self.vm.as_deref().map_or_else(|| Seen::Daemon(self.tools.as_deref()), Seen::Vm);
+        let tools = self.tools.as_deref();
+        let seen = self.vm.as_deref().map_or(Seen::Daemon(tools), |vm| Seen::Vm(vm, tools));
         connect::open(&self.app.socket()?, self.app.token()?, seen).await
     }
 
