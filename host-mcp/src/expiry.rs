@@ -26,7 +26,7 @@ fn of_life_at(at: Timestamp, vm: &str, view: View, now: Timestamp) -> Option<Str
     let left = soon(at, now)?;
     let what = match view {
         View::Whole(_) => format!(r#"vm_update {{"vm":"{vm}","ttl":"1h"}} extends it"#),
-        View::Vm(_) => "ask whoever gave you this endpoint to extend it".to_owned(),
+        View::Vm(_) | View::Own(_) => "ask whoever gave you this endpoint to extend it".to_owned(),
     };
     Some(format!("the time to live of {vm} ends in {left}: {what}"))
 }

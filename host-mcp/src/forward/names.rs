@@ -29,8 +29,8 @@ pub(super) fn told(error: ToolError, view: View) -> ToolError {
     if let Some(hint) = &mut error.hint {
         let named = in_text(hint, view).into_owned();
         *hint = match view {
-            View::Vm(_) if names_lacking(&named) => error.code.advice_inside().to_owned(),
-            View::Vm(_) | View::Whole(_) => named,
+            View::Vm(_) | View::Own(_) if names_lacking(&named) => error.code.advice_inside().to_owned(),
+            View::Vm(_) | View::Own(_) | View::Whole(_) => named,
         };
     }
     error
@@ -47,7 +47,7 @@ pub(super) fn in_report(content: &str, view: View) -> Cow<'_, str> {
         text: Cow<'a, str>,
     }
     // Almost all reports of short commands name no tool.
-    if matches!(view, View::Vm(_)) || !content.contains("command_") {
+    if matches!(view, View::Vm(_) | View::Own(_)) || !content.contains("command_") {
         return content.into();
     }
     let Ok(blocks) = serde_json::from_str::<Vec<&RawValue>>(content) else { return content.into() };
@@ -70,10 +70,12 @@ fn in_text(text: &str, view: View) -> Cow<'_, str> {
     for (at, word) in words(text) {
         let name = match view {
             View::Whole(_) if GUEST.contains(word) => Cow::Owned(format!("{GUEST_PREFIX}{word}")),
-            View::Vm(_) => match word.strip_prefix(GUEST_PREFIX).filter(|own| GUEST.contains(*own)) {
-                Some(own) => Cow::Borrowed(own),
-                None => continue,
-            },
+            View::Vm(_) | View::Own(_) => {
+                match word.strip_prefix(GUEST_PREFIX).filter(|own| GUEST.contains(*own)) {
+                    Some(own) => Cow::Borrowed(own),
+                    None => continue,
+                }
+            }
             View::Whole(_) => continue,
         };
         out.push_str(&text[copied..at]);
