@@ -94,6 +94,8 @@ fn rmcp_works_over_stdio_and_http_in_both_eras() {
         ClientLifecycleMode::Initialize,
         ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] },
     ];
+    // The client of HTTP brings none; another test of this process may have installed it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut lists = Vec::new();
     for era in eras {
         let over_stdio = async {

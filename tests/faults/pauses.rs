@@ -32,8 +32,9 @@ fn a_paused_vm_refuses_calls_at_once_and_goes_on_where_it_was() {
     let call = json!({ "name": "guest_run_command", "arguments": { "vm": "web", "command": line } });
     let id = other.start("tools/call", &call).expect("it is sent");
     soon("the command runs", || {
-        let listed = client.must("guest_command_list", json!({ "vm": "web" }));
-        (!listed["commands"].as_array().expect("a list").is_empty()).then_some(())
+        let listed = client.call_whole("guest_command_list", json!({ "vm": "web" })).expect("a list");
+        let commands = &listed["_meta"]["dev.nexus/result"]["commands"];
+        (!commands.as_array().expect("commands").is_empty()).then_some(())
     });
 
     assert_eq!(

@@ -51,7 +51,7 @@ pub enum NetworkPreset {
     Internet,
     /// Also private networks, and the host's addresses in them; but not its loopback, link-local, metadata, multicast or reserved ranges.
     Open,
-    /// Package registries that the host's configuration and the setting `network.packages` name.
+    /// Package registries of the host's configuration and the setting `network.packages`.
     Packages,
 }
 

@@ -97,6 +97,7 @@ impl Nexus {
         self.shared.ops.run(op, move |progress| async move {
             let was_ready = handle.view.borrow().record.state == VmState::Ready;
             start_and_wait(&handle, &who, &progress).await?;
+            answers_again(&handle).await;
             if was_ready {
                 progress.step(ALREADY);
             }
@@ -165,10 +166,7 @@ impl Nexus {
         let handle = self.shared.vms.get(&ctx.caller, &vm)?;
         let (id, who) = (handle.view.borrow().record.id, ctx.caller.owner.to_string());
         if ask(&handle, |reply| Command::Resume { who, if_boot, reply }).await? == Decision::Go {
-            let mut view = handle.view.clone();
-            // A daemon that did not pause it itself has to connect to its agent first.
-            let answers = view.wait_for(|view| view.deleted || view.record.state != VmState::Unreachable);
-            tokio::time::timeout(RESUMED_WAIT, answers).await.ok();
+            answers_again(&handle).await;
         }
         details(&self.shared, &Reference::Id(id)).await
     }
@@ -528,6 +526,15 @@ pub(super) type AnyResult = StoredResult;
 /// Returns the subject of an operation on a VM: its id and name.
 fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
+}
+
+/// Waits until the agent of a VM that was resumed answers: a daemon that did not pause it itself has to connect first.
+async fn answers_again(handle: &Handle) {
+    let mut view = handle.view.clone();
+    let answers = view.wait_for(|view| {
+        view.deleted || !matches!(view.record.state, VmState::Paused | VmState::Unreachable)
+    });
+    tokio::time::timeout(RESUMED_WAIT, answers).await.ok();
 }
 
 #[cfg(test)]

@@ -209,10 +209,16 @@ impl Client {
         self.stream.get_mut().write_all(&line).unwrap();
     }
 
+    /// The next message, except that a command has ended in the background: that may come at any time.
     pub(crate) fn read(&mut self) -> Value {
-        let mut line = String::new();
-        assert_ne!(self.stream.read_line(&mut line).unwrap(), 0, "the guest hung up");
-        serde_json::from_str(&line).unwrap()
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stream.read_line(&mut line).unwrap(), 0, "the guest hung up");
+            let message: Value = serde_json::from_str(&line).unwrap();
+            if message["method"] != "nexus/command-ended" {
+                return message;
+            }
+        }
     }
 
     pub(crate) fn is_hung_up(&mut self) -> bool {

@@ -101,8 +101,10 @@ fn misbehaved(what: &str) -> ErrorData {
     ErrorData::internal_error(format!("guest_misbehaved: invalid result from the guest: {what}"), None)
 }
 
-/// A guest's result in the form that MCP gives it: what has no place in that form is dropped.
-fn typed<T: DeserializeOwned>(result: Map<String, Value>) -> Result<T, ErrorData> {
+/// A guest's result in the form that MCP gives it: what has no place in that form is dropped. Guests speak a revision in which a result need
+/// not say that it is complete; the newest one demands it.
+fn typed<T: DeserializeOwned>(mut result: Map<String, Value>) -> Result<T, ErrorData> {
+    result.entry("resultType").or_insert_with(|| "complete".into());
     serde_json::from_value(result.into()).map_err(|error| misbehaved(&error.to_string()))
 }
 

@@ -255,7 +255,7 @@ impl Tool for RunCommand {
     const NAME: &'static str = "run_command";
     const TITLE: &'static str = "Run a command in the VM";
     const DESCRIPTION: &'static str = "Runs a command inside the VM (never on the host) and returns its exit code, stdout and \
-        stderr; use it for anything a shell can do: build, test, look around. Give `command` (a shell line) or \
+        stderr; use it for anything a shell can do. Give `command` (a shell line) or \
         `argv` (no shell). A non-zero exit is a normal result. What still runs after `yield_after_s` goes on: the reply has \
         `command_id`, for command_output. The call ends with the main process; children that go on are named and keep running, \
         unless `kill_descendants`. A timeout, a cancelled call and command_signal end them too.";

@@ -21,7 +21,7 @@ pub enum VmState {
     Ready,
     /// It is running, but its agent does not answer.
     Unreachable,
-    /// Its processors are paused; memory and connections stay.
+    /// Its processors are paused.
     Paused,
     /// It is shutting down.
     Stopping,
