@@ -74,7 +74,7 @@ pub(super) struct Ring {
     /// The number of the last event.
     last: u64,
     /// Numbers that only earlier daemons can have told: after the last that is stored, up to the first of this one.
-    unknown: std::ops::RangeInclusive<u64>,
+    unknown: std::ops::Range<u64>,
     /// The number of the last event of sources that are forgotten.
     pub(super) forgotten_until: u64,
     /// Events that are not stored yet.
@@ -99,7 +99,7 @@ impl Ring {
             kept: BTreeMap::new(),
             sources: HashMap::new(),
             last: micros(),
-            unknown: 1..=0,
+            unknown: 0..0,
             forgotten_until: 0,
             unstored: VecDeque::new(),
             gone: Vec::new(),
@@ -128,7 +128,7 @@ impl Ring {
             self.kept.insert(event.seq, Kept { event, whose, is_stored: true });
         }
         let stored = self.kept.last_key_value().map_or(0, |(seq, _)| *seq);
-        self.unknown = stored + 1..=self.last;
+        self.unknown = stored + 1..self.last + 1;
         // Of which source events were displaced is not stored: it is assumed of all that it may be true of.
         let is_full = self.kept.len() >= KEPT;
         for source in self.sources.values_mut() {

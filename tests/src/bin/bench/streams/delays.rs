@@ -163,7 +163,7 @@ fn safe(subject: &Subject, wire: &mut Stream, options: &Options, quiet: &Samples
         .map(|started| facts(&started)["command_id"].clone())
         .collect();
     let mut samples = Samples::default();
-    samples.extend(calls(wire, options.times(100) as usize).iter());
+    samples.extend(calls(wire, options.times(100)).iter());
     let worst = samples.quantile(1.0);
     let told = ("≤ 1 s at worst", worst <= AT_WORST);
     table.judged(
