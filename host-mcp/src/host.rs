@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nexus_core::host::shares::{Share, Shares};
 use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{Reference, ToolError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::task::TaskTracker;
 
 use crate::tools::{Registry, Toolset};
 
 /// The maximum number of requests that listen for changes, of all clients together.
 const LISTENERS_MAX: usize = 512;
+/// The same of one caller.
+const LISTENERS_OF_EACH: usize = 64;
 
 /// Access to guests, and the log of calls.
 pub trait Guests: Send + Sync {
@@ -49,6 +52,7 @@ struct Inner {
     counters: Counters,
     under_way: TaskTracker,
     listeners: Semaphore,
+    listeners_of_each: Shares,
 }
 
 impl std::fmt::Debug for Host {
@@ -68,7 +72,9 @@ impl Host {
     pub fn with_guests(nexus: Nexus, guests: Box<dyn Guests>) -> Self {
         let (registry, counters) = (Registry::new(), Counters::default());
         let listeners = Semaphore::new(LISTENERS_MAX);
-        Self(Arc::new(Inner { nexus, guests, registry, counters, under_way: TaskTracker::new(), listeners }))
+        let listeners_of_each = Shares::new(LISTENERS_OF_EACH);
+        let under_way = TaskTracker::new();
+        Self(Arc::new(Inner { nexus, guests, registry, counters, under_way, listeners, listeners_of_each }))
     }
 
     /// The facade.
@@ -91,9 +97,10 @@ impl Host {
         &self.0.under_way
     }
 
-    /// A permit for each request that listens for changes.
-    pub(crate) fn listeners(&self) -> &Semaphore {
-        &self.0.listeners
+    /// A place for a request that listens for changes; `None` if there are too many, or too many of this caller with all tokens of its chain.
+    pub(crate) fn listener(&self, caller: &Caller) -> Option<(SemaphorePermit<'_>, Share)> {
+        let share = self.0.listeners_of_each.take(caller.root_owner())?;
+        Some((self.0.listeners.try_acquire().ok()?, share))
     }
 
     /// The counters.

@@ -280,6 +280,19 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
 }
 
 #[test]
+fn nexusctl_has_the_tools_of_its_token_whatever_others_are_offered() {
+    let world = World::with(&[("NEXUS_TOOLS", "work")]);
+    let mut owner = all_tools(&world);
+    for (tools, works) in [("all", true), ("work,drives", true), ("work", false)] {
+        let (secret, _) = token(&mut owner, json!({ "scopes": ["read"], "tools": tools }));
+        let mut nexusctl = Command::new(program("nexusctl"));
+        nexusctl.args(["drive", "list", "-q"]).envs(world.daemon.environment());
+        let output = nexusctl.env("NEXUS_TOKEN", secret).output().expect("nexusctl runs");
+        assert_eq!(output.status.success(), works, "{tools}: {output:?}");
+    }
+}
+
+#[test]
 fn creates_at_once_do_not_exceed_a_quota() {
     let world = World::new();
     let mut owner = all_tools(&world);

@@ -323,7 +323,7 @@ impl Daemon {
 
     fn end_everything(&mut self) {
         let Ok(None) = self.process.try_wait() else { return };
-        let Ok(mut client) = Client::connect(&self.socket()) else { return };
+        let Ok(mut client) = Client::connect_at(&self.socket(), "/mcp?tools=all") else { return };
         // Drives made by the test are deleted first, so that a drive that a VM leaves behind is noticed.
         let free = client.call("drive_list", json!({ "attached": false, "limit": 500 })).unwrap_or_default();
         for drive in free["drives"].as_array().into_iter().flatten() {

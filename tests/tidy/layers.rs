@@ -70,7 +70,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("net", &["os"]),
     ("guest", &["os"]),
     ("ext4", &["os", "progress"]),
-    ("event", &["access", "store"]),
+    ("event", &["access", "os", "store"]),
     ("access", &["os", "store"]),
     ("store", &["os"]),
     ("progress", &["os"]),

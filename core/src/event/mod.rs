@@ -29,8 +29,11 @@ pub(crate) use self::journal::keep;
 use self::ring::{Kept, Ring, Whose};
 pub(crate) use self::tell::vm_of;
 use crate::access::Caller;
+use crate::os::shares::{Share, Shares};
 use crate::store::events::EventRecord;
 
+/// How many calls of one caller may wait for events at once.
+const WAITS_MAX: usize = 64;
 /// The state of the daemon in an event at its start and its end.
 const STARTED: &str = "started";
 const STOPPED: &str = "stopped";
@@ -53,6 +56,8 @@ struct Inner {
     closing: CancellationToken,
     /// Cancelled when all events are stored.
     stored: CancellationToken,
+    /// The calls that wait for events.
+    waits: Shares,
 }
 
 impl Drop for Inner {
@@ -94,6 +99,7 @@ impl Events {
             wake: Arc::default(),
             closing: CancellationToken::new(),
             stored: CancellationToken::new(),
+            waits: Shares::new(WAITS_MAX),
         }))
     }
 
@@ -149,9 +155,12 @@ impl Events {
             };
             is_it && sees(caller, *id, &ring)
         });
-        found
-            .map(|(id, _)| id)
-            .max_by_key(|id| ring.after(0).rev().find(|k| k.event.vm == Some(*id)).map(|k| k.event.seq))
+        found.max_by_key(|(_, source)| source.newest()).map(|(id, _)| id)
+    }
+
+    /// A place for a call that waits for events; `None` if the caller, with all tokens of its chain, has too many of them.
+    pub(crate) fn place(&self, caller: &Caller) -> Option<Share> {
+        self.0.waits.take(caller.root_owner())
     }
 
     /// The newest events that a caller sees.

@@ -58,6 +58,13 @@ pub(super) struct Source {
     dropped: u64,
 }
 
+impl Source {
+    /// The number of its newest event that is kept.
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.order.back().copied()
+    }
+}
+
 /// One event, and whose it is.
 #[derive(Debug)]
 pub(super) struct Kept {

@@ -217,7 +217,13 @@ impl Nexus {
         check_not_smaller(Some(params.size), drive.size, &drive.name)?;
         let is_claimed = shared.claim_growth(&ctx.caller, &drive, params.size).await?;
         let grown = shared.grow(&drive, params.size).await;
-        if grown.is_err() && is_claimed {
+        // What a file has grown by counts, even if the filesystem on it could not follow.
+        let disk = shared.paths.drive(drive.id).join(DISK);
+        let has_grown = async || match tokio::fs::metadata(&disk).await {
+            Ok(file) => file.len() > drive.size.as_bytes(),
+            Err(_) => true,
+        };
+        if grown.is_err() && is_claimed && !has_grown().await {
             let (id, size, by) = (drive.id, drive.size, ctx.caller.owner.to_string());
             let more = params.size.as_bytes().saturating_sub(size.as_bytes());
             let undone = shared.store.write(move |tx| {

@@ -29,6 +29,10 @@ impl Nexus {
             None => None,
         };
         let wanted = Wanted { vm, kinds: params.kinds };
+        let _place = events.place(caller).ok_or_else(|| {
+            ToolError::new(ErrorCode::Busy, "too many calls of this client wait for events already")
+                .hint("wait for all VMs and kinds that matter in one call, or for one of the others to end")
+        })?;
         let Some(cursor) = params.cursor else {
             return Ok(shown(events.recent(caller, &wanted, limit)));
         };

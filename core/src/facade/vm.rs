@@ -5,7 +5,7 @@ use std::path::Path;
 use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
-use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
+use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, Target};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
@@ -472,9 +472,14 @@ fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
     }
     let list =
         |rules: Vec<&NetworkRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    // The first list only restricts, except for addresses of private ranges: each entry is shown.
+    // The first list only restricts, except for addresses of private ranges: each entry is shown. To the preset `packages` each name adds, unless
+    // it stands for the registries themselves.
     let added: Vec<_> = after.allow.iter().filter(|rule| !before.allow.contains(rule)).collect();
-    let restricts = before.allow.is_empty() && added.iter().all(|rule| !rule.is_address());
+    let is_narrower = |rule: &&&NetworkRule| {
+        !rule.is_address()
+            && (before.preset != NetworkPreset::Packages || matches!(rule.target(), Target::Any))
+    };
+    let restricts = before.allow.is_empty() && added.iter().all(|rule| is_narrower(&rule));
     if !added.is_empty() && !restricts {
         opened.push(format!("allow {}", list(added)));
     }
@@ -540,6 +545,27 @@ async fn answers_again(handle: &Handle) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_beside_the_package_registries_are_confirmed() {
+        let policy = |preset, allow: &[&str]| NetworkPolicy {
+            mode: NetworkMode::Proxy,
+            preset,
+            allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
+            ..NetworkPolicy::default()
+        };
+        let (packages, internet) = (NetworkPreset::Packages, NetworkPreset::Internet);
+        for (preset, allow, opens) in [
+            (packages, "other.example", true),
+            (packages, "*.example", true),
+            (packages, "*:443", false),
+            (internet, "other.example", false),
+            (internet, "10.0.0.0/8", true),
+        ] {
+            let opened = openings(&policy(preset, &[]), &policy(preset, &[allow]));
+            assert_eq!(!opened.is_empty(), opens, "{preset:?} {allow}: {opened:?}");
+        }
+    }
 
     #[test]
     fn an_end_of_its_life_is_confirmed_like_a_deletion() {

@@ -21,6 +21,7 @@ pub mod random;
 pub(crate) mod regular;
 pub(crate) mod remove;
 pub(crate) mod reserve;
+pub mod shares;
 pub(crate) mod shown;
 pub(crate) mod site;
 pub mod socket;

@@ -47,11 +47,16 @@ fn copy_to(database: &Connection, path: &Path, copy: &Path) -> io::Result<()> {
     }
     // SQLite writes into an existing file if that is empty, and keeps its mode.
     std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    database
+    let copied = database
         .execute("VACUUM INTO CAST(?1 AS TEXT)", params![part.as_os_str().as_bytes()])
-        .map_err(io::Error::other)?;
-    std::fs::File::open(&part)?.sync_all()?;
-    std::fs::rename(&part, copy)?;
+        .map_err(io::Error::other)
+        .and_then(|_| std::fs::File::open(&part)?.sync_all())
+        .and_then(|()| std::fs::rename(&part, copy));
+    if copied.is_err() {
+        // Half a copy helps nobody, and takes room on a disk that may be full.
+        let _gone = std::fs::remove_file(&part);
+    }
+    copied?;
     std::fs::File::open(directory(path))?.sync_all()
 }
 
@@ -66,7 +71,12 @@ fn copies(path: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory(path)) else { return Vec::new() };
     let entries = entries.filter_map(Result::ok);
     entries
-        .filter(|entry| entry.file_name().as_bytes().starts_with(&start))
+        .filter(|entry| {
+            // Other names are somebody's own copies.
+            let name = entry.file_name();
+            let version = name.as_bytes().strip_prefix(&*start);
+            version.is_some_and(|version| !version.is_empty() && version.iter().all(u8::is_ascii_digit))
+        })
         .map(|entry| entry.path())
         .collect()
 }

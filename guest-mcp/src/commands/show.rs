@@ -301,7 +301,9 @@ fn note(header: &mut String, name: &str, facts: &StreamFacts, command: &Command)
             "\n{name}: not UTF-8, bytes were replaced; encoding base64 gives them exactly"
         ));
     } else if facts.folded && command.terminal.is_none() {
-        header.push_str(&format!("\n{name}: shown as a terminal would; encoding base64 gives the bytes"));
+        header.push_str(&format!(
+            "\n{name}: without escape sequences and overwritten text; encoding base64 gives the bytes"
+        ));
     }
 }
 

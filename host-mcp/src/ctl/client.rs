@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nexus_schema::ErrorCode;
 use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, STREAM_META};
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::tool::{GUEST_PREFIX, VM_ARGUMENT};
@@ -138,9 +139,13 @@ impl Reply {
 impl Client {
     /// Connects to the daemon and initializes the session.
     pub(crate) async fn connect(socket: &Path, token: Option<&str>) -> Result<Self, Error> {
-        // A token has its own set of tools.
-        let seen = if token.is_some() { Seen::Daemon(None) } else { connect::ALL };
-        let stream = connect::open(socket, token, seen).await?;
+        let stream = match connect::open(socket, token, connect::ALL).await {
+            // A token that is limited to some tools is offered those, and no others.
+            Err(Error::Tool(refusal)) if refusal.error.code == ErrorCode::Forbidden => {
+                connect::open(socket, token, Seen::Daemon(None)).await?
+            }
+            other => other?,
+        };
         let (read, writer) = stream.socket.into_split();
         let reader = LineReader::with_prefix(read, &stream.head, LINE_MAX, u64::MAX);
         let mut client = Self { reader, writer, next_id: 0 };

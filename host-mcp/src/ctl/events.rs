@@ -11,6 +11,7 @@ use super::App;
 use super::client::{Client, Options, raw};
 use super::error::Error;
 use super::ui::{Format, Mood, Table, Text};
+use super::unread::while_read;
 
 /// How many events are listed by default.
 const ROWS: u32 = 50;
@@ -41,6 +42,13 @@ pub(crate) struct Args {
 
 /// Lists events, oldest first; with --follow also those to come.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    match args.follow {
+        true => while_read(Box::pin(list(app, args))).await,
+        false => list(app, args).await,
+    }
+}
+
+async fn list(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let follow = args.follow;
     let mut params = EventsWaitParams {
@@ -64,6 +72,11 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     (params.wait_s, params.limit) = (Some(WAIT), Some(PAGE));
     loop {
         params.cursor = Some(found.cursor);
+        // A VM that is renamed stays the same one.
+        if let Some(vm) = found.events.iter().rev().find_map(|event| event.vm).filter(|_| params.vm.is_some())
+        {
+            params.vm = Some(Reference::Id(vm));
+        }
         found = ask(&mut client, &params).await?;
         warn(app, &found);
         match app.ui.format {

@@ -13,7 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::users::SocketUsers;
+use super::users::{Others, SocketUsers, User};
+use super::wrong::Who;
 use super::{Door, Endpoints, Peer};
 
 /// The maximum number of connections per listener.
@@ -26,15 +27,27 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str, users: So
     let listener: UnixListener = socket::bind_in_tokio(directory, name)?;
     users.open(directory, name)?;
     let this = endpoints.clone();
+    let others = Others::default();
     endpoints.tasks().spawn(async move {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             let accepted = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
-                Ok((stream, Peer { user: Some(users.peer(uid)), address: None }))
+                Ok((stream, uid, users.peer(uid)))
             });
             match accepted {
-                Ok((stream, peer)) => converse(&this, Door::Unix, peer, stream, permit),
+                Ok((stream, uid, user)) => {
+                    let share = match &user {
+                        User::Owner(_) => None,
+                        User::Other { .. } => match others.take(uid) {
+                            Some(share) => Some(share),
+                            // It has too many open; the daemon's user always finds room.
+                            None => continue,
+                        },
+                    };
+                    let peer = Peer { user: Some(user), who: Who::User(uid), _share: share };
+                    converse(&this, Door::Unix, peer, stream, permit);
+                }
                 Err(error) => pause(&error).await,
             }
         }
@@ -52,7 +65,7 @@ pub fn serve_tcp(endpoints: &Endpoints, listener: TcpListener, door: Door) {
                 Ok((stream, address)) => {
                     // Small responses should not be delayed.
                     let _ = stream.set_nodelay(true);
-                    let peer = Peer { user: None, address: Some(address.ip()) };
+                    let peer = Peer { user: None, who: Who::Address(address.ip()), _share: None };
                     converse(&this, door.clone(), peer, stream, permit);
                 }
                 Err(error) => pause(&error).await,

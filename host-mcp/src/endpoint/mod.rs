@@ -26,7 +26,6 @@ mod wrong;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -39,12 +38,14 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::Caller;
 use nexus_core::host::duplex;
+use nexus_core::host::shares::Share;
 use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::HTTP_BODY_MAX;
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,7 +56,7 @@ use sessions::{Ledger, Sessions};
 use until::until;
 pub use users::SocketUsers;
 use users::User;
-use wrong::WrongTokens;
+use wrong::{Who, WrongTokens};
 
 use crate::forward::{Client, Recorded};
 use crate::greeting;
@@ -103,8 +104,10 @@ struct Inner {
 struct Peer {
     /// The user, if the door identifies callers by connection.
     user: Option<users::User>,
-    /// Its address, if it has one.
-    address: Option<IpAddr>,
+    /// The same for the limit of wrong tokens.
+    who: Who,
+    /// Its place among the connections of users other than the daemon's own.
+    _share: Option<(Share, OwnedSemaphorePermit)>,
 }
 
 /// MCP over HTTP for one caller and one view.
@@ -191,7 +194,9 @@ impl Endpoints {
             Some(User::Other { uid, token }) if !request.headers().contains_key(header::AUTHORIZATION) => {
                 let holder = token.as_ref().and_then(|token| self.0.host.nexus().holder_of(token));
                 if holder.is_none() {
-                    Recorded::refused(&self.0.host, "connect", "user without rights");
+                    if !self.0.wrong.is_too_many(peer.who) {
+                        Recorded::refused(&self.0.host, "connect", "user without rights");
+                    }
                     return plain(StatusCode::FORBIDDEN, &users::refusal(*uid, token.as_deref()));
                 }
                 holder
@@ -199,7 +204,7 @@ impl Endpoints {
             Some(User::Other { .. }) | None => None,
         };
         let Some(caller) = door.identify(&request, user.as_ref(), authenticate) else {
-            let is_too_many = self.0.wrong.is_too_many(peer.address);
+            let is_too_many = self.0.wrong.is_too_many(peer.who);
             if !is_too_many {
                 Recorded::refused(&self.0.host, "connect", "unknown token");
             }

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nexus_core::Caller;
+use nexus_core::host::shares::{Share, Shares};
 use nexus_core::host::{socket, users};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What stands for all users that are not named.
 const OTHERS: &str = "*";
@@ -69,6 +71,32 @@ impl SocketUsers {
     }
 }
 
+/// How many connections one user may have, who is not the daemon's.
+const CONNECTIONS_OF_ONE: usize = 64;
+/// How many all of them may have: half of what the socket has room for.
+const CONNECTIONS_OF_ALL: usize = 512;
+
+/// The connections of users other than the daemon's own.
+#[derive(Debug)]
+pub(super) struct Others {
+    each: Shares,
+    all: Arc<Semaphore>,
+}
+
+impl Default for Others {
+    fn default() -> Self {
+        Self { each: Shares::new(CONNECTIONS_OF_ONE), all: Arc::new(Semaphore::new(CONNECTIONS_OF_ALL)) }
+    }
+}
+
+impl Others {
+    /// A place for a connection of a user; `None` if it has too many.
+    pub(super) fn take(&self, uid: u32) -> Option<(Share, OwnedSemaphorePermit)> {
+        let share = self.each.take(&uid.to_string().into())?;
+        Some((share, Arc::clone(&self.all).try_acquire_owned().ok()?))
+    }
+}
+
 /// What a user is told that has no token.
 pub(super) fn refusal(uid: u32, token: Option<&str>) -> String {
     match token {
@@ -99,6 +127,16 @@ mod tests {
         assert_eq!(token(&users, 4712).as_deref(), Some("readers"));
         let nobody_else = SocketUsers::resolve(Some("0"), &[pair("4711", "team")]).unwrap();
         assert_eq!(token(&nobody_else, 4712), None);
+
+        // One user cannot take what others or the daemon's user need.
+        let others = Others::default();
+        let taken: Vec<_> = std::iter::from_fn(|| others.take(1)).collect();
+        assert_eq!(taken.len(), CONNECTIONS_OF_ONE);
+        assert!(others.take(2).is_some());
+        let all: Vec<_> = (10..100).filter_map(|uid| others.take(uid)).collect();
+        assert_eq!(all.len(), 90);
+        drop(taken);
+        assert!(others.take(1).is_some());
 
         let wrong = |group, user| SocketUsers::resolve(group, &[pair(user, "team")]).unwrap_err();
         assert!(wrong(Some("0"), "no such user").contains("no user `no such user`"));

@@ -12,9 +12,18 @@ const EVERY: Duration = Duration::from_millis(500);
 /// How many peers are remembered.
 const PEERS_MAX: usize = 1024;
 
-/// The wrong tokens of each peer; `None` are all peers of the Unix socket.
+/// Who gives tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Who {
+    /// A user of the Unix socket, by number.
+    User(u32),
+    /// A client of HTTP, by its address.
+    Address(IpAddr),
+}
+
+/// The wrong tokens of each peer.
 #[derive(Debug, Default)]
-pub(super) struct WrongTokens(Mutex<HashMap<Option<IpAddr>, Peer>>);
+pub(super) struct WrongTokens(Mutex<HashMap<Who, Peer>>);
 
 #[derive(Debug)]
 struct Peer {
@@ -24,11 +33,11 @@ struct Peer {
 
 impl WrongTokens {
     /// Counts a wrong token; whether the peer has given too many.
-    pub(super) fn is_too_many(&self, peer: Option<IpAddr>) -> bool {
+    pub(super) fn is_too_many(&self, peer: Who) -> bool {
         self.count(peer, Instant::now())
     }
 
-    fn count(&self, peer: Option<IpAddr>, now: Instant) -> bool {
+    fn count(&self, peer: Who, now: Instant) -> bool {
         let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if peers.len() >= PEERS_MAX && !peers.contains_key(&peer) {
             peers.retain(|_, peer| now.duration_since(peer.since) < EVERY * BURST);
@@ -57,10 +66,10 @@ mod tests {
     fn wrong_tokens_are_limited_per_peer_and_the_limit_passes() {
         let wrong = WrongTokens::default();
         let now = Instant::now();
-        let peer = |last| Some(IpAddr::from([127, 0, 0, last]));
+        let peer = |last| Who::Address(IpAddr::from([127, 0, 0, last]));
         let refused = (0..10_000).filter(|_| wrong.count(peer(1), now)).count();
         assert_eq!(refused, 10_000 - BURST as usize);
-        assert!(!wrong.count(peer(2), now), "another peer");
+        assert!(!wrong.count(peer(2), now) && !wrong.count(Who::User(7), now), "another peer");
         assert!(!wrong.count(peer(1), now + EVERY));
         assert!(wrong.count(peer(1), now + EVERY));
         assert!(!wrong.count(peer(1), now + EVERY * 100));

@@ -184,10 +184,10 @@ pub(crate) fn accepted(client: &Client, requested: &SubscriptionFilter) -> Subsc
 
 /// Tells a client of the changes of what was accepted, until it cancels its request or its token stops working.
 pub(crate) async fn listen(client: &Client, context: SubscriptionContext) -> Result<(), ErrorData> {
-    let Ok(_place) = client.host().listeners().try_acquire() else {
-        return Err(ErrorData::internal_error("too many clients listen already; try again later", None));
-    };
     let uris = context.accepted().resource_subscriptions.clone().unwrap_or_default();
+    let Some(_place) = client.host().listener(client.caller()) else {
+        return Err(ErrorData::internal_error("too many requests listen already; end some of yours", None));
+    };
     let watched: Vec<Watched> =
         uris.into_iter().filter_map(|uri| of(&uri).map(|of| Watched { uri, of })).collect();
     let mut news = client.host().nexus().news(client.caller());

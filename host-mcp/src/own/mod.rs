@@ -34,6 +34,8 @@ use pass::{Method, guest_of, pass};
 const LIST: Duration = Duration::from_secs(30);
 /// How long it may take for work, answers of the user included.
 const WORK: Duration = Duration::from_secs(300);
+/// What the addresses of pages for clients that show MCP Apps begin with. A guest's page would look like one of Nexus.
+const APPS: &str = "ui://";
 /// No log messages are wanted.
 const SILENT: usize = usize::MAX;
 
@@ -105,7 +107,11 @@ fn misbehaved(what: &str) -> ErrorData {
 /// not say that it is complete; the newest one demands it.
 fn typed<T: DeserializeOwned>(mut result: Map<String, Value>) -> Result<T, ErrorData> {
     result.entry("resultType").or_insert_with(|| "complete".into());
-    serde_json::from_value(result.into()).map_err(|error| misbehaved(&error.to_string()))
+    serde_json::from_value(result.into()).map_err(|error| {
+        // The error has words of the guest in it.
+        tracing::debug!(%error, "a guest's result has another form than MCP gives it");
+        misbehaved("it has another form than MCP gives it")
+    })
 }
 
 const fn method(
@@ -236,6 +242,9 @@ impl ServerHandler for Own {
         request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
+        if request.uri.starts_with(APPS) {
+            return Err(ErrorData::resource_not_found("pages of guests are not passed on", None));
+        }
         let read = method("resources/read", "own resources/read", |o| o.resources, WORK);
         Ok(match self.worked::<ReadResourceResult>(read, request, &context).await? {
             Ok(result) => result.into(),

@@ -227,10 +227,10 @@ impl Passing<'_> {
         }
     }
 
-    /// The guest's own error: its code and data as they are, its message with the VM's name.
+    /// The guest's own error, marked as such: its message has the VM's name.
     fn of_guest(&self, code: i64, message: &str, data: Option<&str>) -> ErrorData {
-        let code = i32::try_from(code).map_or(ErrorCode::INTERNAL_ERROR, ErrorCode);
-        let data = data.and_then(|data| serde_json::from_str(data).ok());
+        let code = words::error_code(code);
+        let data = words::error_data(data.and_then(|data| serde_json::from_str(data).ok()), self.origin);
         ErrorData::new(code, format!("inside {}: {message}", self.origin.name()), data)
     }
 

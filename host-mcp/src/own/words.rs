@@ -8,12 +8,18 @@ use serde_json::{Map, Value, json};
 
 use crate::forward::Origin;
 
-/// Members of `_meta` that only Nexus, or only the protocol's own layer, sets.
-const RESERVED: [&str; 2] = ["dev.nexus/", "io.modelcontextprotocol/"];
+/// Beginnings of members of `_meta` that only Nexus, or only the protocol's own layer, sets; and those of pages to show.
+const RESERVED: [&str; 4] = ["dev.nexus/", "io.modelcontextprotocol/", "ui/", "openai/"];
+/// The member of `_meta` that names a page to show.
+const PAGE: &str = "ui";
 /// The longest text that a guest may show to a user, in characters.
 const SHOWN_MAX: usize = 2000;
 /// The longest name of a guest's logger, in characters.
 const LOGGER_MAX: usize = 64;
+/// The error of a server that wants the user to open an address (MCP 2025-11-25).
+const URL_NEEDED: i32 = -32_042;
+/// The members of a question with a form.
+const FORM: [&str; 4] = ["message", "requestedSchema", "mode", "_meta"];
 /// How much a guest may ask in one result.
 const INPUTS_MAX: usize = 16;
 
@@ -58,10 +64,49 @@ pub(super) fn mark(object: &mut Map<String, Value>, origin: &Origin) {
         Some(Value::Object(meta)) => meta,
         _ => Map::new(),
     };
-    meta.retain(|key, _| !RESERVED.iter().any(|start| key.starts_with(start)));
+    strip(&mut meta);
+    object.values_mut().for_each(clean);
     meta.insert(FROM_META.into(), GUEST.into());
     meta.insert(VM_META.into(), origin.meta());
     object.insert("_meta".into(), meta.into());
+}
+
+fn strip(meta: &mut Map<String, Value>) {
+    meta.retain(|key, _| key != PAGE && !RESERVED.iter().any(|start| key.starts_with(start)));
+}
+
+/// Removes what guests may not say from every `_meta` inside. How deeply values are nested was checked.
+fn clean(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::Object(meta)) = members.get_mut("_meta") {
+                strip(meta);
+            }
+            members.values_mut().for_each(clean);
+        }
+        Value::Array(items) => items.iter_mut().for_each(clean),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Marks the data of a guest's error. What is no object says nothing of its own origin, and is left as it is.
+pub(super) fn error_data(data: Option<Value>, origin: &Origin) -> Option<Value> {
+    let mut data = data?;
+    clean(&mut data);
+    if let Value::Object(members) = &mut data {
+        members.insert(FROM_META.into(), GUEST.into());
+        members.insert(VM_META.into(), origin.meta());
+    }
+    Some(data)
+}
+
+/// The code of a guest's error: those of JSON-RPC and of servers, except the one that has clients open an address.
+pub(super) fn error_code(code: i64) -> ErrorCode {
+    match i32::try_from(code) {
+        Ok(URL_NEEDED) => ErrorCode::INTERNAL_ERROR,
+        Ok(code @ (-32_603..=-32_600 | -32_099..=-32_000)) => ErrorCode(code),
+        Ok(_) | Err(_) => ErrorCode::INTERNAL_ERROR,
+    }
 }
 
 /// Checks and marks what a guest asks of a client.
@@ -86,6 +131,9 @@ pub(super) fn question(
             }
             // What the client knows of other servers is none of the guest's business.
             params.remove("includeContext");
+            let asked = params.get("systemPrompt").and_then(Value::as_str).unwrap_or_default();
+            let marked = format!("A program in the VM {} asks this, not Nexus. {asked}", origin.name());
+            params.insert("systemPrompt".into(), marked.trim_end().into());
         }
         "roots/list" => {
             if client.is_none_or(|can| can.roots.is_none()) {
@@ -112,7 +160,21 @@ fn elicitation(params: &mut Map<String, Value>, origin: &Origin) -> Result<(), F
     let shown =
         format!("A program in the VM {} asks, not Nexus: {}", origin.name(), shown(message, SHOWN_MAX));
     params.insert("message".into(), shown.into());
+    params.retain(|member, _| FORM.contains(&member.as_str()));
+    if let Some(schema) = params.get_mut("requestedSchema") {
+        tame(schema);
+    }
     Ok(())
+}
+
+/// Makes every text of a form readable for people.
+fn tame(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shown(text, SHOWN_MAX),
+        Value::Object(members) => members.values_mut().for_each(tame),
+        Value::Array(items) => items.iter_mut().for_each(tame),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// Text for people: without control characters other than newlines and tabs, and shortened.
@@ -257,6 +319,23 @@ mod tests {
         let asked = ask("sampling/createMessage", sampled, json!({"sampling": {}})).unwrap();
         assert_eq!(asked.get("includeContext"), None);
         assert_eq!(asked["maxTokens"], 9);
+    }
+
+    #[test]
+    fn no_words_of_a_guest_pass_for_those_of_nexus() {
+        let meta = json!({ "ui": { "resourceUri": "ui://nexus/dashboard" }, "ui/x": 1, "dev.nexus/from": "host", "own": 1 });
+        let mut result = object(json!({ "tools": [{ "name": "a", "_meta": meta }], "_meta": meta }));
+        mark(&mut result, &Origin::sample());
+        assert_eq!(result["tools"][0]["_meta"], json!({ "own": 1 }));
+        assert_eq!(result["_meta"]["dev.nexus/from"], GUEST);
+        assert_eq!(result["_meta"].get("ui"), None);
+        // An error that has a client open an address is an ordinary one, and its data say whose they are.
+        assert_eq!(
+            (error_code(-32_042).0, error_code(7).0, error_code(-32_602).0),
+            (-32_603, -32_603, -32_602)
+        );
+        let data = error_data(Some(json!({ "code": "busy", "_meta": meta })), &Origin::sample()).unwrap();
+        assert_eq!((&data["dev.nexus/from"], &data["_meta"]), (&json!(GUEST), &json!({ "own": 1 })));
     }
 
     #[test]

@@ -232,7 +232,7 @@ pub struct StreamFacts {
     pub omitted_bytes: u64,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,
-    /// Whether the text is shown as a terminal would: without escape sequences, and without what a carriage return or backspace overwrote.
+    /// Whether the text is shown without escape sequences, and without what a carriage return or backspace overwrote.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub folded: bool,
     /// The offset at which the shown part starts.

@@ -23,6 +23,10 @@ impl Actor {
             return Ok(decision);
         }
         policy::pausable(name.as_str(), self.record.driver.as_deref().unwrap_or_default())?;
+        if self.boot.as_ref().is_some_and(|boot| boot.bye.is_some()) {
+            let message = format!("{name} is going down: its guest has said goodbye");
+            return Err(ToolError::new(ErrorCode::VmWrongState, message).hint("wait until it is stopped"));
+        }
         self.transition(VmState::Paused, None, "pause requested", who).await?;
         let Some(boot) = &mut self.boot else {
             return Err(ToolError::internal(format!("{name} is ready, but has no boot")));
