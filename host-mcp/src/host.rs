@@ -52,7 +52,7 @@ struct Inner {
     counters: Counters,
     under_way: TaskTracker,
     listeners: Semaphore,
-    listeners_of_each: Shares,
+    listeners_of_each: Shares<Arc<str>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -98,7 +98,7 @@ impl Host {
     }
 
     /// A place for a request that listens for changes; `None` if there are too many, or too many of this caller with all tokens of its chain.
-    pub(crate) fn listener(&self, caller: &Caller) -> Option<(SemaphorePermit<'_>, Share)> {
+    pub(crate) fn listener(&self, caller: &Caller) -> Option<(SemaphorePermit<'_>, Share<Arc<str>>)> {
         let share = self.0.listeners_of_each.take(caller.root_owner())?;
         Some((self.0.listeners.try_acquire().ok()?, share))
     }

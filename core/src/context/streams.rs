@@ -9,6 +9,7 @@ use nexus_schema::stream::Opening;
 use nexus_schema::{ErrorCode, ToolError};
 
 use crate::os::random;
+use crate::os::shares::{Share, Shares};
 
 /// Lifetime of a ticket.
 pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
@@ -20,14 +21,17 @@ const OF_VM_MAX: usize = 250;
 const OF_OWNER_MAX: usize = 1000;
 
 /// The tickets and streams of one daemon. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<Inner>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Streams {
+    tickets: Arc<Mutex<HashMap<String, Ticket>>>,
+    of_vms: Shares<VmId>,
+    of_owners: Shares<Arc<str>>,
+}
 
-#[derive(Debug, Default)]
-struct Inner {
-    tickets: HashMap<String, Ticket>,
-    of_vms: HashMap<VmId, usize>,
-    of_owners: HashMap<Arc<str>, usize>,
+impl Default for Streams {
+    fn default() -> Self {
+        Self { tickets: Arc::default(), of_vms: Shares::new(OF_VM_MAX), of_owners: Shares::new(OF_OWNER_MAX) }
+    }
 }
 
 /// A ticket: who may open which stream.
@@ -48,14 +52,13 @@ pub(crate) struct Ticket {
 /// Counts one stream as open until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
-    streams: Streams,
-    vm: VmId,
-    owner: Arc<str>,
+    _of_vm: Share<VmId>,
+    _of_owner: Share<Arc<str>>,
 }
 
 impl Streams {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tickets(&self) -> MutexGuard<'_, HashMap<String, Ticket>> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Issues a ticket.
@@ -66,61 +69,38 @@ impl Streams {
         (vm, boot_id): (VmId, BootId),
         opening: Opening,
     ) -> Result<String, ToolError> {
-        let mut inner = self.inner();
+        let mut tickets = self.tickets();
         let now = Instant::now();
-        inner.tickets.retain(|_, ticket| ticket.until > now);
-        let own = inner.tickets.values().filter(|ticket| ticket.owner == owner).count();
-        if own >= TICKETS_MAX.0 || inner.tickets.len() >= TICKETS_MAX.1 {
+        tickets.retain(|_, ticket| ticket.until > now);
+        let own = tickets.values().filter(|ticket| ticket.owner == owner).count();
+        if own >= TICKETS_MAX.0 || tickets.len() >= TICKETS_MAX.1 {
             return Err(ToolError::new(ErrorCode::Busy, "too many unused stream tickets")
                 .hint("use them, or wait until they expire, 30 s after they were issued"));
         }
         let name = random::token();
         let until = now + TICKET_LIFE;
-        inner.tickets.insert(name.clone(), Ticket { owner, scope, vm, boot_id, opening, until });
+        tickets.insert(name.clone(), Ticket { owner, scope, vm, boot_id, opening, until });
         Ok(name)
     }
 
     /// Redeems a ticket of its owner. A ticket can be redeemed once.
     pub(crate) fn redeem(&self, owner: &str, scope: Option<VmId>, name: &str) -> Option<Ticket> {
-        let mut inner = self.inner();
-        let is_good = inner.tickets.get(name).is_some_and(|ticket| {
+        let mut tickets = self.tickets();
+        let is_good = tickets.get(name).is_some_and(|ticket| {
             *ticket.owner == *owner && ticket.scope == scope && ticket.until > Instant::now()
         });
-        if is_good { inner.tickets.remove(name) } else { None }
+        if is_good { tickets.remove(name) } else { None }
     }
 
     /// Counts one more open stream of a VM. Fails at the limits.
     pub(crate) fn enter(&self, vm: VmId, owner: &Arc<str>) -> Result<Place, ToolError> {
-        let mut inner = self.inner();
-        let of_vm = inner.of_vms.get(&vm).copied().unwrap_or(0);
-        let of_owner = inner.of_owners.get(owner).copied().unwrap_or(0);
         let busy = |what: &str, most| {
             ToolError::new(ErrorCode::Busy, format!("too many open streams {what}: the limit is {most}"))
                 .hint("close some of them first")
         };
-        if of_vm >= OF_VM_MAX {
-            return Err(busy("of this VM", OF_VM_MAX));
-        }
-        if of_owner >= OF_OWNER_MAX {
-            return Err(busy("of this caller", OF_OWNER_MAX));
-        }
-        inner.of_vms.insert(vm, of_vm + 1);
-        inner.of_owners.insert(owner.clone(), of_owner + 1);
-        Ok(Place { streams: self.clone(), vm, owner: owner.clone() })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
-            match counts.get_mut(key) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => drop(counts.remove(key)),
-            }
-        }
-        let mut inner = self.streams.inner();
-        less(&mut inner.of_vms, &self.vm);
-        less(&mut inner.of_owners, &self.owner);
+        let of_vm = self.of_vms.take(&vm).ok_or_else(|| busy("of this VM", OF_VM_MAX))?;
+        let of_owner = self.of_owners.take(owner).ok_or_else(|| busy("of this caller", OF_OWNER_MAX))?;
+        Ok(Place { _of_vm: of_vm, _of_owner: of_owner })
     }
 }
 
@@ -154,12 +134,12 @@ mod tests {
         let tickets: Vec<_> = (0..TICKETS_MAX.0).map(|_| issue(&streams, "uid:0").unwrap()).collect();
         assert_eq!(issue(&streams, "uid:0").unwrap_err().code, ErrorCode::Busy);
         issue(&streams, "uid:1").unwrap();
-        for ticket in streams.inner().tickets.values_mut() {
+        for ticket in streams.tickets().values_mut() {
             ticket.until = Instant::now();
         }
         assert!(streams.redeem("uid:0", None, &tickets[0]).is_none());
         issue(&streams, "uid:0").unwrap();
-        assert_eq!(streams.inner().tickets.len(), 1);
+        assert_eq!(streams.tickets().len(), 1);
     }
 
     #[test]
@@ -172,7 +152,6 @@ mod tests {
         let more = streams.enter(other, &owner).unwrap();
         drop(places);
         drop((streams.enter(one, &owner).unwrap(), more));
-        let inner = streams.inner();
-        assert!(inner.of_vms.is_empty() && inner.of_owners.is_empty());
+        assert!(streams.of_vms.is_empty() && streams.of_owners.is_empty());
     }
 }

@@ -57,7 +57,7 @@ struct Inner {
     /// Cancelled when all events are stored.
     stored: CancellationToken,
     /// The calls that wait for events.
-    waits: Shares,
+    waits: Shares<Arc<str>>,
 }
 
 impl Drop for Inner {
@@ -159,7 +159,7 @@ impl Events {
     }
 
     /// A place for a call that waits for events; `None` if the caller, with all tokens of its chain, has too many of them.
-    pub(crate) fn place(&self, caller: &Caller) -> Option<Share> {
+    pub(crate) fn place(&self, caller: &Caller) -> Option<Share<Arc<str>>> {
         self.0.waits.take(caller.root_owner())
     }
 

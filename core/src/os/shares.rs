@@ -1,41 +1,47 @@
 //! How much of something that all share each caller may have at once.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Places of which each owner has at most so many. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shares {
+pub struct Shares<Owner> {
     most: usize,
-    taken: Arc<Mutex<HashMap<Arc<str>, usize>>>,
+    taken: Arc<Mutex<HashMap<Owner, usize>>>,
 }
 
 /// One place; dropping it gives it back.
 #[derive(Debug)]
-pub struct Share {
-    owner: Arc<str>,
-    taken: Arc<Mutex<HashMap<Arc<str>, usize>>>,
+pub struct Share<Owner: Hash + Eq> {
+    owner: Owner,
+    taken: Arc<Mutex<HashMap<Owner, usize>>>,
 }
 
-impl Shares {
+impl<Owner: Hash + Eq + Clone> Shares<Owner> {
     /// At most `most` places for each owner.
     pub fn new(most: usize) -> Self {
         Self { most, taken: Arc::default() }
     }
 
     /// A place for an owner; `None` if it has all of its own.
-    pub fn take(&self, owner: &Arc<str>) -> Option<Share> {
+    pub fn take(&self, owner: &Owner) -> Option<Share<Owner>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(Arc::clone(owner)).or_default();
+        let count = taken.entry(owner.clone()).or_default();
         if *count >= self.most {
             return None;
         }
         *count += 1;
-        Some(Share { owner: Arc::clone(owner), taken: Arc::clone(&self.taken) })
+        Some(Share { owner: owner.clone(), taken: Arc::clone(&self.taken) })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.taken.lock().unwrap().is_empty()
     }
 }
 
-impl Drop for Share {
+impl<Owner: Hash + Eq> Drop for Share<Owner> {
     fn drop(&mut self) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = taken.get_mut(&self.owner) {

@@ -6,11 +6,12 @@ use nexus_schema::tools::audit::{AuditEntry, AuditList, AuditListOutput, AuditLi
 use nexus_schema::{Reference, Tool};
 
 use super::App;
-use super::client::{Client, Options, raw};
+use super::client::{Client, Options};
 use super::error::Error;
 use super::format;
 use super::moment::Moment;
-use super::ui::{Format, Mood, Table, Text};
+use super::rows::{self, Row};
+use super::ui::{Mood, Table, Text};
 use super::unread::while_read;
 
 /// How many calls are listed by default.
@@ -70,12 +71,7 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
     };
     let mut found = ask(&mut client, &params).await?;
     found.calls.reverse();
-    match app.ui.format {
-        Format::Json if follow => lines(app, &found.calls)?,
-        Format::Json => app.ui.json(&raw(&found)?)?,
-        _ if found.calls.is_empty() && !follow => app.ui.say("no calls"),
-        _ => show(app, &found.calls, true)?,
-    }
+    rows::first(app, &found, &found.calls, follow)?;
     if !follow {
         return Ok(0);
     }
@@ -83,10 +79,7 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
     loop {
         params.after = Some(found.last);
         found = ask(&mut client, &params).await?;
-        match app.ui.format {
-            Format::Json => lines(app, &found.calls)?,
-            _ => show(app, &found.calls, false)?,
-        }
+        rows::next(app, &found.calls)?;
     }
 }
 
@@ -95,23 +88,22 @@ async fn ask(client: &mut Client, params: &AuditListParams) -> Result<AuditListO
     client.call_with::<AuditList>(params, options).await?.facts(AuditList::NAME, AuditList::SHAPE)
 }
 
-/// A line of JSON for each call.
-fn lines(app: &App, calls: &[AuditEntry]) -> Result<(), Error> {
-    calls.iter().try_for_each(|call| app.ui.line(raw(call)?.get()))
-}
+impl Row for AuditEntry {
+    const NONE: &'static str = "no calls";
 
-fn show(app: &App, calls: &[AuditEntry], with_headings: bool) -> Result<(), Error> {
-    if app.ui.format == Format::Quiet {
-        return calls.iter().try_for_each(|call| app.ui.line(&call.seq.to_string()));
+    fn seq(&self) -> u64 {
+        self.seq
     }
-    if with_headings {
-        return app.ui.table(table(calls));
+
+    fn line(&self) -> String {
+        let vm = self.vm.map_or("-".into(), |vm| vm.to_string());
+        let Self { at, caller, tool, outcome, rule, .. } = self;
+        format!("{at}  {caller}  {tool}  {vm}  {outcome}  {rule}  {}", took(self))
     }
-    calls.iter().try_for_each(|call| {
-        let vm = call.vm.map_or("-".into(), |vm| vm.to_string());
-        let AuditEntry { at, caller, tool, outcome, rule, .. } = call;
-        app.ui.line(&format!("{at}  {caller}  {tool}  {vm}  {outcome}  {rule}  {}", took(call)))
-    })
+
+    fn table(rows: &[Self]) -> Table {
+        table(rows)
+    }
 }
 
 fn took(call: &AuditEntry) -> String {

@@ -8,9 +8,10 @@ use nexus_schema::tools::event::{Event, EventKind, EventsWait, EventsWaitOutput,
 use nexus_schema::{Reference, Tool};
 
 use super::App;
-use super::client::{Client, Options, raw};
+use super::client::{Client, Options};
 use super::error::Error;
-use super::ui::{Format, Mood, Table, Text};
+use super::rows::{self, Row};
+use super::ui::{Mood, Table, Text};
 use super::unread::while_read;
 
 /// How many events are listed by default.
@@ -60,12 +61,7 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
     };
     let mut found = ask(&mut client, &params).await?;
     warn(app, &found);
-    match app.ui.format {
-        Format::Json if follow => lines(app, &found.events)?,
-        Format::Json => app.ui.json(&raw(&found)?)?,
-        _ if found.events.is_empty() && !follow => app.ui.say("no events"),
-        _ => show(app, &found.events, true)?,
-    }
+    rows::first(app, &found, &found.events, follow)?;
     if !follow {
         return Ok(0);
     }
@@ -79,10 +75,7 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
         }
         found = ask(&mut client, &params).await?;
         warn(app, &found);
-        match app.ui.format {
-            Format::Json => lines(app, &found.events)?,
-            _ => show(app, &found.events, false)?,
-        }
+        rows::next(app, &found.events)?;
     }
 }
 
@@ -98,22 +91,21 @@ fn warn(app: &App, found: &EventsWaitOutput) {
     }
 }
 
-/// A line of JSON for each event.
-fn lines(app: &App, events: &[Event]) -> Result<(), Error> {
-    events.iter().try_for_each(|event| app.ui.line(raw(event)?.get()))
-}
+impl Row for Event {
+    const NONE: &'static str = "no events";
 
-fn show(app: &App, events: &[Event], with_headings: bool) -> Result<(), Error> {
-    if app.ui.format == Format::Quiet {
-        return events.iter().try_for_each(|event| app.ui.line(&event.seq.to_string()));
+    fn seq(&self) -> u64 {
+        self.seq
     }
-    if with_headings {
-        return app.ui.table(table(events));
+
+    fn line(&self) -> String {
+        let Self { at, kind, text, .. } = self;
+        format!("{at}  {kind:<8}  {text}")
     }
-    events.iter().try_for_each(|event| {
-        let Event { at, kind, text, .. } = event;
-        app.ui.line(&format!("{at}  {kind:<8}  {text}"))
-    })
+
+    fn table(rows: &[Self]) -> Table {
+        table(rows)
+    }
 }
 
 fn table(events: &[Event]) -> Table {

@@ -39,6 +39,7 @@ mod op;
 mod plan;
 mod provider;
 mod prune;
+mod rows;
 mod run;
 mod settings;
 mod shell;

@@ -107,7 +107,7 @@ struct Peer {
     /// The same for the limit of wrong tokens.
     who: Who,
     /// Its place among the connections of users other than the daemon's own.
-    _share: Option<(Share, OwnedSemaphorePermit)>,
+    _share: Option<(Share<u32>, OwnedSemaphorePermit)>,
 }
 
 /// MCP over HTTP for one caller and one view.

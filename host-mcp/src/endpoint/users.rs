@@ -79,7 +79,7 @@ const CONNECTIONS_OF_ALL: usize = 512;
 /// The connections of users other than the daemon's own.
 #[derive(Debug)]
 pub(super) struct Others {
-    each: Shares,
+    each: Shares<u32>,
     all: Arc<Semaphore>,
 }
 
@@ -91,8 +91,8 @@ impl Default for Others {
 
 impl Others {
     /// A place for a connection of a user; `None` if it has too many.
-    pub(super) fn take(&self, uid: u32) -> Option<(Share, OwnedSemaphorePermit)> {
-        let share = self.each.take(&uid.to_string().into())?;
+    pub(super) fn take(&self, uid: u32) -> Option<(Share<u32>, OwnedSemaphorePermit)> {
+        let share = self.each.take(&uid)?;
         Some((share, Arc::clone(&self.all).try_acquire_owned().ok()?))
     }
 }
