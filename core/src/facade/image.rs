@@ -121,16 +121,18 @@ impl Nexus {
             None => self.shared.provision.image_name(&params.from).await?,
         };
         self.may_name(&ctx.caller, &name, &params.from).await?;
-        let taken = Reference::Name(name.clone());
-        let exists = self.shared.store.read(move |db| images::get(db, &taken)).await.map_err(store_error)?;
-        if exists.is_some() {
-            return Err(ToolError::new(ErrorCode::NameTaken, format!("image {name} already exists"))
-                .hint("choose another name"));
-        }
         let subject = Some((name.to_string(), name.to_string()));
         let op = summary("image_create", &ctx.caller.owner, subject);
         let id = op.op_id;
-        if let Begun::Known(op) = self.shared.ops.begin(op, once, |_| Ok(())).await? {
+        // Here and not before: a call that repeats an earlier one is answered as that one, and its image may have the name by now.
+        let taken = name.clone();
+        let begun = self.shared.ops.begin(op, once, move |tx| {
+            match images::get(tx, &Reference::Name(taken.clone()))? {
+                Some(_) => Err(StoreError::NameTaken { kind: "image", name: taken.to_string() }),
+                None => Ok(()),
+            }
+        });
+        if let Begun::Known(op) = begun.await? {
             return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
         }
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
