@@ -23,6 +23,7 @@ mod page;
 pub mod server;
 pub mod settings;
 pub mod stream;
+mod tasks;
 pub mod tools;
 
 /// Shared by both programs for reading lines and waiting for answers.

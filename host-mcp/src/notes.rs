@@ -78,7 +78,8 @@ pub(crate) async fn report(mut watching: watch::Receiver<OpProgress>, context: &
     }
 }
 
-fn describe(progress: &OpProgress) -> String {
+/// An operation's progress in words.
+pub(crate) fn describe(progress: &OpProgress) -> String {
     let step = if progress.step.is_empty() { "working" } else { &progress.step };
     match (progress.done, progress.total) {
         (Some(done), Some(total)) if total > 0 => format!("{step}: {}%", done.saturating_mul(100) / total),

@@ -9,15 +9,15 @@ use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{ErrorCode, Reference, ToolError, TraceContext, trace};
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams, CancelledNotificationParam,
     CompleteRequestMethod, CompleteRequestParams, CompleteResult, ConstString, GetPromptRequestMethod,
-    GetPromptRequestParams, GetPromptResponse, GetSkillRequestParams, GetSkillResult, Implementation,
-    JsonObject, ListPromptsRequestMethod, ListPromptsResult, ListResourceTemplatesRequestMethod,
-    ListResourceTemplatesResult, ListResourcesRequestMethod, ListResourcesResult, ListSkillsResult,
-    ListToolsResult, PaginatedRequestParams, ReadResourceRequestMethod, ReadResourceRequestParams,
-    ReadResourceResponse, ReadResourceResult, RequestId, ServerCapabilities, ServerConfig,
-    SubscribeRequestMethod, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequestMethod,
-    UnsubscribeRequestParams,
+    GetPromptRequestParams, GetPromptResponse, GetSkillRequestParams, GetSkillResult, GetTaskParams,
+    GetTaskResult, Implementation, JsonObject, ListPromptsRequestMethod, ListPromptsResult,
+    ListResourceTemplatesRequestMethod, ListResourceTemplatesResult, ListResourcesRequestMethod,
+    ListResourcesResult, ListSkillsResult, ListToolsResult, PaginatedRequestParams,
+    ReadResourceRequestMethod, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult,
+    RequestId, ServerCapabilities, ServerConfig, SubscribeRequestMethod, SubscribeRequestParams,
+    SubscriptionFilter, UnsubscribeRequestMethod, UnsubscribeRequestParams, UpdateTaskParams,
 };
 use rmcp::service::{NotificationContext, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -28,10 +28,15 @@ use crate::forward::{Client, Era, ForwardedCall, Handle, Recorded};
 use crate::host::View;
 use crate::notes::{relay, report};
 use crate::offers::{self, Subscriptions};
+use crate::tasks;
 use crate::tools::{self, GuestTool, Toolset, error_result};
 
 /// The argument that confirms the plan of an earlier call.
 const CONFIRM: &str = "confirm";
+/// The argument that says how long a call waits for its operation.
+const WAIT: &str = "wait_s";
+/// The same for a command.
+const YIELD_AFTER: &str = "yield_after_s";
 
 /// One client's server. Cheap to clone and to create for each request. Each session needs its own, because request ids are
 /// unique only within a session.
@@ -57,6 +62,11 @@ const NOTICE_TIMEOUT: Duration = Duration::from_millis(500);
 impl Server {
     pub(crate) fn new(client: Client) -> Self {
         Self { client, calls: Arc::default(), subscriptions: Arc::default() }
+    }
+
+    /// Whose server it is.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Refuses what only the whole endpoint offers. An empty list would claim that the feature exists.
@@ -97,7 +107,7 @@ impl Server {
     }
 
     /// Refuses a tool that the client's set does not offer.
-    fn check_offered(&self, tool: &str) -> Result<(), ErrorData> {
+    pub(crate) fn check_offered(&self, tool: &str) -> Result<(), ErrorData> {
         let (host, View::Whole(set)) = (self.client.host(), self.client.view()) else { return Ok(()) };
         let Some(text) = host.registry().refusal(set, tool) else { return Ok(()) };
         if host.registry().is_tool(tool) {
@@ -233,7 +243,7 @@ impl ServerHandler for Server {
             View::Whole(_) => tools::INSTRUCTIONS,
             View::Vm(_) | View::Own(_) => tools::SCOPED_INSTRUCTIONS,
         };
-        let capabilities = ServerCapabilities::builder().enable_tools();
+        let capabilities = ServerCapabilities::builder().enable_tools().enable_tasks();
         let capabilities = match self.client.view() {
             View::Whole(_) => {
                 let capabilities = capabilities.enable_resources().enable_resources_subscribe();
@@ -269,14 +279,56 @@ impl ServerHandler for Server {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let arguments = request.arguments.unwrap_or_default();
-        match self.client.guest_tool(&request.name) {
-            Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await.map(CallToolResponse::from),
+        let mut arguments = request.arguments.unwrap_or_default();
+        let tool = self.client.guest_tool(&request.name);
+        let wait = match &tool {
+            Some(tool) => tool.becomes_task().then_some(YIELD_AFTER),
+            None => self.client.host().registry().starts_operation(&request.name).then_some(WAIT),
+        };
+        let wait = wait.filter(|_| tasks::are_declared(&context));
+        let may_be_task = wait.is_some_and(|wait| tasks::prepare(wait, &mut arguments));
+        match tool {
+            Some(tool) => {
+                let result = Box::pin(self.forward(tool, arguments, &context)).await?;
+                Ok(if may_be_task { tasks::of_command(result) } else { result.into() })
+            }
             None => {
                 let answered = confirm::answered(request.input_responses, request.request_state);
-                Box::pin(self.run_confirmed(&request.name, arguments, answered, &context)).await
+                let response =
+                    Box::pin(self.run_confirmed(&request.name, arguments, answered, &context)).await?;
+                match response {
+                    CallToolResponse::Complete(result) if may_be_task => {
+                        Ok(tasks::of_operation(self, result).await)
+                    }
+                    other => Ok(other),
+                }
             }
         }
+    }
+
+    async fn get_task(
+        &self,
+        request: GetTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<GetTaskResult, ErrorData> {
+        Box::pin(tasks::get(self, &request.task_id, &context)).await
+    }
+
+    /// No task asks for anything; what is answered all the same is ignored.
+    async fn update_task(
+        &self,
+        request: UpdateTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        Box::pin(tasks::get(self, &request.task_id, &context)).await.map(drop)
+    }
+
+    async fn cancel_task(
+        &self,
+        request: CancelTaskParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<(), ErrorData> {
+        Box::pin(tasks::cancel(self, &request.task_id, &context)).await
     }
 
     async fn on_cancelled(
@@ -299,7 +351,8 @@ impl ServerHandler for Server {
     ) -> Result<rmcp::model::CustomResult, ErrorData> {
         let method = request.method;
         Err(match &*method {
-            "tools/call" | "tools/list" | "initialize" | "server/discover" | "ping" => {
+            "tools/call" | "tools/list" | "initialize" | "server/discover" | "ping" | "tasks/get"
+            | "tasks/update" | "tasks/cancel" => {
                 ErrorData::invalid_params(format!("invalid parameters for {method}"), None)
             }
             _ => ErrorData::new(rmcp::model::ErrorCode::METHOD_NOT_FOUND, method, None),

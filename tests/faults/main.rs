@@ -45,6 +45,7 @@ mod steady;
 mod steps;
 mod streams;
 mod subscriptions;
+mod tasks;
 mod tokens;
 mod users;
 mod waits;

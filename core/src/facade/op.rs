@@ -4,7 +4,7 @@ use nexus_schema::id::{OpId, VmId};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListParams, OpSummary};
 
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{ErrorCode, Reference, Timestamp, ToolError};
 
 use super::vm::AnyResult;
 use super::{CallContext, Nexus, cut_page, number_cursor, page, patience};
@@ -54,6 +54,15 @@ impl Nexus {
                 .hint("wait for it with op_get, or ask for a token with the scope admin"));
         }
         self.shared.ops.cancel(params.op_id).await
+    }
+
+    /// When an operation that a caller sees began, and when it ended.
+    pub async fn op_times(
+        &self,
+        caller: &Caller,
+        op: OpId,
+    ) -> Result<(Timestamp, Option<Timestamp>), ToolError> {
+        self.seen_op(caller, op).await.map(|op| (op.started_at, op.ended_at))
     }
 
     /// Whether an operation exists for a caller: its own ones do, and those on VMs that it sees.

@@ -54,7 +54,7 @@ impl Calls {
         }
         let params = CallParams::parse(message.params?)?;
         let tool = client.guest_tool(&params.name)?;
-        if params.progress_token().is_some() {
+        if params.progress_token().is_some() || (tool.becomes_task() && params.declares_tasks()) {
             return None;
         }
         let session = match params.version() {

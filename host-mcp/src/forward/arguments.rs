@@ -13,6 +13,9 @@ use serde_json::value::RawValue;
 
 use crate::host::View;
 
+/// The extension for tasks.
+const TASKS: &str = rmcp::model::TASKS_EXTENSION_ID;
+
 /// The form of a reply, which depends on the MCP revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Era {
@@ -174,6 +177,15 @@ impl<'a> CallParams<'a> {
         TraceContext::checked(&parent, state.as_deref()).map(Arc::new)
     }
 
+    /// Whether the request says that its client can deal with tasks.
+    pub(crate) fn declares_tasks(&self) -> bool {
+        // Only what may say so is decoded.
+        let raw =
+            self.meta.as_ref().and_then(|meta| meta.capabilities).filter(|raw| raw.get().contains(TASKS));
+        let can = raw.and_then(|raw| serde_json::from_str::<rmcp::model::ClientCapabilities>(raw.get()).ok());
+        can.is_some_and(|can| can.supports_tasks())
+    }
+
     /// The revision named by the request itself.
     pub(crate) fn version(&self) -> Option<&str> {
         self.meta.as_ref()?.version.as_deref()
@@ -284,6 +296,14 @@ mod tests {
         };
         let text = meta("2026-07-28");
         assert_eq!(CallParams::parse(raw(&text)).unwrap().era(false), Some(Era::Stateless));
+        assert!(!CallParams::parse(raw(&text)).unwrap().declares_tasks());
+        for (capabilities, declares) in [
+            (r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#, true),
+            (r#"{"experimental":{"x":{"y":"io.modelcontextprotocol/tasks"}}}"#, false),
+        ] {
+            let text = text.replace(r#"Capabilities":{}"#, &format!(r#"Capabilities":{capabilities}"#));
+            assert_eq!(CallParams::parse(raw(&text)).unwrap().declares_tasks(), declares, "{text}");
+        }
         let text = meta("2030-01-01");
         assert_eq!(CallParams::parse(raw(&text)).unwrap().era(true), None);
     }

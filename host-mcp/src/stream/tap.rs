@@ -194,6 +194,9 @@ impl Tap {
         let Some(tool) = self.client.guest_tool(&params.name) else {
             return false;
         };
+        if tool.becomes_task() && params.declares_tasks() {
+            return false;
+        }
         let Some(era) = params.era(self.is_initialized.load(Ordering::Acquire)) else { return false };
         let id = id.get();
         if self.calls().contains_key(id) {

@@ -15,6 +15,7 @@ use nexus_schema::access::{self, Scope};
 use nexus_schema::arguments::Takes;
 use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
 use nexus_schema::tools::command::{CommandInput, CommandOutput, CommandSignal, CommandStart, RunCommand};
+use nexus_schema::tools::op::OpGet;
 use nexus_schema::{Tool, ToolError, ToolInfo, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
 
@@ -82,6 +83,11 @@ impl GuestTool {
                 | CommandInput::NAME
                 | CommandSignal::NAME
         )
+    }
+
+    /// Whether a call may outlast its wait, and so become a task for clients that can deal with one.
+    pub(crate) fn becomes_task(&self) -> bool {
+        self.name == RunCommand::NAME
     }
 
     /// Adds the tool's parameters to an error, for callers who know it under the host's name.
@@ -229,6 +235,18 @@ impl Registry {
         self.find(tool).map_or(Scope::Admin, |published| published.needs)
     }
 
+    /// Whether a tool of the host starts an operation and waits for it.
+    pub(crate) fn starts_operation(&self, tool: &str) -> bool {
+        fn has(schema: &JsonObject, member: &str) -> bool {
+            schema.get("properties").is_some_and(|members| members.get(member).is_some())
+        }
+        tool != OpGet::NAME
+            && self.find(tool).is_some_and(|Published { tool, .. }| {
+                has(&tool.input_schema, "wait_s")
+                    && tool.output_schema.as_ref().is_some_and(|schema| has(schema, "op_id"))
+            })
+    }
+
     /// Whether another set has every tool of a set.
     pub(crate) fn is_within(&self, set: Toolset, other: Toolset) -> bool {
         self.whole.iter().all(|published| !published.is_offered(set) || published.is_offered(other))
@@ -311,6 +329,18 @@ mod tests {
         let refused = registry.refusal(Toolset::WORK, "drive_resize").unwrap();
         assert!(refused.contains("/mcp?tools=drives"), "{refused}");
         assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
+    }
+
+    #[test]
+    fn tools_that_start_operations_are_known_by_their_schemas() {
+        let registry = Registry::new();
+        for tool in ["vm_create", "vm_start", "vm_stop", "image_create", "prune", "guest_copy_in"] {
+            assert!(registry.starts_operation(tool), "{tool}");
+        }
+        for tool in ["op_get", "op_cancel", "vm_wait", "events_wait", "audit_list", "guest_run_command", "x"]
+        {
+            assert!(!registry.starts_operation(tool), "{tool}");
+        }
     }
 
     /// A client sends each tool's name, description and parameters to its model. Tokenizers make one token of some 4 bytes of
