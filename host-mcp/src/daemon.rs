@@ -169,6 +169,12 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     // Fails without systemd, which does not matter.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::spawn(tidy(endpoints.clone()));
+    // Ends later than calls do, so that none of their spans is lost.
+    let exported = CancellationToken::new();
+    let exporting = settings
+        .otlp_endpoint
+        .clone()
+        .map(|collector| tokio::spawn(endpoints.host().clone().export(collector, exported.clone())));
     tracing::info!(socket = %settings.socket.display(), state = %settings.state_dir.display(), "serving");
 
     tokio::select! {
@@ -183,6 +189,12 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     calls.close();
     if timeout(DRAIN_MAX, async { tokio::join!(clients.wait(), calls.wait()) }).await.is_err() {
         tracing::warn!("clients are still connected: leaving all the same");
+    }
+    exported.cancel();
+    if let Some(exporting) = exporting
+        && timeout(DRAIN_MAX, exporting).await.is_err()
+    {
+        tracing::warn!("the collector is slow: the last spans are lost");
     }
     if timeout(SETTLE_MAX, nexus.shutdown()).await.is_err() {
         tracing::warn!("work is still under way: it is settled at the next start");

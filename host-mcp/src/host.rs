@@ -1,15 +1,17 @@
 //! What all endpoints of one daemon share: the facade, the tools, access to guests, and the counters.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nexus_core::host::shares::{Share, Shares};
 use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{Reference, ToolError};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::otlp::{self, Collector, Exporter};
 use crate::tools::{Registry, Toolset};
 
 /// The maximum number of requests that listen for changes, of all clients together.
@@ -53,6 +55,7 @@ struct Inner {
     under_way: TaskTracker,
     listeners: Semaphore,
     listeners_of_each: Shares<Arc<str>>,
+    exporter: OnceLock<Exporter>,
 }
 
 impl std::fmt::Debug for Host {
@@ -74,7 +77,23 @@ impl Host {
         let listeners = Semaphore::new(LISTENERS_MAX);
         let listeners_of_each = Shares::new(LISTENERS_OF_EACH);
         let under_way = TaskTracker::new();
-        Self(Arc::new(Inner { nexus, guests, registry, counters, under_way, listeners, listeners_of_each }))
+        let exporter = OnceLock::new();
+        let inner =
+            Inner { nexus, guests, registry, counters, under_way, listeners, listeners_of_each, exporter };
+        Self(Arc::new(inner))
+    }
+
+    /// Exports spans of calls from now on, until the daemon stops.
+    pub(crate) async fn export(self, collector: Collector, stop: CancellationToken) {
+        let (exporter, queue) = Exporter::new();
+        if self.0.exporter.set(exporter).is_ok() {
+            otlp::send(collector, queue, self.counters(), stop).await;
+        }
+    }
+
+    /// Where spans of calls go, if they are exported.
+    pub(crate) fn exporter(&self) -> Option<&Exporter> {
+        self.0.exporter.get()
     }
 
     /// The facade.
@@ -147,6 +166,10 @@ pub struct Counters {
     pub requests: Counter,
     /// Calls by tool.
     pub calls: crate::metrics::Calls,
+    /// Spans that a collector took.
+    pub spans_sent: Counter,
+    /// Spans that no collector took.
+    pub spans_lost: Counter,
 }
 
 /// One number.
@@ -157,6 +180,11 @@ impl Counter {
     /// One more.
     pub fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many more.
+    pub fn add_many(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     /// One less.

@@ -18,6 +18,7 @@ pub mod log;
 mod metrics;
 mod notes;
 mod offers;
+mod otlp;
 mod own;
 mod page;
 pub mod server;

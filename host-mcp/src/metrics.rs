@@ -152,6 +152,8 @@ pub(crate) fn text(counters: &Counters, under_way: usize, sessions: usize, core:
         ("nexus_guest_calls_total", "counter", "Calls forwarded to guests.", counters.guest_calls.get()),
         ("nexus_call_errors_total", "counter", "Calls that ended in an error.", counters.errors.get()),
         ("nexus_http_requests_total", "counter", "HTTP requests.", counters.requests.get()),
+        ("nexus_spans_sent_total", "counter", "Spans that the collector took.", counters.spans_sent.get()),
+        ("nexus_spans_lost_total", "counter", "Spans that were not exported.", counters.spans_lost.get()),
         ("nexus_calls_under_way", "gauge", "Calls that have not ended.", under_way as u64),
         ("nexus_streams", "gauge", "Streams that are open.", counters.streams.get()),
         ("nexus_guest_streams", "gauge", "Streams into guests that are open.", counters.guest_streams.get()),

@@ -15,10 +15,11 @@ use nexus_core::{AssetConfig, AuditFile, Config, DriverSetting, Environment, Sec
 use nexus_schema::DriverKind;
 
 use crate::dirs::{self, Env};
+use crate::otlp::Collector;
 use crate::tools::Toolset;
 use values::{
-    driver, filter, flag, group, loopback, number, origins, path, providers, roots, size, token, toolset,
-    trust, users,
+    collector, driver, filter, flag, group, loopback, number, origins, path, providers, roots, size, token,
+    toolset, trust, users,
 };
 
 mod values;
@@ -56,6 +57,8 @@ pub struct Settings {
     pub copy_roots: Vec<PathBuf>,
     /// The file to which the audit log is written, too.
     pub audit_file: Option<AuditFile>,
+    /// Where spans of calls are exported to.
+    pub otlp_endpoint: Option<Collector>,
     /// Path of `nexus-net`; by default beside this program.
     pub nexus_net: PathBuf,
     /// Whether VMMs started by root are jailed.
@@ -137,6 +140,7 @@ struct Draft {
     audit_file: Option<PathBuf>,
     audit_file_max: Option<u64>,
     audit_files_kept: Option<u32>,
+    otlp_endpoint: Option<Collector>,
     nexus_net: Option<PathBuf>,
     jail: Option<bool>,
     force_kvm: Option<bool>,
@@ -168,6 +172,7 @@ const KEYS: &[Key] = &[
     Key { name: "audit_file", set: |d, v| path(v).map(|v| d.audit_file = Some(v)) },
     Key { name: "audit_file_max", set: |d, v| size(v).map(|v| d.audit_file_max = Some(v)) },
     Key { name: "audit_files_kept", set: |d, v| number(v, 0, 1000).map(|v| d.audit_files_kept = Some(v)) },
+    Key { name: "otlp_endpoint", set: |d, v| collector(v).map(|v| d.otlp_endpoint = v) },
     Key { name: "nexus_net", set: |d, v| path(v).map(|v| d.nexus_net = Some(v)) },
     Key { name: "jail", set: |d, v| flag(v).map(|v| d.jail = Some(v)) },
     Key { name: "force_kvm", set: |d, v| flag(v).map(|v| d.force_kvm = Some(v)) },
@@ -321,6 +326,7 @@ impl Draft {
                 max_bytes: self.audit_file_max.unwrap_or(AUDIT_FILE_MAX),
                 keep: self.audit_files_kept.unwrap_or(AUDIT_FILES_KEPT),
             }),
+            otlp_endpoint: self.otlp_endpoint,
             nexus_net: self.nexus_net.unwrap_or_else(beside_own),
             jail: self.jail.unwrap_or(true),
             force_kvm: self.force_kvm.unwrap_or(false),

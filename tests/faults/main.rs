@@ -26,6 +26,7 @@ mod metrics;
 mod mishap;
 mod names;
 mod network;
+mod otlp;
 mod own;
 mod packages;
 mod panics;

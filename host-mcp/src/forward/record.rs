@@ -12,6 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::host::Host;
 use crate::metrics::Ended;
+use crate::otlp::Call;
 
 /// A running call. It is recorded when dropped: as cancelled, unless its outcome was set.
 #[derive(Debug)]
@@ -129,7 +130,7 @@ impl Drop for Recorded {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
         });
-        self.host.guests().record(CallRecord {
+        let record = CallRecord {
             started: Timestamp::from(self.wall),
             owner: Arc::clone(&self.owner),
             tool: std::mem::take(&mut self.tool),
@@ -142,6 +143,10 @@ impl Drop for Recorded {
             trace: self.trace.take(),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
-        });
+        };
+        if let Some(exporter) = self.host.exporter() {
+            exporter.add(Call { record: record.clone(), started: self.wall }, counters);
+        }
+        self.host.guests().record(record);
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use nexus_core::{DriverSetting, Secret, Trust};
 use nexus_schema::{ByteSize, DriverKind, Name};
 
+use crate::otlp::Collector;
 use crate::tools::{Toolset, UnknownToolset};
 
 pub(super) fn toolset(text: &str) -> Result<Toolset, String> {
@@ -42,6 +43,14 @@ pub(super) fn origins(text: &str) -> Result<Vec<String>, String> {
         Some(bad) => Err(format!("`{bad}` is not an origin such as http://localhost:6274")),
         None => Ok(origins.into_iter().map(str::to_owned).collect()),
     }
+}
+
+/// A collector of OpenTelemetry; none if the text is `off`.
+pub(super) fn collector(text: &str) -> Result<Option<Collector>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    Collector::parse(text).map(Some)
 }
 
 /// A group; none if the text is empty.
