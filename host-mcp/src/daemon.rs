@@ -27,6 +27,8 @@ pub static AGENT: &[u8] = include_bytes!(env!("NEXUS_GUEST_BIN"));
 const OWN_BINARY: &str = "/proc/self/exe";
 /// How long clients may take to disconnect when the daemon stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long the last spans may take.
+const EXPORT_MAX: Duration = Duration::from_secs(3);
 /// How long running work may take to finish.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// How long another daemon that is just starting may take to make its socket available.
@@ -192,7 +194,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     }
     exported.cancel();
     if let Some(exporting) = exporting
-        && timeout(DRAIN_MAX, exporting).await.is_err()
+        && timeout(EXPORT_MAX, exporting).await.is_err()
     {
         tracing::warn!("the collector is slow: the last spans are lost");
     }

@@ -1,4 +1,4 @@
-//! The TypeScript SDK and rmcp as clients of the production endpoint, over stdio and over HTTP: their own checks hold, and calls,
+//! The TypeScript SDK, FastMCP and rmcp as clients of the production endpoint, over stdio and over HTTP: their own checks hold, and calls,
 //! progress, cancellation, errors, resources and prompts work.
 
 use std::path::Path;
@@ -61,6 +61,35 @@ fn the_typescript_sdk_works_over_stdio_and_http() {
             (!running.contains("running")).then_some(())
         });
         assert!(ended.is_some(), "the aborted command still runs");
+    }
+}
+
+#[test]
+fn fastmcp_works_over_stdio_and_http_in_both_eras() {
+    let kit = Kit::find();
+    let daemon = daemon_with_a_vm(kit.home());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/fastmcp_client.py");
+    let (url, token) = daemon.http();
+    let mut over_stdio = kit.python(&script);
+    over_stdio.arg("--").arg(program("nexusctl")).args(["mcp", "--tools", "all"]).envs(daemon.environment());
+    let mut over_http = kit.python(&script);
+    over_http.arg(format!("{url}?tools=all")).env("NEXUS_HTTP_TOKEN", token);
+    for mut client in [over_stdio, over_http] {
+        let output = client.output().expect("Python runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}\n{said}\n{}", output.status, daemon.log());
+        assert!(!said.contains("failed"), "{said}");
+        let eras: Vec<Value> = serde_json::from_slice(&output.stdout).expect("stdout is JSON");
+        assert_eq!(eras.len(), 2);
+        for saw in eras {
+            assert_eq!(saw["tools"].as_array().map(Vec::len), Some(tools_of_all()), "{saw}");
+            assert_eq!((&saw["same"], &saw["vms"]), (&json!(true), &json!(["web-1"])), "{saw}");
+            let text = saw["text"].as_str().unwrap_or_default();
+            assert!(text.contains("line 1\nline 2\nline 3"), "{saw}");
+            assert!(saw["notes"].as_u64() > Some(0) && saw["growing"] == true, "{saw}");
+            assert!(saw["failed"].as_str().is_some_and(|error| error.starts_with("vm_not_found: ")), "{saw}");
+            assert_eq!((&saw["read"], &saw["prompts"]), (&json!("nexus://vm/web-1"), &json!(3)), "{saw}");
+        }
     }
 }
 

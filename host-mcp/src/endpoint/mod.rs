@@ -378,7 +378,13 @@ impl Endpoints {
             }
             Err(refusal) => return *refusal,
         }
-        scoped.http.handle(Request::from_parts(head, Full::new(body))).await
+        let is_end = head.method == Method::DELETE;
+        let mut response = scoped.http.handle(Request::from_parts(head, Full::new(body))).await;
+        // The session is over and not only about to be; clients complain about 202.
+        if is_end && response.status() == StatusCode::ACCEPTED {
+            *response.status_mut() = StatusCode::OK;
+        }
+        response
     }
 
     /// The service of a caller and view; made on first use.
