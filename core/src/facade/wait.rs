@@ -68,6 +68,17 @@ impl Goal {
     }
 }
 
+impl Goal {
+    /// The same of a VM in a state, if nothing happens in it by itself.
+    fn missing_in(&self, state: VmState) -> String {
+        let missing = self.missing();
+        match state {
+            VmState::Paused => format!("{missing}; it is paused: vm_resume lets it go on"),
+            _ => missing,
+        }
+    }
+}
+
 impl Nexus {
     /// The tool `vm_wait`.
     pub async fn vm_wait(&self, ctx: &CallContext, params: VmWaitParams) -> Result<VmWaitOutput, ToolError> {
@@ -98,7 +109,7 @@ impl Nexus {
             boot_id: record.boot_id,
             waited_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             status,
-            waiting_for: (!done).then(|| goal.missing()),
+            waiting_for: (!done).then(|| goal.missing_in(record.state)),
         })
     }
 }

@@ -124,6 +124,10 @@ pub(crate) enum Command {
     Stop(vm::StopArgs),
     /// Shut VMs down and start them again: the same as `vm restart`
     Restart(vm::StopArgs),
+    /// Pause VMs: the same as `vm pause`
+    Pause(vm::PauseArgs),
+    /// Resume paused VMs: the same as `vm resume`
+    Resume(vm::PauseArgs),
     /// Wait for a VM, a port or a file in it, or a command's end: the same as `vm wait`
     Wait(vm::WaitArgs),
     /// Cut the power of VMs: the same as `vm kill`
@@ -206,6 +210,8 @@ mod tests {
             "start web-1 web-2",
             "stop -f web-1",
             "restart web-1 --detach",
+            "pause web-1 web-2",
+            "resume web-1 --if-boot-id aaaaaaaaaaaac",
             "kill web-1",
             "vm restart web-1 --if-boot-id aaaaaaaaaaaac",
             "wait web-1",

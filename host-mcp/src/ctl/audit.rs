@@ -2,6 +2,7 @@
 
 use clap::Args as ClapArgs;
 use nexus_schema::id::VmKind;
+use nexus_schema::limits::PAGE_MAX;
 use nexus_schema::tools::audit::{AuditEntry, AuditList, AuditListOutput, AuditListParams};
 use nexus_schema::{Reference, Tool};
 
@@ -10,7 +11,7 @@ use super::client::{Client, Options};
 use super::error::Error;
 use super::format;
 use super::moment::Moment;
-use super::rows::{self, Row};
+use super::rows::{Printed, Row};
 use super::ui::{Mood, Table, Text};
 use super::unread::while_read;
 
@@ -43,9 +44,9 @@ pub(crate) struct Args {
     /// Only calls before this time
     #[arg(long, value_name = "TIME", conflicts_with = "follow")]
     until: Option<Moment>,
-    /// How many calls at most, the newest
-    #[arg(short = 'n', long, value_name = "ROWS", default_value_t = ROWS, value_parser = clap::value_parser!(u32).range(1..=500))]
-    limit: u32,
+    /// How many calls at most, the newest [default: 50; with --since all]
+    #[arg(short = 'n', long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
 }
 
 /// Lists calls, oldest first; with --follow also those to come.
@@ -66,20 +67,49 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
         outcome: args.outcome,
         since: args.since.map(|since| since.past(now)),
         until: args.until.map(|until| until.past(now)),
-        limit: Some(args.limit),
         ..AuditListParams::default()
     };
-    let mut found = ask(&mut client, &params).await?;
+    let wanted = args.limit.or_else(|| params.since.is_none().then_some(ROWS));
+    let mut found = newest(&mut client, &mut params, wanted).await?;
     found.calls.reverse();
-    rows::first(app, &found, &found.calls, follow)?;
+    let mut printed = Printed::default();
+    printed.first(app, &found, &found.calls, follow)?;
+    if found.next_cursor.is_some() {
+        let count = found.calls.len();
+        app.ui.say(&format!(
+            "these are the newest {count} calls; for more: -n ROWS, or --since TIME for all since then"
+        ));
+    }
     if !follow {
         return Ok(0);
     }
-    params.wait_s = Some(WAIT);
+    (params.wait_s, params.cursor, params.limit) = (Some(WAIT), None, Some(PAGE_MAX));
     loop {
         params.after = Some(found.last);
         found = ask(&mut client, &params).await?;
-        rows::next(app, &found.calls)?;
+        printed.next(app, &found.calls)?;
+    }
+}
+
+/// The newest calls, so many or all of them, page by page. What is new since the first page is not among them.
+async fn newest(
+    client: &mut Client,
+    params: &mut AuditListParams,
+    wanted: Option<u32>,
+) -> Result<AuditListOutput, Error> {
+    let (mut calls, mut last) = (Vec::new(), None);
+    loop {
+        let got = u32::try_from(calls.len()).unwrap_or(u32::MAX);
+        let left = wanted.map_or(PAGE_MAX, |wanted| wanted.saturating_sub(got));
+        params.limit = Some(left.min(PAGE_MAX));
+        let page = ask(client, params).await?;
+        let last = *last.get_or_insert(page.last);
+        calls.extend(page.calls);
+        let is_enough = wanted.is_some_and(|wanted| calls.len() >= wanted as usize);
+        if is_enough || page.next_cursor.is_none() {
+            return Ok(AuditListOutput { calls, last, next_cursor: page.next_cursor });
+        }
+        params.cursor = page.next_cursor;
     }
 }
 
@@ -93,12 +123,6 @@ impl Row for AuditEntry {
 
     fn seq(&self) -> u64 {
         self.seq
-    }
-
-    fn line(&self) -> String {
-        let vm = self.vm.map_or("-".into(), |vm| vm.to_string());
-        let Self { at, caller, tool, outcome, rule, .. } = self;
-        format!("{at}  {caller}  {tool}  {vm}  {outcome}  {rule}  {}", took(self))
     }
 
     fn table(rows: &[Self]) -> Table {

@@ -10,7 +10,7 @@ use nexus_schema::{Reference, Tool};
 use super::App;
 use super::client::{Client, Options};
 use super::error::Error;
-use super::rows::{self, Row};
+use super::rows::{Printed, Row};
 use super::ui::{Mood, Table, Text};
 use super::unread::while_read;
 
@@ -61,7 +61,8 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
     };
     let mut found = ask(&mut client, &params).await?;
     warn(app, &found);
-    rows::first(app, &found, &found.events, follow)?;
+    let mut printed = Printed::default();
+    printed.first(app, &found, &found.events, follow)?;
     if !follow {
         return Ok(0);
     }
@@ -75,7 +76,7 @@ async fn list(app: &App, args: Args) -> Result<u8, Error> {
         }
         found = ask(&mut client, &params).await?;
         warn(app, &found);
-        rows::next(app, &found.events)?;
+        printed.next(app, &found.events)?;
     }
 }
 
@@ -96,11 +97,6 @@ impl Row for Event {
 
     fn seq(&self) -> u64 {
         self.seq
-    }
-
-    fn line(&self) -> String {
-        let Self { at, kind, text, .. } = self;
-        format!("{at}  {kind:<8}  {text}")
     }
 
     fn table(rows: &[Self]) -> Table {

@@ -158,6 +158,8 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Ps(args) => vm::ps(app, args).await,
         Command::Ls(args) => vm::list(app, args).await,
         Command::Start(args) => vm::start(app, args).await,
+        Command::Pause(args) => vm::pause(app, args).await,
+        Command::Resume(args) => vm::resume(app, args).await,
         Command::Stop(args) => vm::stop(app, args).await,
         Command::Restart(args) => vm::restart(app, args).await,
         Command::Wait(args) => vm::wait(app, args).await,

@@ -54,6 +54,16 @@ fn millis(span: TimeSpan) -> i64 {
     i64::try_from(span.as_seconds()).unwrap_or(i64::MAX).saturating_mul(MILLIS)
 }
 
+/// Parses a length of time that says its unit; 0 needs none. Whoever writes `--ttl 5` seldom means seconds.
+pub(crate) fn span(text: &str) -> Result<TimeSpan, String> {
+    let span: TimeSpan = text.parse().map_err(|e| format!("{e}"))?;
+    let number = text.trim();
+    match number.bytes().all(|byte| byte.is_ascii_digit()) && !span.is_zero() {
+        true => Err(format!("`{number}` has no unit: {number}s, {number}m, {number}h or {number}d")),
+        false => Ok(span),
+    }
+}
+
 /// Parses a length of time; returns its seconds.
 pub(crate) fn seconds(text: &str) -> Result<u32, String> {
     let span: TimeSpan = text.parse().map_err(|e| format!("{e}"))?;
@@ -105,6 +115,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Moment>().unwrap().seconds_ahead(now()), seconds, "{text}");
         }
+    }
+
+    #[test]
+    fn lifetimes_have_units() {
+        assert_eq!(
+            ["5m", "90s", "0", "1h30m"].map(|text| span(text).unwrap().as_seconds()),
+            [300, 90, 0, 5400]
+        );
+        assert_eq!(span("5").unwrap_err(), "`5` has no unit: 5s, 5m, 5h or 5d");
+        assert!(span("soon").unwrap_err().contains("not a length of time"));
     }
 
     #[test]

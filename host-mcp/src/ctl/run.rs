@@ -22,7 +22,7 @@ use super::hint::About;
 use super::source::{located, pulled_or_named};
 use super::ui::Format;
 use super::vm::NetworkArgs;
-use super::{App, mistakes};
+use super::{App, mistakes, moment};
 
 /// What to run in what.
 #[derive(Debug, clap::Args)]
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     network: NetworkArgs,
     /// Delete the VM so long from now, such as 2h, even while the command runs; with --keep, how long it is kept [default: never]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     ttl: Option<TimeSpan>,
     /// A line for the VM's shell, instead of a program with arguments
     #[arg(short = 'c', long = "command", value_name = "LINE", conflicts_with = "argv")]

@@ -43,12 +43,18 @@ pub(crate) struct Table {
     rows: Vec<Vec<Text>>,
     drop_order: &'static [&'static str],
     prose: &'static [&'static str],
+    /// The widths of the table that it continues, which had the headings.
+    earlier: Option<Widths>,
 }
+
+/// The widths of a table's columns; none for those that are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Widths(Vec<Option<usize>>);
 
 impl Table {
     /// A table with a line of headings.
     pub(crate) fn with_headings(headings: &[&'static str]) -> Self {
-        Self { headings: headings.to_vec(), rows: Vec::new(), drop_order: &[], prose: &[] }
+        Self { headings: headings.to_vec(), rows: Vec::new(), drop_order: &[], prose: &[], earlier: None }
     }
 
     /// The columns that may be left out for lack of space, least important first.
@@ -61,6 +67,12 @@ impl Table {
     #[must_use]
     pub(crate) fn prose(self, prose: &'static [&'static str]) -> Self {
         Self { prose, ..self }
+    }
+
+    /// Continues a table: without headings, below its columns.
+    #[must_use]
+    pub(crate) fn below(self, earlier: Widths) -> Self {
+        Self { earlier: Some(earlier), ..self }
     }
 
     /// Facts about one thing: a name and a value per line.
@@ -87,14 +99,21 @@ impl Table {
 
     /// Renders the text: at most `width` columns, or as wide as needed.
     pub(crate) fn render(self, width: Option<u16>, colours: bool) -> String {
+        self.laid_out(width, colours).0
+    }
+
+    /// The same, and the widths for a table that continues this one.
+    pub(crate) fn laid_out(self, width: Option<u16>, colours: bool) -> (String, Widths) {
         let columns = self.columns();
-        let widths = match width {
-            Some(width) => fit(&columns, usize::from(width)),
-            None => columns.iter().map(|column| Some(column.full)).collect(),
+        let widths = match (&self.earlier, width) {
+            (Some(Widths(earlier)), _) => below(earlier, &columns),
+            (None, Some(width)) => fit(&columns, usize::from(width)),
+            (None, None) => columns.iter().map(|column| Some(column.full)).collect(),
         };
+        let kept = Widths(widths.clone());
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        if !self.headings.is_empty() {
+        if !self.headings.is_empty() && self.earlier.is_none() {
             table.set_header(&self.headings);
         }
         for row in self.rows {
@@ -122,7 +141,7 @@ impl Table {
             text.push_str(line.trim_end());
             text.push('\n');
         }
-        text
+        (text, kept)
     }
 
     fn columns(&self) -> Vec<Column> {
@@ -171,6 +190,17 @@ impl Column {
     fn least(&self) -> usize {
         if self.is_prose { self.full.min(PROSE_MIN.max(self.word)) } else { self.full }
     }
+}
+
+/// The width of each column below an earlier table: the same, unless a word does not fit. The last column is as wide as needed in a pipe
+/// and on a terminal, which wraps it.
+fn below(earlier: &[Option<usize>], columns: &[Column]) -> Vec<Option<usize>> {
+    let last = earlier.iter().rposition(Option::is_some);
+    let width = |at: usize, column: &Column| {
+        let width = earlier.get(at).copied().flatten()?;
+        Some(if Some(at) == last { column.full.max(width) } else { column.least().max(width) })
+    };
+    columns.iter().enumerate().map(|(at, column)| width(at, column)).collect()
 }
 
 /// The width of each column in a line of `room`; `None` for those that are left out.
@@ -303,6 +333,29 @@ mod tests {
                 assert!(text.contains(word), "{width}: {text}");
             }
         }
+    }
+
+    #[test]
+    fn a_table_that_is_followed_keeps_its_columns() {
+        let row = |name: &str, what: &str| {
+            let mut table = Table::with_headings(&["NAME", "STATE", "WHAT"]).dropping(&["STATE"]);
+            table.row([name.into(), "ok".into(), what.into()]);
+            table
+        };
+        let (first, widths) = row("web-1", "short").laid_out(None, false);
+        let (second, widths) = row("a", "a sentence that is longer").below(widths).laid_out(None, false);
+        let (third, widths) = row("a-longer-name", "x").below(widths).laid_out(None, false);
+        let fourth = row("b", "y").below(widths).render(None, false);
+        insta::assert_snapshot!([first, second, third, fourth].concat(), @"
+        NAME   STATE  WHAT
+        web-1  ok     short
+        a      ok     a sentence that is longer
+        a-longer-name  ok     x
+        b              ok     y
+        ");
+        // What was left out stays out.
+        let (_, narrow) = row("web-1", "short").laid_out(Some(12), false);
+        assert_eq!(row("a", "b").below(narrow).render(Some(12), false), "a      b\n");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::client::raw;
 use super::error::Error;
 use super::format;
 use super::list::{self, Paging};
+use super::moment;
 use super::source::located;
 use super::ui::{Format, Table};
 
@@ -68,10 +69,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
     /// Delete VMs created from the template so long after that, such as 2h [default: as other VMs]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     ttl: Option<TimeSpan>,
     /// Stop them once nothing has been under way in them for so long, such as 30m [default: as other VMs]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
 }
 
@@ -108,10 +109,10 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
     /// Delete VMs created from the template so long after that, such as 2h; 0 for as other VMs
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     ttl: Option<TimeSpan>,
     /// Stop them once nothing has been under way in them for so long, such as 30m; 0 for as other VMs
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
     /// Go back to an earlier version, before the other changes
     #[arg(long, value_name = "VERSION")]

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::error::Error;
 use super::format::tame;
-pub(crate) use super::table::{Mood, Table, Text};
+pub(crate) use super::table::{Mood, Table, Text, Widths};
 use crate::dirs::Env;
 
 /// The format of results.
@@ -84,6 +84,18 @@ impl Ui {
     pub(crate) fn table(&self, table: Table) -> Result<(), Error> {
         let width = self.stdout_is_terminal.then(terminal_width).flatten();
         self.bytes(table.render(width, self.stdout_is_terminal && self.colours).as_bytes())
+    }
+
+    /// Writes a table to stdout, below an earlier one if there was one; returns the widths of its columns.
+    pub(crate) fn table_below(&self, earlier: Option<Widths>, table: Table) -> Result<Widths, Error> {
+        let width = self.stdout_is_terminal.then(terminal_width).flatten();
+        let table = match earlier {
+            Some(earlier) => table.below(earlier),
+            None => table,
+        };
+        let (text, widths) = table.laid_out(width, self.stdout_is_terminal && self.colours);
+        self.bytes(text.as_bytes())?;
+        Ok(widths)
     }
 
     /// Prints a message to stderr, unless only ids are wanted.

@@ -317,8 +317,42 @@ fn the_audit_log_is_read_since_a_length_of_time_ago() {
     let asked = fake.calls("audit_list").pop().unwrap();
     let since: Timestamp = asked["since"].as_str().unwrap().parse().unwrap();
     assert!((before..=after).contains(&(since.as_millis() + 3_600_000)), "{asked}");
-    assert_eq!(asked["until"], "2026-01-02T15:00:00.000Z");
+    assert_eq!((&asked["until"], &asked["limit"]), (&json!("2026-01-02T15:00:00.000Z"), &json!(500)));
     assert_eq!(world.run("audit --since 10m --json").json(), said);
     assert_eq!(world.run("audit --since yesterday").code, 2);
     assert_eq!(fake.calls("audit_list").len(), 2);
+}
+
+/// The calls of one page, newest first.
+fn audited(seqs: std::ops::RangeInclusive<u64>, next: Option<&str>) -> Value {
+    let call = |seq: u64| {
+        json!({ "seq": seq, "at": "2026-01-02T03:04:05Z", "caller": "uid:0", "tool": "vm_list", "duration_us": 7,
+        "outcome": "ok", "rule": "owner", "bytes_in": 2, "bytes_out": 3 })
+    };
+    let calls: Vec<Value> = seqs.rev().map(call).collect();
+    json!({ "calls": calls, "last": 1200, "next_cursor": next })
+}
+
+#[test]
+fn the_audit_log_since_a_time_is_read_to_its_end_and_without_one_says_that_there_is_more() {
+    let world = World::new();
+    let pages: Tool = Box::new(|arguments: &Value, _: &Caller| {
+        Some(structured(&match (arguments["cursor"].as_str(), arguments["limit"].as_u64()) {
+            (None, Some(500)) => audited(701..=1200, Some("701")),
+            (Some("701"), Some(500)) => audited(201..=700, Some("201")),
+            (Some("201"), Some(500)) => audited(1..=200, None),
+            (None, Some(50)) => audited(1151..=1200, Some("1151")),
+            (Some("701"), Some(100)) => audited(601..=700, Some("601")),
+            other => panic!("{other:?}"),
+        }))
+    });
+    let _fake = Fake::start(&world.runtime(), [("audit_list", pages)]);
+    let all = world.run("audit --since 1h");
+    assert_eq!((all.text().lines().count(), all.stderr.as_str()), (1201, ""));
+    let whole = world.run("audit --since 1h --json").json();
+    assert_eq!((whole["calls"].as_array().map(Vec::len), &whole["calls"][0]["seq"]), (Some(1200), &json!(1)));
+    let some = world.run("audit");
+    assert_eq!(some.text().lines().count(), 51);
+    assert!(some.stderr.contains("newest 50 calls") && some.stderr.contains("--since"), "{some:?}");
+    assert_eq!(world.run("-q audit -n 600").text().lines().count(), 600);
 }

@@ -87,6 +87,11 @@ pub(super) fn meant<'a>(properties: &'a Map<String, Value>, given: &str) -> Opti
     (distance <= 1 + squeezed.len() / 6 && squeezed.len() > 2).then_some(name)
 }
 
+/// Returns whether a name asks for a terminal.
+pub(super) fn is_terminal(given: &str) -> bool {
+    matches!(&*squeeze(given), "tty" | "pty" | "terminal" | "interactive" | "usepty")
+}
+
 /// Returns the letters and digits of a name, in lower case.
 fn squeeze(name: &str) -> String {
     name.chars().take(64).filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()

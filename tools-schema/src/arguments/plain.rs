@@ -88,6 +88,9 @@ fn unknown(properties: &Schema, name: &str) -> Wrong {
     // Writing to a string cannot fail.
     let _ = match names::meant(properties, name) {
         Some(meant) => write!(what, "; use `{meant}`"),
+        None if names::is_terminal(name) && properties.contains_key("stdin_open") => {
+            write!(what, ": this tool gives no terminal; command_start does, with `tty`")
+        }
         None if name == VM_ARGUMENT => write!(what, ": this endpoint is the inside of one VM"),
         None => Ok(()),
     };

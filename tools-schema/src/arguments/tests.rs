@@ -156,6 +156,10 @@ fn commands_and_programs_are_told_apart() {
         ("argv[1]: must be a string, got null", json!({"argv": ["ls", null]})),
         ("unknown argument `cmd`; use `command`", json!({"cmd": "ls"})),
         ("unknown argument `timeout`; use `timeout_s`", json!({"timeout": 5})),
+        (
+            "unknown argument `tty`: this tool gives no terminal; command_start does, with `tty`",
+            json!({"command": "top", "tty": true}),
+        ),
         ("unknown argument `vm`: this endpoint is the inside of one VM", json!({"vm": "web-1"})),
     ] {
         assert_eq!(refused::<RunCommand>(arguments), said);

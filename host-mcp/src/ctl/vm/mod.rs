@@ -42,7 +42,7 @@ use super::hint::About;
 use super::list::Paging;
 use super::source::{self, located};
 use super::ui::Format;
-use super::{list as lists, mistakes};
+use super::{list as lists, mistakes, moment};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -169,10 +169,10 @@ pub(crate) struct CreateOptions {
     #[arg(long)]
     no_start: bool,
     /// Delete it so long from now, such as 2h; a protected one is only stopped [default: never]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     ttl: Option<TimeSpan>,
     /// Stop it once nothing has been under way in it for so long, such as 30m [default: never]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
     /// Run this shell line in it, show what it wrote, and delete the VM
     #[arg(long, value_name = "LINE", conflicts_with_all = ["no_start", "protect"])]
@@ -215,10 +215,10 @@ pub(crate) struct UpdateArgs {
     #[arg(long)]
     unprotect: bool,
     /// Delete it so long from now, such as 2h; 0 for never
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     ttl: Option<TimeSpan>,
     /// Stop it once nothing has been under way in it for so long, such as 30m; 0 for never
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
     #[command(flatten)]
     network: network::Args,

@@ -12,6 +12,7 @@ use crate::ctl::args::word;
 use crate::ctl::client::Options;
 use crate::ctl::error::Error;
 use crate::ctl::hint::About;
+use crate::ctl::moment;
 use crate::ctl::ui::Format;
 
 /// What to wait for.
@@ -41,7 +42,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     goal: Goal,
     /// For how long at most, such as 5m; then the exit code is 5 [default: for ever]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = moment::span)]
     timeout: Option<TimeSpan>,
 }
 
@@ -50,10 +51,14 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout.duration());
     let Goal { state, port, file, command_id } = args.goal;
+    let (mut is_first, mut is_told) = (true, false);
     loop {
+        // The first call only looks, so that what keeps a VM from going on is told at once.
+        let longest = if is_first { Duration::from_secs(1) } else { WAIT_MAX };
+        is_first = false;
         let left = deadline.map_or(WAIT_MAX, |at| at.saturating_duration_since(Instant::now()));
         // A part of a second is a second: what comes in time is not missed.
-        let wait_s = left.min(WAIT_MAX).as_millis().div_ceil(1000);
+        let wait_s = left.min(longest).as_millis().div_ceil(1000);
         let wait_s = u32::try_from(wait_s).unwrap_or(0);
         let params = VmWaitParams {
             vm: args.vm.clone(),
@@ -70,6 +75,10 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         if !said.done {
             if left.is_zero() || deadline.is_some_and(|at| at <= Instant::now()) {
                 return Err(too_late(&said, args.timeout));
+            }
+            if said.state == VmState::Paused && !is_told {
+                app.ui.say(&format!("{} is paused; to go on: nexusctl resume {}", said.name, said.name));
+                is_told = true;
             }
             continue;
         }
