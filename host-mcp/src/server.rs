@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nexus_core::{CallContext, Caller};
+use nexus_schema::access::Scope;
 use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{ErrorCode, Reference, ToolError, TraceContext, trace};
@@ -104,6 +105,22 @@ impl Server {
         let tool =
             self.client.host().registry().guest_tool(View::Whole(Toolset::ALL), &name).ok_or_else(unknown)?;
         Box::pin(self.forward(tool, arguments, context)).await
+    }
+
+    /// A record of a request to be told of changes, if the caller may ask for that.
+    fn watched(&self, what: &'static str) -> Result<Recorded, ErrorData> {
+        let caller = self.client.caller();
+        let mut record = Recorded::start(self.client.host(), &caller.owner, what, None);
+        match caller.authorise(what, Scope::Read) {
+            Ok(rule) => {
+                record.allow(rule);
+                Ok(record)
+            }
+            Err((error, rule)) => {
+                record.deny(rule, error.code.as_str());
+                Err(ErrorData::invalid_params(error.to_string(), None))
+            }
+        }
     }
 
     /// Refuses a tool that the client's set does not offer.
@@ -413,7 +430,10 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
         self.only_whole::<SubscribeRequestMethod>()?;
-        self.subscriptions.add(&self.client, &context.peer, &request.uri)
+        let mut record = self.watched("resources/subscribe")?;
+        let added = self.subscriptions.add(&self.client, &context.peer, &request.uri);
+        record.outcome(if added.is_ok() { "ok" } else { ErrorCode::InvalidArgument.as_str() });
+        added
     }
 
     async fn unsubscribe(
@@ -432,6 +452,7 @@ impl ServerHandler for Server {
     }
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        self.watched("subscriptions/listen")?.outcome("ok");
         offers::listen(&self.client, context).await
     }
 

@@ -147,6 +147,8 @@ impl Drop for Recorded {
         if let Some(exporter) = self.host.exporter() {
             exporter.add(Call { record: record.clone(), started: self.wall }, counters);
         }
-        self.host.guests().record(record);
+        if !self.host.repeats().has(&record) {
+            self.host.guests().record(record);
+        }
     }
 }
