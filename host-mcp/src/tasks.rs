@@ -155,7 +155,7 @@ pub(crate) async fn get(
     text: &str,
     context: &RequestContext<RoleServer>,
 ) -> Result<GetTaskResult, ErrorData> {
-    let id = text.parse().map_err(|()| missing(text))?;
+    let id = text.parse::<Id>().map_err(|()| missing(text))?;
     let detailed = match id {
         Id::Op(op) => get_operation(server, op, context).await?,
         Id::Command { vm, command, started } => {
@@ -228,7 +228,7 @@ pub(crate) async fn cancel(
     text: &str,
     context: &RequestContext<RoleServer>,
 ) -> Result<(), ErrorData> {
-    let result = match text.parse().map_err(|()| missing(text))? {
+    let result = match text.parse::<Id>().map_err(|()| missing(text))? {
         Id::Op(op) => {
             if !matches!(server.client().view(), View::Whole(_)) {
                 return Err(missing(text));

@@ -17,7 +17,7 @@ use super::vsock::Echo;
 use super::wires::{self, Http, Program, Wire, check, request};
 
 const OWN: &str = r#"{"name":"file_stat","arguments":{"path":"/"}}"#;
-const THROUGH: &str = r#"{"name":"guest_file_stat","arguments":{"vm":"web-1","path":"/"}}"#;
+pub(crate) const THROUGH: &str = r#"{"name":"guest_file_stat","arguments":{"vm":"web-1","path":"/"}}"#;
 const CALLERS: usize = 32;
 /// How much may be added to the time of one hop.
 const ON_TOP: Duration = Duration::from_micros(60);
@@ -154,7 +154,7 @@ fn real(options: &Options, table: &mut Table) {
 }
 
 /// Sends a request many times, after a warm-up. Panics if an answer is an error.
-fn ask_often(wire: &mut dyn Wire, request: &str, times: usize) -> Vec<Duration> {
+pub(crate) fn ask_often(wire: &mut dyn Wire, request: &str, times: usize) -> Vec<Duration> {
     let ask = |_| {
         let start = Instant::now();
         let answer = wire.ask(request).unwrap_or_else(|e| panic!("{request}: {e}"));
@@ -166,7 +166,7 @@ fn ask_often(wire: &mut dyn Wire, request: &str, times: usize) -> Vec<Duration> 
 }
 
 /// Creates the VM `web-1`; returns the socket of its guest.
-fn create(daemon: &Daemon) -> PathBuf {
+pub(crate) fn create(daemon: &Daemon) -> PathBuf {
     let root = daemon.state().join("rootfs");
     fs::create_dir(&root).and_then(|()| fs::write(root.join("file"), "x")).expect("a root filesystem");
     let from = format!("file:{}", root.display());

@@ -5,11 +5,13 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what is measured is printed")]
 
+mod access;
 mod awake;
 mod boot;
 mod calls;
 mod clone;
 mod download;
+mod first;
 mod image;
 mod list;
 mod machine;
@@ -33,7 +35,7 @@ use table::Table;
 /// Measures Nexus next to yardsticks in the same run.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What to measure (all of it by default): boot, calls, streams, vsock, memory, list, page,
+    /// What to measure (all of it by default): boot, first, calls, access, streams, vsock, memory, list, page,
     /// download, image, oci, clone.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
@@ -62,9 +64,11 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 11] = [
+const MEASUREMENTS: [Measurement; 13] = [
     ("boot", boot::measure),
+    ("first", first::measure),
     ("calls", calls::measure),
+    ("access", access::measure),
     ("streams", streams::measure),
     ("vsock", vsock::measure),
     ("memory", memory::measure),

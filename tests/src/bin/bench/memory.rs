@@ -40,7 +40,7 @@ pub(crate) fn measure(options: &Options) -> Table {
 }
 
 /// The memory of a process after it has settled, in MiB.
-fn settled(process: u32) -> f64 {
+pub(crate) fn settled(process: u32) -> f64 {
     // Allocators return memory with a delay.
     std::thread::park_timeout(Duration::from_secs(2));
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("read a process's status");

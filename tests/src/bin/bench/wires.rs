@@ -105,10 +105,19 @@ pub(crate) fn request(id: usize, method: &str, params: &str) -> String {
 
 /// The daemon's upgraded stream.
 pub(crate) fn upgraded(socket: &Path) -> io::Result<Lines<UnixStream, UnixStream>> {
+    upgraded_at(socket, "/mcp", "")
+}
+
+/// The same at another endpoint, with more lines in the head of the request.
+pub(crate) fn upgraded_at(
+    socket: &Path,
+    path: &str,
+    lines: &str,
+) -> io::Result<Lines<UnixStream, UnixStream>> {
     let mut stream = connect(socket)?;
-    stream.write_all(
-        b"GET /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n",
-    )?;
+    let head =
+        format!("HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n");
+    stream.write_all(format!("GET {path} {head}").as_bytes())?;
     let mut read = BufReader::new(stream.try_clone()?);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
