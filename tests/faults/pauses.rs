@@ -45,6 +45,8 @@ fn a_paused_vm_refuses_calls_at_once_and_goes_on_where_it_was() {
     assert_eq!(paused["state"], "paused");
     assert!(is_stopped(&paused));
     assert_eq!(client.must("vm_pause", json!({ "vm": "web" }))["state"], "paused");
+    let waited = client.must("vm_wait", json!({ "vm": "web", "wait_s": 0 }));
+    assert_eq!(waited["waiting_for"], "state ready; it is paused: vm_resume lets it go on", "{waited}");
     let listed = client.must("vm_list", json!({ "state": "paused" }));
     assert_eq!(listed["vms"][0]["name"], "web", "{listed}");
     for (tool, arguments) in [

@@ -305,6 +305,39 @@ fn pull_takes_from_a_registry_and_says_what_is_here_already() {
 }
 
 #[test]
+fn whoever_waits_for_a_paused_vm_is_told_so_once() {
+    let world = World::new();
+    let wait: Tool = Box::new(move |_, caller: &Caller| {
+        let is_done = caller.count("vm_wait") > 2;
+        Some(structured(&json!({ "done": is_done, "id": VM, "name": "web-1", "waited_ms": 1,
+            "state": if is_done { "ready" } else { "paused" }, "waiting_for": "state ready" })))
+    });
+    let fake = Fake::start(&world.runtime(), [("vm_wait", wait)]);
+    let run = world.run("wait web-1");
+    assert_eq!((run.code, run.text()), (0, "web-1 ready\n"), "{run:?}");
+    assert_eq!(run.stderr, "web-1 is paused; to go on: nexusctl resume web-1\n");
+    // The first look is short, so that this is not told late.
+    assert_eq!(
+        (&fake.calls("vm_wait")[0]["wait_s"], &fake.calls("vm_wait")[1]["wait_s"]),
+        (&json!(1), &json!(45))
+    );
+}
+
+#[test]
+fn lifetimes_on_a_command_line_have_units() {
+    let world = World::new();
+    for line in [
+        "vm update web-1 --ttl 5",
+        "vm create --idle-stop 30",
+        "wait web-1 --timeout 5",
+        "run --ttl 10 busybox -- true",
+    ] {
+        let run = world.run(line);
+        assert!(run.code == 2 && run.stderr.contains("has no unit"), "{line}: {run:?}");
+    }
+}
+
+#[test]
 fn the_audit_log_is_read_since_a_length_of_time_ago() {
     let world = World::new();
     let said = json!({ "calls": [], "last": 7 });
