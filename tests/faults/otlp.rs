@@ -76,7 +76,7 @@ fn metric(world: &World, name: &str) -> u64 {
 #[test]
 fn calls_are_spans_of_their_traces_and_say_nothing_of_contents() {
     let (url, requests) = collector();
-    let mut world = World::with(&[("NEXUS_OTLP_ENDPOINT", &url)]);
+    let mut world = World::with(&[("NEXUS_OTLP_ENDPOINT", url.as_str())]);
     let mut client = world.client();
     let vm = world.create(&mut client, "web");
     let mut call = |flags: &str, command: &str| {
@@ -119,8 +119,8 @@ fn calls_are_spans_of_their_traces_and_say_nothing_of_contents() {
 fn no_call_waits_for_a_collector_that_does_not_answer() {
     // It accepts, and says nothing.
     let deaf = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = deaf.local_addr().expect("an address").to_string();
-    let world = World::hostile(&[("NEXUS_OTLP_ENDPOINT", &format!("http://{address}"))]);
+    let url = format!("http://{}", deaf.local_addr().expect("an address"));
+    let world = World::hostile(&[("NEXUS_OTLP_ENDPOINT", url.as_str())]);
     let mut client = world.client();
     let begun = Instant::now();
     let calls = 6000;

@@ -85,6 +85,8 @@ fn long_work_is_a_task_for_clients_that_declare_it_and_for_no_others() {
     detached["wait_s"] = 0.into();
     let detached = call(&mut client, "vm_create", &detached);
     assert_eq!(detached["structuredContent"]["done"], false, "{detached}");
+    // Its id is that of a task all the same.
+    assert_eq!(ended(&mut client, &detached["structuredContent"]["op_id"])["status"], "completed");
 
     // A command: the task names it.
     let long = json!({ "vm": "web", "command": "sleep 4; echo out; echo err >&2; exit 3" });
