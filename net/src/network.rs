@@ -330,10 +330,12 @@ impl Network {
         let mut own: BTreeSet<IpAddr> = addresses.map(|(_, address, _)| *address).collect();
         own.extend(&instance.host_addresses);
         own.extend(&found.outside);
+        let mut closed: Vec<_> = subnets(instance).map(|net| (net.address(), net.last())).collect();
         if self.links.is_apart() {
             own.extend(own::uplink_addresses());
+            closed.push(own::uplink_range());
         }
-        Ok(Surroundings { own, closed: subnets(instance).map(|net| (net.address(), net.last())).collect() })
+        Ok(Surroundings { own, closed })
     }
 
     /// Recomputes what policies allow if the host's addresses have changed. Returns whether they have.

@@ -98,6 +98,14 @@ fn the_check_says_what_a_host_lacks() {
         lack(check(&world, "0666", "", &["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh"]));
     assert!(forbidden.why.contains("does not let its users make network namespaces"), "{forbidden:?}");
     assert_eq!(forbidden.fix, "as root: sysctl -w user.max_user_namespaces=15000");
+
+    // One that forbids them by AppArmor: only the settings can be read there.
+    let forbid = "echo 0 > /proc/sys/user/max_user_namespaces && mount -t tmpfs none /proc/sys/user && \
+                  mount -t tmpfs none /proc/sys/kernel && echo 1 > /proc/sys/kernel/apparmor_restrict_unprivileged_userns && exec \"$@\"";
+    let around = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", forbid, "sh"];
+    let forbidden = lack(check(&world, "0666", "", &around));
+    assert!(forbidden.why.contains("does not let its users make network namespaces"), "{forbidden:?}");
+    assert!(forbidden.fix.contains("kernel.apparmor_restrict_unprivileged_userns=0"), "{forbidden:?}");
 }
 
 /// Starts one of the user, and configures it.
