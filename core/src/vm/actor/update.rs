@@ -94,6 +94,26 @@ impl Actor {
         applied
     }
 
+    /// Reads the names of the preset `packages` again, and applies them.
+    pub(super) async fn refresh_packages(&mut self) -> Result<(), ToolError> {
+        if !packages::has_registries(&self.record.spec.network) {
+            return Ok(());
+        }
+        let before = self.record.clone();
+        packages::refill(&self.shared, &mut self.record.spec.network).await;
+        if self.record.spec.network != before.spec.network {
+            if let Err(error) = self.write(None).await {
+                self.record = before;
+                self.publish();
+                return Err(error);
+            }
+            let what = "its package registries are others, by the setting network.packages";
+            self.shared.events.vm(&self.record, Some(self.record.state), what);
+        }
+        // Even if nothing is different: an earlier attempt to apply it may have failed.
+        self.apply_network(before.spec.network.mode).await
+    }
+
     /// Applies the recorded policy: closes connections that it does not allow, and tells the guest if the mode has changed.
     async fn apply_network(&self, before: NetworkMode) -> Result<(), ToolError> {
         let network = &self.record.spec.network;
