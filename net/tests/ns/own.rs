@@ -179,6 +179,42 @@ fn taps_are_handed_over_to_one_process_at_a_time() {
     assert_eq!((recorded(&world, "holder"), recorded(&world, "uplink")), (None, None));
 }
 
+/// Connects to a socket, says something and prints the answer; in Python, as the child of a process with this name.
+const CALLER: &str = r#"
+printf "$1" >/proc/$$/comm
+python3 -c 'import socket, sys
+caller = socket.socket(socket.AF_UNIX)
+caller.settimeout(10)
+try:
+    caller.connect(sys.argv[1])
+    caller.sendall(b"nothing\n")
+    print(caller.recv(100))
+except (BrokenPipeError, ConnectionResetError):
+    print(b"")' "$2"
+:
+"#;
+
+#[test]
+fn vmms_of_the_same_user_govern_no_network_and_get_no_tap() {
+    let world = World::new();
+    let _guard = Guard(&world);
+    let mut net = start(&world, None);
+    net.configure();
+    let call = |parent: &str, socket: PathBuf| {
+        let socket = socket.to_str().unwrap();
+        let output = Command::new("sh").args(["-c", CALLER, "sh", parent, socket]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for name in [hand::SOCKET, "0a1b2c3d.sock"] {
+        let socket = world.directory.join(name);
+        assert!(call("other", socket.clone()).len() > 10, "{name}: others are answered");
+        assert_eq!(call("nexus-shim", socket), "b''", "{name}");
+    }
+    net.ask(Request::Cleanup { instance: None });
+    net.child.wait().unwrap();
+}
+
 #[test]
 fn what_is_left_by_a_kill_at_each_step_is_used_or_ended() {
     let world = World::new();

@@ -20,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) caps: Caps,
     /// Sockets and pipes that it makes in a VM's directory, in addition to those of all drivers.
     pub(crate) sockets: &'static [&'static str],
+    /// Whether the VMM itself connects to sockets of the host for its guest. The system call filter lets no other do that.
+    pub(crate) dials: bool,
     /// Its VMM; `None` for the process driver.
     pub(crate) vmm: Option<Vmm>,
     /// Constructor of the driver.

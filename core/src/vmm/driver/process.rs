@@ -15,8 +15,14 @@ use crate::vmm::process::CommandLine;
 
 const WHAT: &str = "the guest process";
 
-pub(super) static FACTS: Facts =
-    Facts { kind: DriverKind::Process, caps: CAPS, sockets: &[], vmm: None, make: || Box::new(Process) };
+pub(super) static FACTS: Facts = Facts {
+    kind: DriverKind::Process,
+    caps: CAPS,
+    sockets: &[],
+    dials: true,
+    vmm: None,
+    make: || Box::new(Process),
+};
 
 const CAPS: Caps = Caps {
     max_vcpus: 32,

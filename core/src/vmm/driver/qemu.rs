@@ -33,6 +33,8 @@ pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Qemu,
     caps: CAPS,
     sockets: &[vm_files::VHOST, vm_files::QMP],
+    // The vsock device in the shim does.
+    dials: false,
     vmm: Some(Vmm {
         programs: &["qemu-system-x86_64"],
         min_version: Version(6, 0, 0),

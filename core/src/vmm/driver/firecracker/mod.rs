@@ -41,6 +41,7 @@ pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Firecracker,
     caps: CAPS,
     sockets: &[vm_files::API, vm_files::VMM_PIPE],
+    dials: true,
     vmm: Some(Vmm {
         programs: &[WHAT, jail::JAILER],
         min_version: Version(1, 16, 1),
