@@ -446,7 +446,7 @@ impl Actor {
                 Some(leased) => {
                     let tap = network::connect(shared, record, leased, boot_id).await?;
                     failpoint::reach("start-connected");
-                    Some(network::interface(shared, leased, tap))
+                    Some(network::interface(shared, record, leased, tap))
                 }
                 None => None,
             };

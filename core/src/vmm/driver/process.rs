@@ -30,6 +30,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: false,
     takes_open_tap: false,
+    limits_bandwidth: false,
     can_pause: true,
     pauses_on_full_disk: false,
     can_ask_guest: false,

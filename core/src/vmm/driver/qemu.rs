@@ -51,6 +51,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: true,
     takes_open_tap: true,
+    limits_bandwidth: false,
     can_pause: true,
     pauses_on_full_disk: true,
     can_ask_guest: false,
