@@ -15,6 +15,7 @@ mod list;
 mod machine;
 mod material;
 mod memory;
+mod net;
 mod oci;
 mod page;
 mod samples;
@@ -34,7 +35,7 @@ use table::Table;
 #[derive(Debug, Parser)]
 struct Options {
     /// What to measure (all of it by default): boot, calls, streams, vsock, memory, list, page,
-    /// download, image, oci, clone.
+    /// download, image, oci, clone, net.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
     #[arg(long, default_value_t = 15)]
@@ -62,7 +63,7 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 11] = [
+const MEASUREMENTS: [Measurement; 12] = [
     ("boot", boot::measure),
     ("calls", calls::measure),
     ("streams", streams::measure),
@@ -74,6 +75,7 @@ const MEASUREMENTS: [Measurement; 11] = [
     ("image", image::measure),
     ("oci", oci::measure),
     ("clone", clone::measure),
+    ("net", net::measure),
 ];
 
 fn main() -> ExitCode {
