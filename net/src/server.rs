@@ -39,8 +39,8 @@ pub(crate) async fn serve(listener: UnixListener, jobs: mpsc::Sender<Job>, share
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if is_of_vmm(&stream) => {
-                    tracing::warn!("a process of a VMM connected to this socket: it is not served");
+                Ok((stream, _)) if is(&stream, peer::is_of_vm) => {
+                    tracing::warn!("a shim or a process of a VMM connected to this socket: it is not served");
                 }
                 Ok((stream, _)) => {
                     let client = client(stream, jobs.clone(), Arc::clone(&shared), ended.clone());
@@ -60,11 +60,11 @@ pub(crate) async fn serve(listener: UnixListener, jobs: mpsc::Sender<Job>, share
     }
 }
 
-/// Returns whether a client is a VMM, whose guest would govern the network then.
-pub(crate) fn is_of_vmm(stream: &UnixStream) -> bool {
+/// Returns whether a client is of a kind that is not served: if a guest has taken it over, it would govern the network.
+pub(crate) fn is(stream: &UnixStream, kind: fn(u32) -> bool) -> bool {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
     // A process of another PID namespace has the number 0 here; a VMM cannot make one.
-    pid.is_none_or(|pid| pid != 0 && peer::is_of_vmm(pid))
+    pid.is_none_or(|pid| pid != 0 && kind(pid))
 }
 
 async fn client(

@@ -67,12 +67,12 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str, users: So
     Ok(())
 }
 
-/// Whether a client is a VMM of this user, or was started by one. Under a daemon of an ordinary user, a guest that has taken its VMM over would
+/// Whether a client is a shim or a VMM of this user, or was started by one. Under a daemon of an ordinary user, a guest that has taken its VMM over would
 /// have all rights here. VMMs that run as other users cannot connect.
 fn is_of_vmm(uid: u32, pid: i32) -> bool {
     // A process of another PID namespace has the number 0 here; a VMM cannot make one.
     let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0);
-    uid == rustix::process::geteuid().as_raw() && pid.is_some_and(peer::is_of_vmm)
+    uid == rustix::process::geteuid().as_raw() && pid.is_some_and(peer::is_of_vm)
 }
 
 /// Serves a TCP listener until the endpoints stop.

@@ -10,9 +10,14 @@ pub const SHIM: &CStr = c"nexus-shim";
 const PARENTS_MAX: usize = 64;
 
 /// Returns whether a process is a VMM or was started by one: whether a shim is among its parents. A process that has ended counts as one, since
-/// nobody can tell. A shim itself is none.
+/// nobody can tell. A shim itself is none: it takes its VM's TAP before there is a VMM.
 pub fn is_of_vmm(pid: u32) -> bool {
     is_below_shim(pid, look)
+}
+
+/// Returns whether a process is a shim, or [`is_of_vmm`].
+pub fn is_of_vm(pid: u32) -> bool {
+    look(pid).is_some_and(|own| own.is_shim()) || is_of_vmm(pid)
 }
 
 /// A process, as `/proc/PID/stat` has it.
@@ -20,6 +25,12 @@ pub fn is_of_vmm(pid: u32) -> bool {
 struct Looked {
     name: String,
     parent: u32,
+}
+
+impl Looked {
+    fn is_shim(&self) -> bool {
+        self.name.as_bytes() == SHIM.to_bytes()
+    }
 }
 
 /// Returns a process; `None` if it has ended, or is hidden from this user.
@@ -43,7 +54,7 @@ fn is_below_shim(pid: u32, look: impl Fn(u32) -> Option<Looked>) -> bool {
             return false;
         }
         match look(child.parent) {
-            Some(parent) if parent.name.as_bytes() == SHIM.to_bytes() => return true,
+            Some(parent) if parent.is_shim() => return true,
             Some(parent) => {
                 at = child.parent;
                 child = parent;
@@ -117,7 +128,7 @@ mod tests {
 
     #[test]
     fn real_processes_are_told_apart() {
-        assert!(!is_of_vmm(std::process::id()));
+        assert!(!is_of_vmm(std::process::id()) && !is_of_vm(std::process::id()));
         let script = "printf nexus-shim >/proc/$$/comm; sleep 1000 & echo $!; read -r end; kill $!";
         let mut shim = Command::new("/bin/sh")
             .args(["-c", script])
@@ -128,10 +139,10 @@ mod tests {
         let mut line = String::new();
         BufReader::new(shim.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let vmm: u32 = line.trim().parse().unwrap();
-        let told = (is_of_vmm(vmm), is_of_vmm(shim.id()));
+        let told = [vmm, shim.id()].map(|pid| (is_of_vmm(pid), is_of_vm(pid)));
         drop(shim.stdin.take());
         shim.wait().unwrap();
-        assert_eq!(told, (true, false));
+        assert_eq!(told, [(true, true), (false, true)]);
         assert!(is_of_vmm(shim.id()), "it has ended");
     }
 }
