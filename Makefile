@@ -83,7 +83,7 @@ run: release ## run a daemon in the foreground, with state of its own under targ
 
 # BENCH="boot --runs 30" runs only that measurement; `target/release/bench --help` lists the options.
 bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
-	$(CARGO) build --locked --release -p nexus-host -p nexus-tests --bins
+	$(CARGO) build --locked --release -p nexus-host -p nexus-net -p nexus-tests --bins
 	@$(TARGET)/release/bench $(BENCH)
 
 audit: ## check licences, sources and known vulnerabilities of the dependencies, by cargo-deny

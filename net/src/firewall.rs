@@ -70,7 +70,7 @@ pub(crate) fn reconcile(
             wanted.entry(pin_set(pin.cell.addresses.0).name).or_default().push(added(wired, pin));
         }
         let pins = [PIN4, PIN6].map(|set| (set.clone(), wanted.get(set.name).cloned().unwrap_or_default()));
-        let contents = contents(view.vms.values(), outer);
+        let contents = contents(view.vms.values(), outer, frame.drops_to_vms);
         let desired = Desired { tables: &tables, contents, pins: pins.to_vec(), kept };
         let mut changes = changes(&desired, &found);
         let is_anew =

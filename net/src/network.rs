@@ -25,6 +25,7 @@ use crate::forwarding::Forwarding;
 use crate::host_firewall;
 use crate::link::kernel::Links;
 use crate::link::plan::{Change as LinkChange, Desired as DesiredLinks, Port, changes as link_changes};
+use crate::link::shape::{Shape, is_lacking};
 use crate::link::{Found as FoundLinks, bridge_alias, bridge_name, group, sysctl};
 use crate::nflog::Log;
 use crate::nft::elements::{Wired, link_local};
@@ -46,6 +47,8 @@ pub(crate) struct Network {
     resolver: mpsc::Sender<(Setup, oneshot::Sender<Result<(), Error>>)>,
     /// The families in which the host forwards packets of VMs only.
     forwarding: Forwarding,
+    /// Whether the kernel can hold packets back. If not, those above the limit to a VM are dropped.
+    can_shape: bool,
     /// When to retry to cut connections.
     to_judge: Backoff,
     /// Chains of the host's firewall that drop packets of VMs, unless rules are added.
@@ -67,6 +70,7 @@ impl Network {
             log_group: None,
             resolver,
             forwarding: Forwarding::default(),
+            can_shape: true,
             to_judge: Backoff::default(),
             firewall: Vec::new(),
         }
@@ -330,10 +334,12 @@ impl Network {
         let mut own: BTreeSet<IpAddr> = addresses.map(|(_, address, _)| *address).collect();
         own.extend(&instance.host_addresses);
         own.extend(&found.outside);
+        let mut closed: Vec<_> = subnets(instance).map(|net| (net.address(), net.last())).collect();
         if self.links.is_apart() {
             own.extend(own::uplink_addresses());
+            closed.push(own::uplink_range());
         }
-        Ok(Surroundings { own, closed: subnets(instance).map(|net| (net.address(), net.last())).collect() })
+        Ok(Surroundings { own, closed })
     }
 
     /// Recomputes what policies allow if the host's addresses have changed. Returns whether they have.
@@ -376,6 +382,10 @@ impl Network {
             self.links.apply(instance.id, change).await?;
             crate::failpoint::hit("bridge-made");
         }
+        let is_shape = |change: &&LinkChange| matches!(change, LinkChange::Shape(..));
+        for change in links.iter().filter(is_shape) {
+            self.shape(instance.id, change).await?;
+        }
         changes += sysctl::apply(&sysctl::wanted(&bridge_name(instance.id), instance.v6.is_some()))?;
         let frame = Frame {
             table: table_name(instance.id),
@@ -385,13 +395,14 @@ impl Network {
             log_group: self.log_group.unwrap_or_default(),
             connections_max: instance.connections_max,
             forwarding: self.forwarding,
+            drops_to_vms: !self.can_shape,
         };
         changes += {
             let pins = self.shared.pins();
             firewall::reconcile(netfilter, &frame, &self.shared.view(), &pins, (&kept, &found.outer()))?
         };
         crate::failpoint::hit("tables-made");
-        for change in links.iter().filter(|change| !is_first(change)) {
+        for change in links.iter().filter(|change| !is_first(change) && !is_shape(change)) {
             self.links.apply(instance.id, change).await?;
             match change {
                 LinkChange::Join(..) => crate::failpoint::hit("tap-joined"),
@@ -406,10 +417,29 @@ impl Network {
         Ok(changes)
     }
 
+    /// Limits the traffic to a VM, if the kernel can.
+    async fn shape(&mut self, id: InstanceId, change: &LinkChange) -> Result<(), Error> {
+        match self.links.apply(id, change).await {
+            Err(error) if error.errno().is_some_and(is_lacking) => {
+                tracing::warn!(%error, "the kernel has no sch_tbf: packets to VMs above their limits are dropped");
+                self.can_shape = false;
+                Ok(())
+            }
+            done => Ok(done?),
+        }
+    }
+
     fn desired_links(&self, instance: &Instance, has_unknown: bool) -> DesiredLinks {
         let ports = self.vms.values().map(|wired| {
             let link_local = wired.vm.ipv6.map(|_| IpAddr::V6(link_local(wired.vm.mac)));
-            Port { index: wired.index, mac: wired.vm.mac, addresses: wired.addresses().collect(), link_local }
+            let rx = wired.vm.policy.bandwidth.rx.filter(|_| self.can_shape);
+            Port {
+                index: wired.index,
+                mac: wired.vm.mac,
+                addresses: wired.addresses().collect(),
+                link_local,
+                shape: rx.map(Shape::of),
+            }
         });
         DesiredLinks {
             id: instance.id,

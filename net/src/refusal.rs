@@ -38,7 +38,12 @@ pub(crate) fn reason(
     if is_closed(address) {
         return DenyReason::Reserved;
     }
-    let decided = decide_address(policy, around.place(address, port), false);
+    let place = around.place(address, port);
+    if place.is_own && place.is_of_vms {
+        // An address of the uplink, which is no VM's.
+        return DenyReason::Host;
+    }
+    let decided = decide_address(policy, place, false);
     match decided {
         Err(DenyReason::AddressNotAllowed) | Ok(()) if has_name_list(policy) => {
             if protocol == UDP && port == QUIC_PORT {
@@ -72,10 +77,14 @@ mod tests {
             ..NetworkPolicy::default()
         };
         let around = Surroundings {
-            own: [address("198.51.100.1")].into(),
-            closed: vec![(address("10.77.0.0"), address("10.77.255.255"))],
+            own: [address("198.51.100.1"), address("240.0.2.3")].into(),
+            closed: vec![
+                (address("10.77.0.0"), address("10.77.255.255")),
+                (address("240.0.2.0"), address("240.0.2.255")),
+            ],
         };
         let (all, listed) = (policy(&[]), policy(&["a.example"]));
+        let opened = policy(&["*", "240.0.2.3", "240.0.0.0/8"]);
         for (policy, to, port, protocol, expected) in [
             (&all, "10.77.0.1", 22, 6, DenyReason::Host),
             (&all, "10.77.0.9", 22, 6, DenyReason::OtherVm),
@@ -83,6 +92,8 @@ mod tests {
             (&all, "10.0.0.1", 22, 6, DenyReason::Private),
             (&all, "169.254.169.254", 80, 6, DenyReason::Metadata),
             (&all, "8.8.8.8", 80, 6, DenyReason::Denied),
+            (&opened, "240.0.2.3", 53, 17, DenyReason::Host),
+            (&opened, "240.0.2.9", 53, 17, DenyReason::OtherVm),
             (&listed, "8.8.4.4", 80, 6, DenyReason::AddressNotAllowed),
             (&listed, "8.8.4.4", 443, 17, DenyReason::Quic),
             (&listed, "8.8.4.4", 53, 17, DenyReason::Resolver),

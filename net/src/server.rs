@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nexus_net_wire::ErrorCode;
 use nexus_net_wire::{
-    Answer, Call, Event, Hello, LINE_MAX, NetError, PROTOCOL, Reply, Request, Watching, decode, encode,
+    Answer, Call, Event, Hello, LINE_MAX, NetError, PROTOCOL, Reply, Request, Watching, decode, encode, peer,
 };
 use nexus_wire::lines::{Line, LineReader};
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
@@ -39,6 +39,9 @@ pub(crate) async fn serve(listener: UnixListener, jobs: mpsc::Sender<Job>, share
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if is(&stream, peer::is_of_vm) => {
+                    tracing::warn!("a shim or a process of a VMM connected to this socket: it is not served");
+                }
                 Ok((stream, _)) => {
                     let client = client(stream, jobs.clone(), Arc::clone(&shared), ended.clone());
                     tokio::spawn(async move {
@@ -55,6 +58,13 @@ pub(crate) async fn serve(listener: UnixListener, jobs: mpsc::Sender<Job>, share
             _ = end.recv() => return,
         }
     }
+}
+
+/// Returns whether a client is of a kind that is not served: if a guest has taken it over, it would govern the network.
+pub(crate) fn is(stream: &UnixStream, kind: fn(u32) -> bool) -> bool {
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+    // A process of another PID namespace has the number 0 here; a VMM cannot make one.
+    pid.is_none_or(|pid| pid != 0 && kind(pid))
 }
 
 async fn client(

@@ -66,5 +66,12 @@ fn machines_of_an_ordinary_user_are_confined() {
     let refused = ask(&mut monitor, &network);
     let why = refused["error"]["desc"].as_str().unwrap_or_else(|| panic!("QEMU has a network: {refused}"));
     assert!(why.contains("Operation not permitted"), "{why}");
+    // The sockets of the daemon's user are closed to it, the daemon's own above all.
+    let address = json!({ "type": "unix", "data": { "path": daemon.socket() } });
+    let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+    let caller = json!({ "execute": "chardev-add", "arguments": { "id": "caller", "backend": backend } });
+    let refused = ask(&mut monitor, &caller);
+    let why = refused["error"]["desc"].as_str().unwrap_or_else(|| panic!("QEMU calls the daemon: {refused}"));
+    assert!(why.contains("Operation not permitted"), "{why}");
     assert_eq!(client.run("walled", "echo works still").stdout, "works still\n");
 }

@@ -121,6 +121,11 @@ fn machines_of_an_ordinary_user_have_a_network_that_leaves_nothing() {
         said.contains(&format!("{LATER}:22 (an address of the host)")).then_some(())
     });
     assert!(closed.is_some(), "a new address of the host is closed");
+    // What slirp4netns answers itself is for nexus-net alone, whatever the policy names.
+    client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["*", "240.0.2.0/24"] } }));
+    let (code, _, said) = get(&mut client, "web", "http://240.0.2.3:53/");
+    assert!(code != 0 && said.contains("240.0.2.3:53 (an address of the host)"), "{said}");
+    client.must("vm_update", json!({ "vm": "web", "network": { "allow": [] } }));
     let counted = network(&mut client, "web");
     assert!(counted["counts"]["denied"].as_u64() >= Some(3), "{counted}");
 

@@ -85,3 +85,19 @@ fn users_of_the_sockets_group_have_the_rights_of_tokens() {
     assert!(text(&ended.stderr).contains("revoked"), "{}", text(&ended.stderr));
     assert!(owner.inspect("ours")["state"] == "ready", "what it made stays");
 }
+
+#[test]
+fn a_vmm_of_the_daemons_user_is_not_served() {
+    let world = World::new();
+    let list = |parent: &str| {
+        let script = r#"printf "$1" >/proc/$$/comm; "$2" vm list; exit $?"#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", parent]).arg(program("nexusctl"));
+        command.envs(world.daemon.environment()).output().expect("a shell starts")
+    };
+    let other = list("other");
+    assert!(other.status.success(), "{}", text(&other.stderr));
+    let refused = list("nexus-shim");
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    assert!(world.daemon.log().contains("a process of a VMM connected to the daemon's socket"));
+}

@@ -2,7 +2,8 @@
 //! `echo`; `sink N`, which swallows N bytes and says `done`; `check N`, which compares them too; `source N W`, which sends N
 //! bytes in writes of W; `half`, which counts up to the end of the stream; `hold`, which neither reads nor writes;
 //! `dial PORT SOURCE`, which opens a connection to the host and tells what came of it; `pipe N`, which sends N bytes that a program
-//! writes to a pipe; `run LINE`, which says `go` and gives the connection to a shell's line as its input and output; `reboot`.
+//! writes to a pipe; `run LINE`, which says `go` and gives the connection to a shell's line as its input and output; `outward WORDS`, which
+//! measures the guest's network ([`outward`]); `reboot`.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::fs::File;
@@ -10,6 +11,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
+#[path = "outward.rs"]
+mod outward;
 #[path = "pattern.rs"]
 mod pattern;
 
@@ -195,6 +198,7 @@ fn serve(socket: OwnedFd) -> io::Result<()> {
             child.args(["-c", line]).stdin(socket.try_clone()?).stdout(socket.try_clone()?);
             child.spawn()?.wait().map(drop)
         }
+        Some("outward") => outward::serve(&words[1..], writer),
         Some("reboot") => restart(),
         _ => writeln!(writer, "what? {line:?}"),
     }

@@ -1,6 +1,7 @@
 //! Test networks made from network namespaces: a host, and an internet of one machine behind it. Needs root and iproute2. The
 //! machine's own network is not touched, and everything disappears with the test's process.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
@@ -61,10 +62,17 @@ impl Namespace {
         self.run("nft", line)
     }
 
+    /// A program that is to run in it, without arguments.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg(program);
+        command
+    }
+
     #[track_caller]
     fn run(&self, program: &str, line: &str) -> String {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).arg(program).args(line.split_whitespace());
+        let mut command = self.command(program);
+        command.args(line.split_whitespace());
         let output = command.output().expect("nsenter starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{program} {line}: {}", String::from_utf8_lossy(&output.stderr));
@@ -104,7 +112,8 @@ impl Drop for Namespace {
 pub struct Internet {
     /// The namespace that nexusd runs in.
     pub host: Namespace,
-    _outside: Namespace,
+    /// The namespace of the machine behind it.
+    pub outside: Namespace,
 }
 
 impl Internet {
@@ -128,7 +137,7 @@ impl Internet {
         }
         let names = outside.within(|| UdpSocket::bind((ROUTER, 53)).expect("port 53 is free"));
         thread::spawn(move || serve_names(&names));
-        Self { host, _outside: outside }
+        Self { host, outside }
     }
 }
 

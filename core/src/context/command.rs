@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Expire { reply: oneshot::Sender<Result<(), ToolError>> },
     /// Stop the VM if it has been idle for its limit.
     StopIdle { reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Read the names of the preset `packages` again, if the VM has it, and apply them.
+    Packages { reply: oneshot::Sender<Result<(), ToolError>> },
     /// Change the VM's tags, protection, name, lifetime or network.
     Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// The VM's drives are created: creating -> created.

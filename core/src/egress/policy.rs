@@ -1,6 +1,8 @@
 //! Builds policies from callers' parameters. `nexus-net-policy` decides what they allow.
 
-use nexus_schema::network::{GROUPS_MAX, NetworkMode, NetworkPolicy, RULES_MAX};
+use nexus_schema::network::{
+    GROUPS_MAX, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, RULES_MAX, Target,
+};
 use nexus_schema::tools::vm::NetworkParams;
 
 /// Returns the policy of a new VM: its parameters, over the default mode.
@@ -37,6 +39,18 @@ pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<Net
         packages: policy.packages.clone(),
     };
     merged.bandwidth.check()?;
+    // Stored policies may have such a list: it is only refused where it is asked for.
+    let is_list_asked = preset.is_some() || allow.is_some();
+    let is_any = |rule: &NetworkRule| *rule.target() == Target::Any;
+    if is_list_asked
+        && merged.preset == NetworkPreset::Packages
+        && !merged.allow.is_empty()
+        && !merged.allow.iter().any(is_any)
+    {
+        return Err("network.allow without `*` leaves out all registries of the preset packages: add `*` to it to allow both, or use the preset \
+                    internet to allow only the listed ones"
+            .to_owned());
+    }
     if merged.groups.len() > GROUPS_MAX {
         return Err(format!(
             "network.groups has {} entries, the maximum is {GROUPS_MAX}",
@@ -59,8 +73,7 @@ pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<Net
 #[cfg(test)]
 mod tests {
     use nexus_schema::network::NetworkMode::{Nat, None as NoNetwork, Proxy};
-    use nexus_schema::network::NetworkPreset::{self, Internet, Open};
-    use nexus_schema::network::NetworkRule;
+    use nexus_schema::network::NetworkPreset::{Internet, Open, Packages};
     use serde_json::json;
 
     use super::*;
@@ -105,6 +118,21 @@ mod tests {
         assert_eq!(merge(&limited, &asked(json!({ "bandwidth": {} }))), Ok(with_lists.clone()));
         let refused = merge(&with_lists, &asked(json!({ "bandwidth": { "tx": "1KiB" } }))).unwrap_err();
         assert_eq!(refused, "network.bandwidth.tx is 1KiB a second, not 16KiB to 100GiB");
+        // Beside registries, a list must say that it means them, too.
+        let registries = policy(Packages, &[], &[]);
+        for (json, is_taken) in [
+            (json!({ "allow": ["a.example"] }), false),
+            (json!({ "allow": ["*:443", "a.example"] }), true),
+            (json!({ "preset": "internet", "allow": ["a.example"] }), true),
+            (json!({ "bandwidth": {} }), true),
+        ] {
+            let merged = merge(&registries, &asked(json.clone()));
+            assert_eq!(merged.is_ok(), is_taken, "{json}: {merged:?}");
+        }
+        let stored = policy(Packages, &["a.example"], &[]);
+        assert!(merge(&stored, &asked(json!({ "deny": ["b.example"] }))).is_ok());
+        let refused = merge(&with_lists, &asked(json!({ "preset": "packages" }))).unwrap_err();
+        assert!(refused.contains("add `*` to it"), "{refused}");
         let grouped = merge(&with_lists, &asked(json!({ "mode": "nat", "groups": ["web"] }))).unwrap();
         let denied = merge(&grouped, &asked(json!({ "deny": [] }))).unwrap();
         assert_eq!((denied.mode, denied.groups.len()), (Nat, 1), "lists leave the mode");

@@ -9,6 +9,7 @@ mod image;
 mod measures;
 mod network;
 mod op;
+mod openings;
 mod plan;
 mod pressure;
 mod provider;

@@ -17,8 +17,8 @@ use crate::op::store_error;
 use crate::provision::{self, Change, Refusal};
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::{StoreError, settings::Row};
-use crate::vm::defaults::{DEFAULT_NETWORK, SETTINGS, SUBNET, Values};
-use crate::vm::network;
+use crate::vm::defaults::{DEFAULT_NETWORK, PACKAGES, SETTINGS, SUBNET, Values};
+use crate::vm::{network, packages};
 
 impl Nexus {
     /// The tool `settings_get`.
@@ -191,6 +191,7 @@ impl Shared {
         };
         let providers = self.provision.changer(providers.into_iter().filter_map(become_).collect(), who);
         let who = who.to_owned();
+        let has_packages = changes.contains_key(PACKAGES);
         self.store
             .write(move |tx| -> Result<(), Refusal> {
                 let now = settings::at(tx, i64::MAX)?;
@@ -202,6 +203,9 @@ impl Shared {
                 providers(tx)
             })
             .await?;
+        if has_packages {
+            packages::refresh(self).await?;
+        }
         self.settings(&wanted).await
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
-use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, Target};
+use nexus_schema::network::NetworkPolicy;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
@@ -14,8 +14,9 @@ use nexus_schema::tools::vm::{
     VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmPauseParams, VmRenameParams,
     VmRestartParams, VmResumeParams, VmStartParams, VmState, VmStopParams, VmUpdateParams, VmUsage,
 };
-use nexus_schema::{ByteSize, ErrorCode, Reference, TimeSpan, ToolError};
+use nexus_schema::{ErrorCode, Reference, TimeSpan, ToolError};
 
+use super::openings::openings;
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
 use crate::access::{Caller, Deed};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
@@ -27,7 +28,7 @@ use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_a
 use crate::vm::defaults;
 use crate::vm::details;
 use crate::vm::lifetime;
-use crate::vm::policy;
+use crate::vm::{packages, policy};
 use crate::vmm::console;
 
 /// Time for which a resume waits for the agent's answer.
@@ -237,7 +238,9 @@ impl Nexus {
     /// The tool `vm_update`.
     pub async fn vm_update(&self, ctx: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
-        let deed = opening(&ctx.caller, &handle.view.borrow(), &params);
+        let network = handle.view.borrow().record.spec.network.clone();
+        let after = self.shared.network_after(&ctx.caller, &network, &params).await?;
+        let deed = opening(&ctx.caller, &handle.view.borrow(), &params, after.as_ref());
         self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         let change = Change {
             tags: params.tags,
@@ -370,7 +373,8 @@ impl Shared {
         };
         let default = defaults::read(&self.store).await?.network;
         let [before, after] = [None, Some(asked)].map(|asked| egress::starting(default, asked));
-        let (Ok(before), Ok(after)) = (before, after) else { return Ok(()) };
+        let (Ok(before), Ok(mut after)) = (before, after) else { return Ok(()) };
+        packages::fill(self, &mut after).await?;
         let opened = openings(&before, &after);
         if opened.is_empty() {
             return Ok(());
@@ -379,6 +383,20 @@ impl Shared {
             format!("this token lacks the scope network, which a new VM needs to {}", opened.join(", "));
         Err(ToolError::new(ErrorCode::Forbidden, message)
             .hint("leave that out of network, or ask for a token with the scope network"))
+    }
+
+    /// Returns the network that a VM would have after a change by a caller who needs a confirmation to open it, with the registries of the
+    /// preset `packages`. `None` if the change does not concern it or will be refused.
+    async fn network_after(
+        &self,
+        caller: &Caller,
+        before: &NetworkPolicy,
+        params: &VmUpdateParams,
+    ) -> Result<Option<NetworkPolicy>, ToolError> {
+        let asked = params.network.as_ref().filter(|_| !caller.has(Scope::Network));
+        let Some(Ok(mut after)) = asked.map(|asked| egress::merge(before, asked)) else { return Ok(None) };
+        packages::fill(self, &mut after).await?;
+        Ok(Some(after))
     }
 }
 
@@ -428,8 +446,8 @@ fn loss(caller: &Caller, view: &View) -> Option<String> {
 }
 
 /// What of a change needs a confirmation: to take protection away, an end of its life whose deletion needs one, and to open the network
-/// without the scope for it.
-fn opening(caller: &Caller, view: &View, params: &VmUpdateParams) -> Deed {
+/// without the scope for it. `after` is the network that it would have then, if that is to be looked at.
+fn opening(caller: &Caller, view: &View, params: &VmUpdateParams, after: Option<&NetworkPolicy>) -> Deed {
     let record = &view.record;
     let mut plan = Vec::new();
     if record.protected && params.protected == Some(false) {
@@ -445,63 +463,9 @@ fn opening(caller: &Caller, view: &View, params: &VmUpdateParams) -> Deed {
     {
         plan.push(format!("delete the VM {} ({}) after {ttl}, which {why}", record.name, record.id));
     }
-    let asked = params.network.as_ref().filter(|_| !caller.has(Scope::Network));
-    let after = asked.and_then(|asked| egress::merge(&record.spec.network, asked).ok());
-    let opened = after.map(|after| openings(&record.spec.network, &after)).unwrap_or_default();
+    let opened = after.map(|after| openings(&record.spec.network, after)).unwrap_or_default();
     plan.extend(opened.into_iter().map(|what| format!("for the VM {} ({}) {what}", record.name, record.id)));
     Deed { tool: "vm_update", plan }
-}
-
-/// What a policy opens that another one does not, a sentence each.
-fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
-    if after.mode == NetworkMode::None {
-        return Vec::new();
-    }
-    let mut opened = Vec::new();
-    if before.mode == NetworkMode::None {
-        opened.push("turn the network on".to_owned());
-    }
-    if after.preset == NetworkPreset::Open && before.preset != NetworkPreset::Open {
-        opened.push("open private networks".to_owned());
-    }
-    if after.preset != NetworkPreset::Packages && before.preset == NetworkPreset::Packages {
-        opened.push("allow more than package registries".to_owned());
-    }
-    if after.allow.is_empty() && !before.allow.is_empty() {
-        opened.push("allow all that the preset allows".to_owned());
-    }
-    let list =
-        |rules: Vec<&NetworkRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    // The first list only restricts, except for addresses of private ranges: each entry is shown. To the preset `packages` each name adds, unless
-    // it stands for the registries themselves.
-    let added: Vec<_> = after.allow.iter().filter(|rule| !before.allow.contains(rule)).collect();
-    let is_narrower = |rule: &&&NetworkRule| {
-        !rule.is_address()
-            && (before.preset != NetworkPreset::Packages || matches!(rule.target(), Target::Any))
-    };
-    let restricts = before.allow.is_empty() && added.iter().all(|rule| is_narrower(&rule));
-    if !added.is_empty() && !restricts {
-        opened.push(format!("allow {}", list(added)));
-    }
-    let removed: Vec<_> = before.deny.iter().filter(|rule| !after.deny.contains(rule)).collect();
-    if !removed.is_empty() {
-        opened.push(format!("no longer deny {}", list(removed)));
-    }
-    // `None` is more than any limit.
-    let raised = |before: Option<ByteSize>, after: Option<ByteSize>| match (before, after) {
-        (Some(before), Some(after)) => after > before,
-        (before, after) => before.is_some() && after.is_none(),
-    };
-    let (was, is) = (before.bandwidth, after.bandwidth);
-    if raised(was.rx, is.rx) || raised(was.tx, is.tx) {
-        opened.push("raise the limit of its bandwidth".to_owned());
-    }
-    let joined: Vec<_> = after.groups.iter().filter(|group| !before.groups.contains(group)).collect();
-    if !joined.is_empty() {
-        let joined: Vec<_> = joined.iter().map(|group| group.as_str()).collect();
-        opened.push(format!("join the groups {}", joined.join(", ")));
-    }
-    opened
 }
 
 /// Reads rows page by page until there are `limit` that a caller sees.
@@ -547,34 +511,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_beside_the_package_registries_are_confirmed() {
-        let policy = |preset, allow: &[&str]| NetworkPolicy {
-            mode: NetworkMode::Proxy,
-            preset,
-            allow: allow.iter().map(|rule| rule.parse().unwrap()).collect(),
-            ..NetworkPolicy::default()
-        };
-        let (packages, internet) = (NetworkPreset::Packages, NetworkPreset::Internet);
-        for (preset, allow, opens) in [
-            (packages, "other.example", true),
-            (packages, "*.example", true),
-            (packages, "*:443", false),
-            (internet, "other.example", false),
-            (internet, "10.0.0.0/8", true),
-        ] {
-            let opened = openings(&policy(preset, &[]), &policy(preset, &[allow]));
-            assert_eq!(!opened.is_empty(), opens, "{preset:?} {allow}: {opened:?}");
-        }
-    }
-
-    #[test]
     fn an_end_of_its_life_is_confirmed_like_a_deletion() {
         let record = crate::store::tests::vm("web", 3);
         let vm = Reference::Id(record.id);
         let mut view = View { record, drives: Vec::new(), link: None, deleted: false };
         let plan = |view: &View, who: &'static str, seconds| {
             let ttl = Some(TimeSpan::seconds(seconds));
-            opening(&Caller::owner(who), view, &VmUpdateParams { ttl, ..VmUpdateParams::of(vm.clone()) }).plan
+            let params = VmUpdateParams { ttl, ..VmUpdateParams::of(vm.clone()) };
+            opening(&Caller::owner(who), view, &params, None).plan
         };
         assert!(plan(&view, "uid:0", 1).is_empty() && plan(&view, "uid:1", 0).is_empty());
         let foreign = plan(&view, "uid:1", 1).join("; ");

@@ -157,10 +157,10 @@ pub(crate) async fn connect(
     Ok(tap)
 }
 
-/// Returns the interface with a TAP for the launch plan.
-pub(crate) fn interface(shared: &Shared, leased: &Leased, tap: String) -> PlanInterface {
+/// Returns the interface of a VM with a TAP for the launch plan.
+pub(crate) fn interface(shared: &Shared, record: &VmRecord, leased: &Leased, tap: String) -> PlanInterface {
     let from = shared.nat.hands_over().then(|| shared.paths.network());
-    PlanInterface { tap, mac: leased.lease.mac.clone(), from }
+    PlanInterface { tap, mac: leased.lease.mac.clone(), from, bandwidth: record.spec.network.bandwidth }
 }
 
 /// Disconnects the interface of a VM whose VMM has ended. If this fails, the daemon does it at its next start.

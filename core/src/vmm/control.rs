@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nexus_schema::ByteSize;
 use nexus_schema::id::{BootId, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,15 @@ pub(crate) enum Request {
     Hold {
         /// The time in milliseconds, at most [`HOLD_MAX`].
         ms: u32,
+    },
+    /// Change the limits of the guest's network interface; a direction without one has none. Since generation 4.
+    Limit {
+        /// Bytes per second to the guest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rx: Option<ByteSize>,
+        /// Bytes per second from the guest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tx: Option<ByteSize>,
     },
     /// End `hold`. A pause by `pause` stays. Since generation 3.
     Release,

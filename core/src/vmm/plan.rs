@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use nexus_schema::id::{BootId, VmId};
+use nexus_schema::network::Bandwidth;
 use nexus_schema::{ByteSize, DriverKind, Name};
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,9 @@ pub struct PlanInterface {
     /// The directory of the `nexus-net` that hands the device over; without one it is in the host's network namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<PathBuf>,
+    /// Its limits, for VMMs that hold traffic to them themselves; `nexus-net` does so in any case.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_empty")]
+    pub bandwidth: Bandwidth,
 }
 
 #[cfg(test)]
@@ -103,7 +107,8 @@ pub(crate) mod tests {
 
     /// Returns an interface for the plan.
     pub(crate) fn interface() -> PlanInterface {
-        PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into(), from: None }
+        let bandwidth = Bandwidth::default();
+        PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into(), from: None, bandwidth }
     }
 
     /// Returns a plan to vary in tests.

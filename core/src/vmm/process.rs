@@ -172,8 +172,13 @@ pub(crate) fn become_shim() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-250");
     // Orphaned children of a VMM become children of this process, which kills them at its end.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    // Set a readable name for `ps`: the binary was started by its descriptor number.
-    let _ = rustix::thread::set_name(c"nexus-shim");
+    // A name for `ps`, as the binary was started by its descriptor number. Sockets refuse the children of a process with this name.
+    let _ = rustix::thread::set_name(nexus_net_wire::peer::SHIM);
+}
+
+/// Gives this shim another name: its guest is an ordinary process of the host, and may do what those do.
+pub(crate) fn be_no_parent_of_vmms() {
+    let _ = rustix::thread::set_name(c"nexus-shim-proc");
 }
 
 /// Kills and reaps all remaining children of this process.

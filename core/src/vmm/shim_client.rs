@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nexus_schema::id::BootId;
+use nexus_schema::network::Bandwidth;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -154,6 +155,12 @@ impl ShimClient {
     /// Tells the guest that a drive has grown: the one at `index` of the plan, whose file is now `bytes` long.
     pub async fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), VmmError> {
         self.request(Request::ResizeDrive { index, bytes }, "resize a drive").await
+    }
+
+    /// Changes the limits of the guest's network interface, where [`Caps::limits_bandwidth`](super::Caps).
+    pub async fn limit(&self, bandwidth: Bandwidth) -> Result<(), VmmError> {
+        let Bandwidth { rx, tx } = bandwidth;
+        self.request(Request::Limit { rx, tx }, "limit the bandwidth").await
     }
 
     async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {

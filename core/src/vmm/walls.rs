@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nexus_schema::DriverKind;
 
 use super::control::Job;
+use super::driver;
 use crate::os::confine::{self, ConfineError, Syscalls, VmmFiles, Walls};
 use crate::os::paths::vm_files;
 
@@ -30,6 +31,7 @@ fn files_of(job: &Job) -> VmmFiles {
         directory: Path::new(".").to_owned(),
         read: [plan.kernel.clone(), plan.initramfs.clone()].into_iter().chain(drives(true)).collect(),
         write: drives(false).chain(pipe).collect(),
+        dials: driver::facts(plan.driver).dials,
     }
 }
 

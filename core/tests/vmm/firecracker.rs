@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use nexus_core::host::socket::{bind_in, connect_in};
 use nexus_core::internals::{Caps, PlanDrive, Stall, VmmError, console, read_exit};
-use nexus_schema::DriverKind;
+use nexus_schema::network::Bandwidth;
+use nexus_schema::{ByteSize, DriverKind};
 use nix::sys::signal::Signal;
 
 use crate::support::{Vm, ended, eventually, in_time, is_alive, signal};
@@ -94,6 +95,21 @@ fn ask(vm: &Vm, method: &str, path: &str, body: &str) -> String {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
     line.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn limits_of_an_interface_are_changed_by_its_api() {
+    let vm = vm(false);
+    let shim = vm.launch().await;
+    assert!(Caps::of(DriverKind::Firecracker).limits_bandwidth);
+    // No interface was recorded, so the request is refused here as an unknown one; its form is checked by the description of the API.
+    let limits = Bandwidth { rx: Some(ByteSize::mib(10)), tx: None };
+    let refused = in_time(shim.limit(limits)).await.unwrap_err().to_string();
+    let expected =
+        "the VMM refused to limit the bandwidth: firecracker refused PATCH /network-interfaces/net0";
+    assert!(refused.starts_with(expected), "{refused}");
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nexus_core::host::socket;
+use nexus_core::host::{peer, socket};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,13 +30,25 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str, users: So
     let others = Others::default();
     endpoints.tasks().spawn(async move {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut refused: u64 = 0;
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             let accepted = accepted.and_then(|(stream, _)| {
-                let uid = stream.peer_cred()?.uid();
-                Ok((stream, uid, users.peer(uid)))
+                let peer = stream.peer_cred()?;
+                Ok((stream, peer.uid(), peer.pid(), users.peer(peer.uid())))
             });
             match accepted {
-                Ok((stream, uid, user)) => {
+                Ok((_, uid, Some(pid), _)) if is_of_vmm(uid, pid) => {
+                    refused += 1;
+                    // Few lines, however often it tries.
+                    if refused.is_power_of_two() {
+                        tracing::warn!(
+                            pid,
+                            refused,
+                            "a process of a VMM connected to the daemon's socket: it is not served"
+                        );
+                    }
+                }
+                Ok((stream, uid, _, user)) => {
                     let share = match &user {
                         User::Owner(_) => None,
                         User::Other { .. } => match others.take(uid) {
@@ -53,6 +65,14 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str, users: So
         }
     });
     Ok(())
+}
+
+/// Whether a client is a shim or a VMM of this user, or was started by one. Under a daemon of an ordinary user, a guest that has taken its VMM over would
+/// have all rights here. VMMs that run as other users cannot connect.
+fn is_of_vmm(uid: u32, pid: i32) -> bool {
+    // A process of another PID namespace has the number 0 here; a VMM cannot make one.
+    let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0);
+    uid == rustix::process::geteuid().as_raw() && pid.is_some_and(peer::is_of_vm)
 }
 
 /// Serves a TCP listener until the endpoints stop.

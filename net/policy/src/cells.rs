@@ -65,7 +65,7 @@ type Ports = Vec<(u16, u16)>;
 pub struct Surroundings {
     /// The host's own addresses.
     pub own: BTreeSet<IpAddr>,
-    /// Ranges that no policy opens, as first and last address: those of the VMs.
+    /// Ranges that no policy opens, as first and last address: those of the VMs, and of the uplink of a network of its own.
     pub closed: Vec<(IpAddr, IpAddr)>,
 }
 

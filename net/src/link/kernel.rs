@@ -18,6 +18,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::plan::Change;
+use super::shape;
 use super::tap::Tap;
 use super::{Found, Link, Passed, bridge_mac, bridge_name, group, tap_alias};
 
@@ -137,6 +138,7 @@ impl Links {
                 }
             }
         }
+        found.shapes = shape::read(&self.handle).await.what(failed("limits of interfaces"))?;
         let neighbours = self.handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
         for message in neighbours.what(failed("neighbours"))? {
             let mut address = None;
@@ -269,6 +271,7 @@ impl Links {
             Change::Raise(index) => {
                 self.handle.link().set(LinkUnspec::new_with_index(*index).up().build()).execute().await
             }
+            Change::Shape(index, shape) => shape::set(&self.handle, *index, *shape).await,
         };
         match done {
             Err(rtnetlink::Error::NetlinkError(message))
@@ -375,12 +378,13 @@ impl Change {
             Self::MakeBridge | Self::AddAddress(_) | Self::AddRoute(_) => errno == EEXIST,
             Self::RemoveAddress(..) => errno == EADDRNOTAVAIL,
             Self::RemoveRoute(_) => errno == ESRCH,
-            Self::RemoveNeighbour(_) => errno == ENOENT,
+            Self::RemoveNeighbour(_) | Self::Shape(_, None) => errno == ENOENT,
             Self::NameBridge(_)
             | Self::RaiseBridge
             | Self::SetNeighbour(..)
             | Self::Join(..)
-            | Self::Raise(_) => false,
+            | Self::Raise(_)
+            | Self::Shape(_, Some(_)) => false,
         }
     }
 
@@ -397,6 +401,8 @@ impl Change {
             Self::RemoveNeighbour(address) => format!("remove the neighbour {address}"),
             Self::Join(index, _) => format!("add interface {index}"),
             Self::Raise(index) => format!("set interface {index} up"),
+            Self::Shape(index, Some(_)) => format!("limit the traffic to interface {index}"),
+            Self::Shape(index, None) => format!("end the limit of the traffic to interface {index}"),
         }
     }
 }

@@ -6,10 +6,11 @@
 
 pub(crate) mod kernel;
 pub(crate) mod plan;
+pub(crate) mod shape;
 pub(crate) mod sysctl;
 pub(crate) mod tap;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use nexus_net_wire::{InstanceId, Mac};
@@ -64,6 +65,8 @@ pub(crate) struct Found {
     pub(crate) neighbours: Vec<(u32, IpAddr, Mac)>,
     /// The interfaces that default routes lead to.
     pub(crate) uplinks: BTreeSet<u32>,
+    /// The limits of what goes out of interfaces: to a VM, for a TAP.
+    pub(crate) shapes: BTreeMap<u32, shape::Shape>,
 }
 
 impl Found {

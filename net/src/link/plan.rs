@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use nexus_net_wire::{InstanceId, Mac};
 
+use super::shape::Shape;
 use super::{Found, group};
 
 /// A VM's part of the desired state.
@@ -16,6 +17,8 @@ pub(crate) struct Port {
     pub(crate) addresses: Vec<IpAddr>,
     /// An address that gets a neighbour entry, but no route.
     pub(crate) link_local: Option<IpAddr>,
+    /// The limit of the traffic to the VM.
+    pub(crate) shape: Option<Shape>,
 }
 
 /// The desired state.
@@ -49,6 +52,8 @@ pub(crate) enum Change {
     /// isolation.
     Join(u32, Mac),
     Raise(u32),
+    /// Limits what goes out of a TAP, or ends that.
+    Shape(u32, Option<Shape>),
 }
 
 /// Returns the changes from the current to the desired state, in the order in which they must be made.
@@ -94,6 +99,9 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
     changes.extend(missing.map(|(address, mac)| Change::SetNeighbour(*address, *mac)));
     changes.extend(wanted.difference(&routes).copied().map(Change::AddRoute));
     for port in &desired.ports {
+        if found.shapes.get(&port.index).copied() != port.shape {
+            changes.push(Change::Shape(port.index, port.shape));
+        }
         let link = found.links.iter().find(|link| link.index == port.index);
         let is_joined = |link: &&super::Link| link.bridge == index && index.is_some() && link.is_isolated;
         if link.filter(is_joined).is_none() {

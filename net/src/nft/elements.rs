@@ -81,8 +81,13 @@ pub(crate) fn place(mark: u32, cell: &Cell) -> Element {
     }
 }
 
-/// Returns the elements of all sets that are not filled by rules or by the resolver. `outer` are the interfaces to other machines.
-pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone, outer: &BTreeSet<u32>) -> Contents {
+/// Returns the elements of all sets that are not filled by rules or by the resolver. `outer` are the interfaces to other machines; `drops_to_vms`
+/// says whether packets to a VM above its limit are dropped, because they cannot be held back.
+pub(crate) fn contents<'a>(
+    vms: impl Iterator<Item = &'a Wired> + Clone,
+    outer: &BTreeSet<u32>,
+    drops_to_vms: bool,
+) -> Contents {
     let mut contents = Contents::new();
     let planned = |set: &&super::Set| !set.has_timeout && !set.is_dynamic;
     for set in BRIDGE_SETS.iter().filter(planned) {
@@ -114,7 +119,8 @@ pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone, outer: 
             }
         }
         let bandwidth = wired.vm.policy.bandwidth;
-        for (set, rate) in [("slow_tx", bandwidth.tx), ("slow_rx", bandwidth.rx)] {
+        let to_vm = bandwidth.rx.filter(|_| drops_to_vms);
+        for (set, rate) in [("slow_tx", bandwidth.tx), ("slow_rx", to_vm)] {
             if let Some(rate) = rate {
                 add(Family::Bridge, set, Element { rate: Some(rate.as_bytes()), ..point(&[&index]) });
             }

@@ -80,6 +80,8 @@ pub(crate) struct Frame {
     pub(crate) connections_max: u32,
     /// The families in which the host forwards packets of VMs only.
     pub(crate) forwarding: Forwarding,
+    /// Whether packets to VMs above their limits are dropped here: the kernel cannot hold them back.
+    pub(crate) drops_to_vms: bool,
 }
 
 /// Returns both tables.

@@ -25,13 +25,14 @@ const FORBIDDEN: [(&str, &str, &str); 3] = [
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give nexus-net an AppArmor profile with `userns,`",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or allow it for nexus-net alone, by an AppArmor profile with `userns,`",
     ),
 ];
 /// The groups that may send ICMP echo requests.
 const PING_GROUPS: &str = "net/ipv4/ping_group_range";
 const OTHERWISE: &str = "run nexusd as root";
 
+/// Reads a setting of the kernel.
 fn setting(name: &str) -> Option<String> {
     Some(std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim().to_owned())
 }
@@ -121,22 +122,26 @@ fn vm() -> Vm {
 }
 
 fn no_namespaces(error: &OwnError) -> Lack {
-    let fix = FORBIDDEN.iter().find(|(name, value, _)| setting(name).as_deref() == Some(value));
-    let fix = fix.map_or_else(
-        || {
-            format!(
-                "{OTHERWISE}, or let its user make user namespaces (in a container, by its security profile)"
-            )
-        },
-        |(_, _, fix)| format!("as root: {fix}"),
-    );
     lack(
         format!(
             "this host does not let its users make network namespaces: {}",
             nexus_schema::error::chain(error)
         ),
-        fix,
+        what_forbids(setting),
     )
+}
+
+/// Returns what to change on a host with these settings so that its users can make namespaces.
+fn what_forbids(setting: impl Fn(&str) -> Option<String>) -> String {
+    let found = FORBIDDEN.iter().find(|(name, value, _)| setting(name).as_deref() == Some(*value));
+    match found {
+        Some((_, _, fix)) => format!("as root: {fix}"),
+        None => {
+            format!(
+                "{OTHERWISE}, or let its user make user namespaces (in a container, by its security profile)"
+            )
+        }
+    }
 }
 
 fn no_tun(error: &io::Error) -> Lack {
@@ -162,4 +167,34 @@ fn lacks_ping() -> Option<Lack> {
             "as root: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_setting_that_forbids_namespaces_is_named() {
+        let host = |values: &[(&str, &str)]| {
+            what_forbids(|name| {
+                values.iter().find(|(of, _)| *of == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let [users, clone, apparmor] = FORBIDDEN.map(|(name, ..)| name);
+        assert!(host(&[(apparmor, "1")]).starts_with(
+            "as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or allow it for nexus-net alone"
+        ));
+        assert_eq!(
+            host(&[(clone, "0"), (apparmor, "0")]),
+            "as root: sysctl -w kernel.unprivileged_userns_clone=1"
+        );
+        assert_eq!(
+            host(&[(users, "0"), (clone, "0"), (apparmor, "1")]),
+            "as root: sysctl -w user.max_user_namespaces=15000",
+            "one at a time: the next check names the next one"
+        );
+        for values in [&[][..], &[(users, "15000"), (clone, "1"), (apparmor, "0")]] {
+            assert!(host(values).starts_with(OTHERWISE), "{values:?}");
+        }
+    }
 }

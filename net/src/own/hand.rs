@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_net_wire::hand::give;
-use nexus_net_wire::tap;
+use nexus_net_wire::{peer, tap};
 use rustix::fs::OFlags;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
+use crate::server::is;
 use crate::view::Shared;
 
 /// Pause after an error of the listener.
@@ -22,6 +23,9 @@ const ASK: Duration = Duration::from_secs(5);
 pub(crate) async fn serve(listener: UnixListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
+            Ok((stream, _)) if is(&stream, peer::is_of_vmm) => {
+                tracing::warn!("a process of a VMM asked for a TAP: it gets none");
+            }
             Ok((stream, _)) => {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {

@@ -30,7 +30,9 @@ use nix::sched::{CloneFlags, setns};
 pub(crate) use hand::serve as serve_taps;
 pub(crate) use holder::{Namespaces, hold};
 use process::Process;
-pub(crate) use uplink::{RELAY, addresses as uplink_addresses, execute as execute_uplink};
+pub(crate) use uplink::{
+    RELAY, addresses as uplink_addresses, execute as execute_uplink, range as uplink_range,
+};
 
 /// File names of the records, beside the socket.
 const HOLDER: &str = "holder";

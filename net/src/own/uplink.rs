@@ -23,6 +23,7 @@ const DIRECTORIES: [&str; 6] =
 const INTERFACE: &str = "slirp0";
 /// Its network, which no host uses: the range is reserved. slirp4netns itself has two addresses in it.
 const NETWORK: &str = "240.0.2.0/24";
+const RANGE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(240, 0, 2, 0), Ipv4Addr::new(240, 0, 2, 255));
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(240, 0, 2, 2);
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(240, 0, 2, 3);
 /// The name server of slirp4netns, which asks the one of the host, even one on the host's loopback.
@@ -35,6 +36,11 @@ const READY: u8 = b'1';
 /// Returns the addresses of slirp4netns, which VMs must not reach.
 pub(crate) fn addresses() -> [IpAddr; 2] {
     [GATEWAY, NAME_SERVER].map(IpAddr::V4)
+}
+
+/// Returns the range of its network, as first and last address. No policy opens it: what slirp4netns answers there is for `nexus-net` alone.
+pub(crate) fn range() -> (IpAddr, IpAddr) {
+    (RANGE.0.into(), RANGE.1.into())
 }
 
 /// Returns the program's path.
@@ -87,4 +93,18 @@ pub(crate) fn execute(record: &OsStr, program: &OsStr, into: &OsStr) -> Result<(
     arguments.push(format!("--ready-fd={}", ready.as_raw_fd()).into());
     arguments.extend([into.to_owned(), INTERFACE.into()]);
     Err(failed(Command::new(program).args(arguments).stdin(Stdio::null()).exec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_net_wire::Cidr;
+
+    use super::*;
+
+    #[test]
+    fn the_closed_range_is_the_network_with_its_addresses() {
+        let network: Cidr = NETWORK.parse().unwrap();
+        assert_eq!((network.address(), network.last()), range());
+        assert!(addresses().into_iter().all(|address| network.contains(address)));
+    }
 }

@@ -138,6 +138,13 @@ fn a_limit_of_bandwidth_holds_and_changes_at_once() {
     vm.policy.bandwidth = Bandwidth { rx: Some(ByteSize::mib(1)), tx: None };
     net.update(&vm);
     assert_eq!(net.configure().changes, 0, "what is done twice changes nothing");
+    // Packets to the VM wait at its TAP, where another program may have removed that.
+    let tap = net.state().vms[0].tap.clone();
+    let queue = || world.host.try_run("tc", &format!("qdisc show dev {tap}")).unwrap();
+    assert!(queue().contains("tbf") && queue().contains("rate 8388Kbit"), "{}", queue());
+    world.host.try_run("tc", &format!("qdisc del dev {tap} root")).unwrap();
+    assert_eq!(net.configure().changes, 1, "{}", queue());
+    assert!(queue().contains("tbf"), "{}", queue());
     // A second's worth comes at once.
     let slow = Duration::from_millis(800)..Duration::from_secs(8);
     let (down, up) = (carry(b"d"), carry(b"u"));
@@ -148,6 +155,7 @@ fn a_limit_of_bandwidth_holds_and_changes_at_once() {
     assert!(slow.contains(&up) && down < slow.start, "{down:?} {up:?}, free {free:?}");
     vm.policy.bandwidth = Bandwidth::default();
     net.update(&vm);
+    assert!(!queue().contains("tbf"), "{}", queue());
     assert!(carry(b"u") < slow.start);
     let counters = net.state().vms[0].counters;
     assert!(counters.sent_packets > 100 && counters.received_packets > 100, "{counters:?}");

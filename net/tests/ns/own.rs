@@ -98,6 +98,14 @@ fn the_check_says_what_a_host_lacks() {
         lack(check(&world, "0666", "", &["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh"]));
     assert!(forbidden.why.contains("does not let its users make network namespaces"), "{forbidden:?}");
     assert_eq!(forbidden.fix, "as root: sysctl -w user.max_user_namespaces=15000");
+
+    // One that forbids them by AppArmor: only the settings can be read there.
+    let forbid = "echo 0 > /proc/sys/user/max_user_namespaces && mount -t tmpfs none /proc/sys/user && \
+                  mount -t tmpfs none /proc/sys/kernel && echo 1 > /proc/sys/kernel/apparmor_restrict_unprivileged_userns && exec \"$@\"";
+    let around = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", forbid, "sh"];
+    let forbidden = lack(check(&world, "0666", "", &around));
+    assert!(forbidden.why.contains("does not let its users make network namespaces"), "{forbidden:?}");
+    assert!(forbidden.fix.contains("kernel.apparmor_restrict_unprivileged_userns=0"), "{forbidden:?}");
 }
 
 /// Starts one of the user, and configures it.
@@ -169,6 +177,42 @@ fn taps_are_handed_over_to_one_process_at_a_time() {
     net.ask(Request::Cleanup { instance: None });
     net.child.wait().unwrap();
     assert_eq!((recorded(&world, "holder"), recorded(&world, "uplink")), (None, None));
+}
+
+/// Connects to a socket, says something and prints the answer; in Python, as the child of a process with this name.
+const CALLER: &str = r#"
+printf "$1" >/proc/$$/comm
+python3 -c 'import socket, sys
+caller = socket.socket(socket.AF_UNIX)
+caller.settimeout(10)
+try:
+    caller.connect(sys.argv[1])
+    caller.sendall(b"nothing\n")
+    print(caller.recv(100))
+except (BrokenPipeError, ConnectionResetError):
+    print(b"")' "$2"
+:
+"#;
+
+#[test]
+fn vmms_of_the_same_user_govern_no_network_and_get_no_tap() {
+    let world = World::new();
+    let _guard = Guard(&world);
+    let mut net = start(&world, None);
+    net.configure();
+    let call = |parent: &str, socket: PathBuf| {
+        let socket = socket.to_str().unwrap();
+        let output = Command::new("sh").args(["-c", CALLER, "sh", parent, socket]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for name in [hand::SOCKET, "0a1b2c3d.sock"] {
+        let socket = world.directory.join(name);
+        assert!(call("other", socket.clone()).len() > 10, "{name}: others are answered");
+        assert_eq!(call("nexus-shim", socket), "b''", "{name}");
+    }
+    net.ask(Request::Cleanup { instance: None });
+    net.child.wait().unwrap();
 }
 
 #[test]

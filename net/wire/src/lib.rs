@@ -1,5 +1,5 @@
 //! The protocol between nexusd and `nexus-net`: JSON lines over a private Unix socket. The only IO is [`Client`]'s reading and writing, and
-//! the opening of TAPs ([`tap`]) and handing them over ([`hand`]), which both do.
+//! the opening of TAPs ([`tap`]), handing them over ([`hand`]) and telling VMMs among the clients ([`peer`]), which both do.
 //!
 //! ```text
 //! nexusd                                         nexus-net
@@ -23,6 +23,7 @@ mod check;
 mod client;
 pub mod hand;
 mod line;
+pub mod peer;
 mod request;
 pub mod tap;
 

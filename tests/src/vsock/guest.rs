@@ -123,7 +123,9 @@ fn command_line() -> String {
 }
 
 /// The initramfs: the probe as `/init`, and the modules.
-fn compose(kernel: &Kernel, scratch: &Path) -> Vec<u8> {
+///
+/// Panics if the probe cannot be compiled.
+pub fn compose(kernel: &Kernel, scratch: &Path) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["dev", "modules"] {
         archive.add(directory, 0o040_755, 0, &[]);

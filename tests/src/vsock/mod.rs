@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use guest::{Archive, CID, Guest, VHOST, VSOCK, compile};
+pub use guest::{Archive, CID, Guest, VHOST, VSOCK, compile, compose};
 pub use kernel::Kernel;
 
 /// The timeout for everything on a busy machine under software emulation.

@@ -63,10 +63,12 @@ pub(crate) struct VmmFiles {
     pub read: Vec<PathBuf>,
     /// Writable drives, and pipes.
     pub write: Vec<PathBuf>,
+    /// Whether the VMM connects to sockets of the host.
+    pub dials: bool,
 }
 
 /// The restrictions of a VMM: it may open its VM's files, the host's libraries and firmware, and KVM. It may make Unix sockets,
-/// but no other sockets. Its user is not changed: for a VMM started by root, set `user`, `root` and `namespaces`.
+/// but no other sockets; and only if it `dials`, it may connect to any. Its user is not changed: for a VMM started by root, set `user`, `root` and `namespaces`.
 pub(crate) fn vmm(vm: &VmmFiles) -> Confinement {
     let mut files = Files::default().program(&vm.binary).allow(&vm.directory, Access::Sockets);
     files = vm.read.iter().fold(files, |files, path| files.allow(path, Access::Read));
@@ -87,7 +89,7 @@ pub(crate) fn vmm(vm: &VmmFiles) -> Confinement {
         capabilities: Some(CapabilitySet::empty()),
         limits: vec![(Resource::Nofile, VMM_FILES), (Resource::Core, 0)],
         files: Some(files.allow_if_there(KVM, Access::Device)),
-        syscalls: Syscalls::Vmm,
+        syscalls: if vm.dials { Syscalls::DiallingVmm } else { Syscalls::Vmm },
     }
 }
 

@@ -24,9 +24,11 @@ pub(crate) enum Syscalls {
     /// Those of a program that works on one file: no sockets, no other processes, no change of privileges.
     Tool,
     /// All except those that extend what a process can reach: mounts, namespaces, kernel modules, tracing, keys, io_uring,
-    /// network sockets. Unix sockets and executing other programs are allowed.
+    /// network sockets, connections to other programs. Unix sockets that others connect to, and executing other programs, are allowed.
     Vmm,
-    /// As [`Syscalls::Vmm`], but without executing other programs.
+    /// As [`Syscalls::Vmm`], for VMMs that connect to sockets of the host for their guests.
+    DiallingVmm,
+    /// As [`Syscalls::DiallingVmm`], but without executing other programs.
     Shim,
 }
 
@@ -211,6 +213,23 @@ const NOT_VMM_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const NOT_VMM_HERE: &[c_long] = &[];
 
+/// Requests that change the host's end of a network device, which the kernel lets everybody make who has the device open: its hardware address,
+/// which could be another VM's, and who owns it. `SIOCSIFHWADDR` of linux/sockios.h; TUNSETDEBUG, TUNSETPERSIST, TUNSETOWNER, TUNSETLINK,
+/// TUNSETGROUP, TUNATTACHFILTER, TUNDETACHFILTER, TUNSETSTEERINGEBPF, TUNSETFILTEREBPF and TUNSETCARRIER of linux/if_tun.h.
+const OF_DEVICES: [u64; 11] = [
+    0x8924,
+    0x4004_54c9,
+    0x4004_54cb,
+    0x4004_54cc,
+    0x4004_54cd,
+    0x4004_54ce,
+    0x4010_54d5,
+    0x4010_54d6,
+    0x8004_54e0,
+    0x8004_54e1,
+    0x4004_54e2,
+];
+
 /// The kinds of namespace that clone(2) makes.
 const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWNS,
@@ -229,7 +248,7 @@ pub(super) struct Filters(&'static [BpfProgram]);
 impl Syscalls {
     /// The filters, compiled once per process.
     pub(super) fn filters(self) -> Result<Filters, ConfineError> {
-        static COMPILED: [OnceLock<Vec<BpfProgram>>; 4] = [const { OnceLock::new() }; 4];
+        static COMPILED: [OnceLock<Vec<BpfProgram>>; 5] = [const { OnceLock::new() }; 4];
         let place = &COMPILED[self as usize];
         if let Some(there) = place.get() {
             return Ok(Filters(there));
@@ -242,7 +261,8 @@ impl Syscalls {
         match self {
             Self::All => Ok(Vec::new()),
             Self::Tool => tool(),
-            Self::Vmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied()),
+            Self::Vmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain([libc::SYS_connect])),
+            Self::DiallingVmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied()),
             Self::Shim => {
                 let programs = [libc::SYS_execve, libc::SYS_execveat];
                 vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain(programs))
@@ -288,11 +308,12 @@ fn vmm(refused: impl Iterator<Item = c_long>) -> Result<Vec<BpfProgram>, Backend
     rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
     let not_unix = is(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
-    // Injecting input into a terminal.
-    let typed = [libc::TIOCSTI, libc::TIOCLINUX]
+    // Injecting input into a terminal, and changing devices.
+    let requests = [libc::TIOCSTI, libc::TIOCLINUX]
         .into_iter()
+        .chain(OF_DEVICES)
         .map(|request| SeccompRule::new(vec![is(1, SeccompCmpOp::Eq, request)?]));
-    rules.insert(libc::SYS_ioctl, typed.collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_ioctl, requests.collect::<Result<_, _>>()?);
     let refused = compiled(rules, SeccompAction::Allow, SeccompAction::Errno(REFUSED))?;
     // A filter cannot see its flags, which are in memory; C libraries fall back to clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);

@@ -126,12 +126,18 @@ tried("io_uring", 425, 1, 0)
 tried("userfaultfd", 323, 0)
 tried("keyctl", 250, 0, -3, 0)
 tried("x32 getpid", 0x40000000 + 39)
+for name, request in (("MAC", 0x8924), ("persist", 0x400454cb), ("owner", 0x400454cc), ("offload", 0x400454d0)):
+    tried(name, 16, 0, request, 0)
 for family in ("AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_VSOCK", "AF_UNIX"):
     try:
         socket.socket(getattr(socket, family), socket.SOCK_DGRAM if family == "AF_UNIX" else socket.SOCK_STREAM)
         print(family, "done")
     except OSError as error:
         print(family, error.strerror)
+try:
+    socket.socket(socket.AF_UNIX).connect("/nowhere/net.sock")
+except OSError as error:
+    print("connect", error.strerror)
 "#;
 
 #[cfg(target_arch = "x86_64")]
@@ -140,15 +146,21 @@ fn a_vmm_widens_nothing() {
     let expected = "unshare Operation not permitted\nclone Operation not permitted\nclone3 Function not implemented\n\
         mount Operation not permitted\nptrace Operation not permitted\nbpf Operation not permitted\n\
         io_uring Operation not permitted\nuserfaultfd Operation not permitted\nkeyctl Operation not permitted\n\
-        x32 getpid Function not implemented\nAF_INET Operation not permitted\nAF_INET6 Operation not permitted\n\
+        x32 getpid Function not implemented\nMAC Operation not permitted\npersist Operation not permitted\n\
+        owner Operation not permitted\noffload Inappropriate ioctl for device\nAF_INET Operation not permitted\nAF_INET6 Operation not permitted\n\
         AF_NETLINK Operation not permitted\nAF_PACKET Operation not permitted\nAF_VSOCK Operation not permitted\n\
         AF_UNIX done\n";
-    let run_python = || {
-        let confinement = Confinement { syscalls: Syscalls::Vmm, ..Confinement::default() };
-        said(&run(confinement.prepare().unwrap(), "/usr/bin/python3", &["-c", TRIES]))
-    };
-    assert_eq!(run_python(), expected);
-    assert_eq!(as_user(async { run_python() }), expected);
+    for (syscalls, connect) in
+        [(Syscalls::Vmm, "Operation not permitted"), (Syscalls::DiallingVmm, "No such file or directory")]
+    {
+        let run_python = || {
+            let confinement = Confinement { syscalls, ..Confinement::default() };
+            said(&run(confinement.prepare().unwrap(), "/usr/bin/python3", &["-c", TRIES]))
+        };
+        let expected = format!("{expected}connect {connect}\n");
+        assert_eq!(run_python(), expected);
+        assert_eq!(as_user(async { run_python() }), expected);
+    }
 }
 
 #[test]
@@ -167,6 +179,7 @@ fn a_vmm_of_a_user_sees_its_files_and_makes_sockets_only() {
         directory: directory.path().into(),
         read: vec![kernel],
         write: vec![drive],
+        dials: false,
     };
     let script = "cd \"$1\" || exit; for f in drive kernel plan.json; do \
         read -r x <$f && echo $f read; echo >>$f && echo $f written; done; : >new && echo made; echo */";

@@ -214,6 +214,10 @@ impl Actor {
                 let result = self.stop_idle().await;
                 reply.send(result).ok();
             }
+            Command::Packages { reply } => {
+                let result = self.refresh_packages().await;
+                reply.send(result).ok();
+            }
             Command::Update { who, change, reply } => {
                 let result = self.update(*change, &who).await;
                 reply.send(result).ok();
@@ -442,7 +446,7 @@ impl Actor {
                 Some(leased) => {
                     let tap = network::connect(shared, record, leased, boot_id).await?;
                     failpoint::reach("start-connected");
-                    Some(network::interface(shared, leased, tap))
+                    Some(network::interface(shared, record, leased, tap))
                 }
                 None => None,
             };

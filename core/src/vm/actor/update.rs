@@ -3,7 +3,7 @@
 use nexus_schema::link::ProxyParams;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ErrorCode, Name, ToolError};
+use nexus_schema::{DriverKind, ErrorCode, Name, ToolError};
 
 use super::Actor;
 use crate::context::Change;
@@ -11,6 +11,7 @@ use crate::egress;
 use crate::op::store_error;
 use crate::store::vms;
 use crate::vm::{lifetime, network, packages};
+use crate::vmm::Caps;
 
 impl Actor {
     pub(super) async fn update(&mut self, change: Change, who: &str) -> Result<(), ToolError> {
@@ -94,6 +95,26 @@ impl Actor {
         applied
     }
 
+    /// Reads the names of the preset `packages` again, and applies them.
+    pub(super) async fn refresh_packages(&mut self) -> Result<(), ToolError> {
+        if !packages::has_registries(&self.record.spec.network) {
+            return Ok(());
+        }
+        let before = self.record.clone();
+        packages::refill(&self.shared, &mut self.record.spec.network).await;
+        if self.record.spec.network != before.spec.network {
+            if let Err(error) = self.write(None).await {
+                self.record = before;
+                self.publish();
+                return Err(error);
+            }
+            let what = "its package registries are others, by the setting network.packages";
+            self.shared.events.vm(&self.record, Some(self.record.state), what);
+        }
+        // Even if nothing is different: an earlier attempt to apply it may have failed.
+        self.apply_network(before.spec.network.mode).await
+    }
+
     /// Applies the recorded policy: closes connections that it does not allow, and tells the guest if the mode has changed.
     async fn apply_network(&self, before: NetworkMode) -> Result<(), ToolError> {
         let network = &self.record.spec.network;
@@ -121,12 +142,27 @@ impl Actor {
         if !self.boot.as_ref().is_some_and(|boot| boot.has_interface) {
             return Ok(());
         }
+        self.limit_bandwidth().await;
         network::update(&self.shared, &self.record).await.map_err(|error| {
             tracing::error!(vm = %self.record.name, %error, "a change of the vm's network was not applied");
             let message =
                 format!("the change of {} is saved but not applied yet: {}", self.record.name, error.message);
             ToolError { message, ..error }.hint("call vm_update again; vm_stop closes all open connections")
         })
+    }
+
+    /// Tells the VMM its limits, if it holds traffic to them itself. If that fails, the host still does.
+    async fn limit_bandwidth(&self) {
+        let driver = self.record.driver.as_deref().and_then(DriverKind::named);
+        let Some(boot) =
+            self.boot.as_ref().filter(|_| driver.is_some_and(|driver| Caps::of(driver).limits_bandwidth))
+        else {
+            return;
+        };
+        if let Err(error) = boot.shim.limit(self.record.spec.network.bandwidth).await {
+            let error = nexus_schema::error::chain(&error);
+            tracing::warn!(vm = %self.record.name, error, "the VMM keeps its limits of bandwidth until the next start; the host applies the new ones");
+        }
     }
 
     /// Fails if mode `nat` is not possible, before anything changes.

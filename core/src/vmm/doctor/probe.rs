@@ -140,7 +140,7 @@ fn nat(binary: &Path) -> Result<FoundNat, Complaint> {
 }
 
 /// Lets `nexus-net` check it.
-fn own_nat(binary: &Path) -> Result<FoundNat, Complaint> {
+pub(super) fn own_nat(binary: &Path) -> Result<FoundNat, Complaint> {
     let broken = |why: String| Complaint {
         why: format!("{} does not work: {why}", binary.display()),
         fix: "install nexus-net and nexusd of the same version".to_owned(),

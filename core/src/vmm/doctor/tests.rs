@@ -173,6 +173,27 @@ fn a_network_of_an_ordinary_user_is_reported_with_what_it_lacks() {
 }
 
 #[test]
+fn what_a_host_forbids_its_users_is_reported_with_the_fix() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("nexus-net");
+    let lack = r#"{"unusable":{"why":"this host does not let its users make network namespaces","fix":"as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"}}"#;
+    std::fs::write(&program, format!("#!/bin/sh\necho a warning >&2\necho '{lack}'\n")).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let host = Host { nat: probe::own_nat(&program), is_root: false, ..host() };
+    let check = host.report().checks.into_iter().find(|check| check.name == "nat").unwrap();
+    assert_eq!(
+        (check.status, check.found.as_str(), check.fix.as_deref()),
+        (
+            DoctorStatus::Note,
+            "VMs cannot have network nat: this host does not let its users make network namespaces; network proxy works",
+            Some("as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
+        )
+    );
+    assert!(host.check_nat().unwrap_err().hint.unwrap().ends_with("=0, or use network proxy"));
+    assert!(host.report().ok, "VMs run all the same");
+}
+
+#[test]
 fn ids_matter_to_ordinary_users_only() {
     let lacking = Lacking { user: "me".into(), file: "etc/subuid" };
     let check = |is_root, ids| {

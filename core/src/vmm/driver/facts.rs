@@ -20,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) caps: Caps,
     /// Sockets and pipes that it makes in a VM's directory, in addition to those of all drivers.
     pub(crate) sockets: &'static [&'static str],
+    /// Whether the VMM itself connects to sockets of the host for its guest. The system call filter lets no other do that.
+    pub(crate) dials: bool,
     /// Its VMM; `None` for the process driver.
     pub(crate) vmm: Option<Vmm>,
     /// Constructor of the driver.
@@ -88,6 +90,8 @@ pub struct Caps {
     pub has_interface: bool,
     /// Whether the VMM takes a network device that is already open. Otherwise it opens the device itself, in the host's network namespace.
     pub takes_open_tap: bool,
+    /// Whether the VMM itself holds the traffic of an interface to limits, which can change while it runs.
+    pub limits_bandwidth: bool,
     /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests
     /// do not react to it.
     pub can_ask_guest: bool,

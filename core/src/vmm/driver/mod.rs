@@ -22,6 +22,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nexus_schema::network::Bandwidth;
+
 use super::control::{Job, Stall};
 use super::exit::{self, MachineEnd};
 use super::jail::JailError;
@@ -145,6 +147,11 @@ pub(crate) trait Machine: Send + Sync {
 
     /// Tells the guest that the drive at `index` of the plan is now `bytes` long. May take [`REQUEST`].
     fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), DriverError>;
+
+    /// Changes the limits of the guest's network interface, where [`Caps::limits_bandwidth`]. May take [`REQUEST`].
+    fn limit(&self, _bandwidth: Bandwidth) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { what: "this VMM" })
+    }
 
     /// Returns a descriptor that becomes readable when the VMM has sent events.
     fn events(&self) -> Option<BorrowedFd<'_>> {

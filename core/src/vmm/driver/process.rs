@@ -15,8 +15,14 @@ use crate::vmm::process::CommandLine;
 
 const WHAT: &str = "the guest process";
 
-pub(super) static FACTS: Facts =
-    Facts { kind: DriverKind::Process, caps: CAPS, sockets: &[], vmm: None, make: || Box::new(Process) };
+pub(super) static FACTS: Facts = Facts {
+    kind: DriverKind::Process,
+    caps: CAPS,
+    sockets: &[],
+    dials: true,
+    vmm: None,
+    make: || Box::new(Process),
+};
 
 const CAPS: Caps = Caps {
     max_vcpus: 32,
@@ -24,6 +30,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: false,
     takes_open_tap: false,
+    limits_bandwidth: false,
     can_pause: true,
     pauses_on_full_disk: false,
     can_ask_guest: false,

@@ -33,6 +33,8 @@ pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Qemu,
     caps: CAPS,
     sockets: &[vm_files::VHOST, vm_files::QMP],
+    // The vsock device in the shim does.
+    dials: false,
     vmm: Some(Vmm {
         programs: &["qemu-system-x86_64"],
         min_version: Version(6, 0, 0),
@@ -49,6 +51,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: true,
     takes_open_tap: true,
+    limits_bandwidth: false,
     can_pause: true,
     pauses_on_full_disk: true,
     can_ask_guest: false,

@@ -38,6 +38,7 @@ use super::walls;
 use super::wire::{self, WireError};
 use crate::os::paths::vm_files;
 use crate::os::socket::bind_in;
+use nexus_schema::DriverKind;
 use nexus_schema::error::chain;
 
 /// Size at which the log of a VMM's stderr is rotated, in bytes. One rotated file is kept.
@@ -122,6 +123,9 @@ fn run(directory: &Path) -> Result<(), ShimError> {
     };
     let job = std::fs::read(vm_files::PLAN).map_err(file(vm_files::PLAN))?;
     let job = wire::read_job(&job).map_err(|source| ShimError::Plan { source })?;
+    if job.plan.driver == DriverKind::Process {
+        process::be_no_parent_of_vmms();
+    }
     let confined = |source| ShimError::Confine { source };
     if let Some(lacking) = walls::confine_shim(&job).map_err(confined)? {
         say(lacking);

@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nexus_schema::network::Bandwidth;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -248,6 +249,10 @@ fn answer(
         Request::Resume => ordered(Order::Resume, connection.stream),
         Request::Release => ordered(Order::Release, connection.stream),
         Request::Hold { ms } => ordered(Order::Hold(Duration::from_millis(ms.into())), connection.stream),
+        Request::Limit { rx, tx } => {
+            ask_machine(&vmm.machine, connection.stream, move |machine| machine.limit(Bandwidth { rx, tx }));
+            None
+        }
         Request::ResizeDrive { index, bytes } => {
             ask_machine(&vmm.machine, connection.stream, move |machine| machine.resize_drive(index, bytes));
             None

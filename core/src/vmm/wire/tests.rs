@@ -32,7 +32,7 @@ macro_rules! recording {
 }
 
 /// Fixtures of each generation that this build supports.
-const RECORDINGS: [Recording; 3] = [recording!(1), recording!(2), recording!(3)];
+const RECORDINGS: [Recording; 4] = [recording!(1), recording!(2), recording!(3), recording!(4)];
 
 fn lines<T: DeserializeOwned>(text: &str) -> Vec<T> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
@@ -43,6 +43,10 @@ fn requests() -> Vec<Request> {
         vec![Request::Status, Request::Shutdown, Request::Kill, Request::Pause, Request::Resume];
     requests.extend([Request::ResizeDrive { index: 1, bytes: 1 << 30 }, Request::Wait, Request::Watch]);
     requests.extend([Request::Hold { ms: 10_000 }, Request::Release]);
+    requests.extend([
+        Request::Limit { rx: Some(ByteSize::mib(10)), tx: None },
+        Request::Limit { rx: None, tx: None },
+    ]);
     requests
 }
 
@@ -51,6 +55,7 @@ fn since(request: Request) -> u32 {
     match request {
         Request::Watch => 2,
         Request::Hold { .. } | Request::Release => 3,
+        Request::Limit { .. } => 4,
         _ => 1,
     }
 }
@@ -82,6 +87,8 @@ fn requests_are_written_as_each_generation_takes_them() {
     assert!(matches!(unknown, WireError::Unknown { protocol: 1 }), "{unknown}");
     let unknown = request_line(Request::Release, 2).unwrap_err();
     assert!(matches!(unknown, WireError::Unknown { protocol: 2 }), "{unknown}");
+    let unknown = request_line(Request::Limit { rx: None, tx: None }, 3).unwrap_err();
+    assert!(matches!(unknown, WireError::Unknown { protocol: 3 }), "{unknown}");
 }
 
 #[test]
@@ -110,7 +117,7 @@ fn plans_of_each_generation_are_understood() {
         assert_eq!(job.plan.memory, ByteSize::mib(512));
     }
     let written = write_numbered(&Job { plan: plan(), tsc_khz: Some(2_445_432) }).unwrap();
-    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[2].plan).unwrap();
+    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[3].plan).unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), newest);
 }
 
@@ -131,14 +138,14 @@ fn exits_of_each_generation_are_understood() {
     }
     exit::write_exit(directory.path(), &expected).unwrap();
     let written = std::fs::read(directory.path().join("exit.json")).unwrap();
-    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[2].exit).unwrap();
+    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[3].exit).unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), newest);
 }
 
 #[test]
 fn what_is_newer_is_refused_by_its_number() {
-    let newer = read_request(br#"{"op":"fly","protocol":4}"#).unwrap_err();
-    assert_eq!(newer.to_string(), "written for protocol 4; this build supports 1 to 3");
+    let newer = read_request(br#"{"op":"fly","protocol":5}"#).unwrap_err();
+    assert_eq!(newer.to_string(), "written for protocol 5; this build supports 1 to 4");
     for garbled in ["{}", "[]", r#"{"op":"fly"}"#, r#"{"op":"kill","protocol":"x"}"#] {
         let error = read_request(garbled.as_bytes()).unwrap_err();
         assert!(matches!(error, WireError::Garbled { .. }), "{garbled}: {error}");

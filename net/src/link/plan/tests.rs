@@ -1,3 +1,7 @@
+use std::collections::BTreeMap;
+
+use nexus_schema::ByteSize;
+
 use super::*;
 use crate::link::{Link, Passed, bridge_name};
 
@@ -13,6 +17,7 @@ fn desired(has_unknown: bool) -> Desired {
             mac: Mac([2, 0, 0, 0, 0, 2]),
             addresses: vec!["10.77.0.2".parse().unwrap()],
             link_local: Some("fe80::2".parse().unwrap()),
+            shape: None,
         }],
         has_unknown,
     }
@@ -48,6 +53,7 @@ fn whole() -> Found {
         routes: vec![(3, address("10.77.0.2")), (2, address("192.0.2.1"))],
         neighbours: vec![(3, address("10.77.0.2"), mac), (3, address("fe80::2"), mac)],
         uplinks: BTreeSet::new(),
+        shapes: BTreeMap::new(),
     }
 }
 
@@ -91,4 +97,20 @@ fn what_is_nobodys_goes_unless_there_are_vms_that_are_not_known_yet() {
         [others.clone(), Change::RemoveRoute(stale), Change::RemoveNeighbour(stale)]
     );
     assert_eq!(changes(&desired(true), &found), [others]);
+}
+
+#[test]
+fn limits_of_known_ports_are_as_they_should_be() {
+    let [slow, fast] = [1, 2].map(|rate| Shape::of(ByteSize::mib(rate)));
+    let mut wanted = desired(false);
+    wanted.ports[0].shape = Some(slow);
+    let mut found = whole();
+    assert_eq!(changes(&wanted, &found), [Change::Shape(7, Some(slow))]);
+    // Of an interface that is nobody's here.
+    found.shapes.insert(1, fast);
+    found.shapes.insert(7, slow);
+    assert_eq!(changes(&wanted, &found), []);
+    found.shapes.insert(7, fast);
+    assert_eq!(changes(&wanted, &found), [Change::Shape(7, Some(slow))]);
+    assert_eq!(changes(&desired(false), &found), [Change::Shape(7, None)]);
 }

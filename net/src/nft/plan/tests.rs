@@ -14,6 +14,7 @@ fn frame(group: u16) -> Frame {
         log_group: group,
         connections_max: 100,
         forwarding: Forwarding::default(),
+        drops_to_vms: false,
     }
 }
 

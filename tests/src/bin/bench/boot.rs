@@ -127,7 +127,8 @@ struct Bare {
     cid: u32,
 }
 
-const INITRAMFS: &str = "bare.cpio";
+/// The file name of the bare machine's initramfs, in its directory.
+pub(crate) const INITRAMFS: &str = "bare.cpio";
 /// The vsock device's connection to the backend of [`Bare::boot`].
 const VSOCK: &str = "socket,id=vsock,path=vu.sock";
 
@@ -175,7 +176,7 @@ impl Bare {
 
 /// The same line with the bare initramfs, a vsock device found by its path, and without monitors, because there is no
 /// shim to pass anything to the VMM.
-fn bare_line(line: &[&str]) -> Vec<String> {
+pub(crate) fn bare_line(line: &[&str]) -> Vec<String> {
     let mut bare = Vec::with_capacity(line.len());
     let mut words = line.iter();
     while let Some(word) = words.next() {

@@ -17,6 +17,7 @@ mod list;
 mod machine;
 mod material;
 mod memory;
+mod net;
 mod oci;
 mod page;
 mod samples;
@@ -36,7 +37,7 @@ use table::Table;
 #[derive(Debug, Parser)]
 struct Options {
     /// What to measure (all of it by default): boot, first, calls, access, streams, vsock, memory, list, page,
-    /// download, image, oci, clone.
+    /// download, image, oci, clone, net.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
     #[arg(long, default_value_t = 15)]
@@ -64,7 +65,7 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 13] = [
+const MEASUREMENTS: [Measurement; 14] = [
     ("boot", boot::measure),
     ("first", first::measure),
     ("calls", calls::measure),
@@ -78,6 +79,7 @@ const MEASUREMENTS: [Measurement; 13] = [
     ("image", image::measure),
     ("oci", oci::measure),
     ("clone", clone::measure),
+    ("net", net::measure),
 ];
 
 fn main() -> ExitCode {

@@ -88,7 +88,7 @@ fn own() -> Vec<String> {
 }
 
 /// The kernel of a daemon's VMs.
-fn kernel(daemon: &Daemon) -> Kernel {
+pub(crate) fn kernel(daemon: &Daemon) -> Kernel {
     let assets = fs::read_dir(daemon.state().join("assets")).expect("the daemon has assets");
     let found = assets.flatten().map(|entry| entry.path()).find(|path| path.join("vmlinux").is_file());
     Kernel::load(&found.expect("the daemon has a kernel"))

@@ -17,6 +17,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nexus_schema::network::Bandwidth;
 use nexus_schema::{ByteSize, DriverKind};
 use rustix::fs::{FileType, Mode, OFlags};
 
@@ -41,6 +42,7 @@ pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Firecracker,
     caps: CAPS,
     sockets: &[vm_files::API, vm_files::VMM_PIPE],
+    dials: true,
     vmm: Some(Vmm {
         programs: &[WHAT, jail::JAILER],
         min_version: Version(1, 16, 1),
@@ -57,6 +59,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: true,
     takes_open_tap: false,
+    limits_bandwidth: true,
     // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
     pauses_on_full_disk: false,
@@ -228,6 +231,10 @@ impl Machine for Running {
         // Firecracker reads the file's length itself.
         let (id, file) = self.drives.get(index).ok_or(DriverError::Unsupported { what: WHAT })?;
         self.api.send(&requests::update_drive(id, file))
+    }
+
+    fn limit(&self, bandwidth: Bandwidth) -> Result<(), DriverError> {
+        self.api.send(&requests::limit(bandwidth))
     }
 
     fn ending(&self, status: ExitStatus) -> String {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nexus_schema::ByteSize;
+use nexus_schema::network::Bandwidth;
 use serde_json::{Value, json};
 
 use crate::os::paths::vm_files;
@@ -19,6 +21,13 @@ pub(super) struct Request {
 
 /// Id of a VM's network interface.
 const INTERFACE: &str = "net0";
+/// The limiters of an interface: of the traffic to the guest, and from it.
+const RX: &str = "rx_rate_limiter";
+const TX: &str = "tx_rate_limiter";
+/// What may pass at once, at least, in bytes: the largest packet of segmentation offload.
+const BURST_MIN: u64 = 64 << 10;
+/// The time in which what may pass at once comes again, in milliseconds, unless the limit is very low.
+const REFILL_MS: u64 = 100;
 /// Path of the request for firecracker's version.
 pub(super) const VERSION: &str = "/version";
 
@@ -36,6 +45,25 @@ pub(super) fn action(action: &str) -> Request {
 pub(super) fn update_drive(id: &str, file: &Path) -> Request {
     let body = json!({ "drive_id": id, "path_on_host": text(file) });
     Request { method: "PATCH", path: format!("/drives/{id}"), body }
+}
+
+/// Returns the request that changes the limits of a running VM's interface, or ends them.
+pub(super) fn limit(bandwidth: Bandwidth) -> Request {
+    let Bandwidth { rx, tx } = bandwidth;
+    let body = json!({ "iface_id": INTERFACE, RX: limiter(rx), TX: limiter(tx) });
+    Request { method: "PATCH", path: format!("/network-interfaces/{INTERFACE}"), body }
+}
+
+/// Returns a limiter of so many bytes per second. A bucket of no size ends a limit.
+fn limiter(per_second: Option<ByteSize>) -> Value {
+    let (size, refill_time) = match per_second.map(ByteSize::as_bytes) {
+        None => (0, 0),
+        Some(rate) => {
+            let size = (rate * REFILL_MS / 1000).max(BURST_MIN);
+            (size, (size * 1000).div_ceil(rate.max(1)))
+        }
+    };
+    json!({ "bandwidth": { "size": size, "refill_time": refill_time } })
 }
 
 /// Returns all requests before the start.
@@ -70,10 +98,15 @@ pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
         ));
     }
     if let Some(interface) = &plan.interface {
-        requests.push(put(
-            format!("/network-interfaces/{INTERFACE}"),
-            json!({ "iface_id": INTERFACE, "host_dev_name": interface.tap, "guest_mac": interface.mac }),
-        ));
+        let mut body =
+            json!({ "iface_id": INTERFACE, "host_dev_name": interface.tap, "guest_mac": interface.mac });
+        let Bandwidth { rx, tx } = interface.bandwidth;
+        for (name, limit) in [(RX, rx), (TX, tx)] {
+            if let Some(limit) = limit {
+                body[name] = limiter(Some(limit));
+            }
+        }
+        requests.push(put(format!("/network-interfaces/{INTERFACE}"), body));
     }
     requests.push(put("/vsock", json!({ "guest_cid": plan.cid, "uds_path": vm_files::VSOCK })));
     requests.push(put("/entropy", json!({})));
@@ -98,19 +131,40 @@ mod openapi;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::plan::PlanDrive;
     use crate::vmm::plan::tests::plan;
+    use crate::vmm::plan::{PlanDrive, PlanInterface};
 
     pub(super) fn all() -> Vec<Request> {
         let mut plan = plan();
-        plan.interface = Some(crate::vmm::plan::tests::interface());
+        let bandwidth = Bandwidth { rx: Some(ByteSize::mib(10)), tx: Some(ByteSize::bytes(16 << 10)) };
+        plan.interface = Some(PlanInterface { bandwidth, ..crate::vmm::plan::tests::interface() });
         plan.drives.push(PlanDrive { id: "data1".into(), path: "/data/disk".into(), read_only: true });
         let files = Files::of(&plan);
         let mut requests = configure(&Job { plan, tsc_khz: None }, &files);
         requests.push(action("InstanceStart"));
         requests.push(action("SendCtrlAltDel"));
         requests.push(update_drive("data1", Path::new("/data/disk")));
+        requests.push(limit(Bandwidth { rx: None, tx: bandwidth.rx }));
         requests
+    }
+
+    #[test]
+    fn limiters_let_pass_what_is_asked_for() {
+        for rate in [Bandwidth::MIN, ByteSize::mib(1), ByteSize::bytes(1_234_567), Bandwidth::MAX] {
+            let limiter = limiter(Some(rate));
+            let number = |key: &str| limiter["bandwidth"][key].as_u64().unwrap();
+            let passes = number("size") as f64 * 1000.0 / number("refill_time") as f64;
+            let wanted = rate.as_bytes() as f64;
+            assert!(passes <= wanted && passes > 0.98 * wanted, "{rate}: {passes}");
+            assert!(number("size") >= BURST_MIN && i64::try_from(number("size")).is_ok());
+        }
+        // An interface without limits is configured as ever.
+        let mut plan = plan();
+        plan.interface = Some(crate::vmm::plan::tests::interface());
+        let files = Files::of(&plan);
+        let requests = configure(&Job { plan, tsc_khz: None }, &files);
+        let interface = requests.iter().find(|request| request.path.ends_with(INTERFACE)).unwrap();
+        assert_eq!(interface.body.as_object().unwrap().len(), 3, "{}", interface.body);
     }
 
     #[test]

@@ -1,0 +1,148 @@
+//! Who is at the other end of a Unix socket. VMMs run as the user of their daemon where that is an ordinary one, so the mode of a socket does not
+//! keep out a VMM that a guest has taken over: its processes are told by their parents.
+
+use std::ffi::CStr;
+
+/// The name of shims, the parents of VMMs. A process cannot change the name of another one, nor whose child it is.
+pub const SHIM: &CStr = c"nexus-shim";
+
+/// How many parents are looked at.
+const PARENTS_MAX: usize = 64;
+
+/// Returns whether a process is a VMM or was started by one: whether a shim is among its parents. A process that has ended counts as one, since
+/// nobody can tell. A shim itself is none: it takes its VM's TAP before there is a VMM.
+pub fn is_of_vmm(pid: u32) -> bool {
+    is_below_shim(pid, look)
+}
+
+/// Returns whether a process is a shim, or [`is_of_vmm`].
+pub fn is_of_vm(pid: u32) -> bool {
+    look(pid).is_some_and(|own| own.is_shim()) || is_of_vmm(pid)
+}
+
+/// A process, as `/proc/PID/stat` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Looked {
+    name: String,
+    parent: u32,
+}
+
+impl Looked {
+    fn is_shim(&self) -> bool {
+        self.name.as_bytes() == SHIM.to_bytes()
+    }
+}
+
+/// Returns a process; `None` if it has ended, or is hidden from this user.
+fn look(pid: u32) -> Option<Looked> {
+    parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse(stat: &str) -> Option<Looked> {
+    // A name may have brackets itself.
+    let (start, rest) = stat.rsplit_once(')')?;
+    let (_, name) = start.split_once('(')?;
+    let parent = rest.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(Looked { name: name.to_owned(), parent })
+}
+
+fn is_below_shim(pid: u32, look: impl Fn(u32) -> Option<Looked>) -> bool {
+    let Some(mut child) = look(pid) else { return true };
+    let mut at = pid;
+    for _ in 0..PARENTS_MAX {
+        if child.parent <= 1 {
+            return false;
+        }
+        match look(child.parent) {
+            Some(parent) if parent.is_shim() => return true,
+            Some(parent) => {
+                at = child.parent;
+                child = parent;
+            }
+            // Its child still has it as the parent, so it runs: as another user, whose processes are hidden here.
+            None if look(at).is_some_and(|again| again.parent == child.parent) => return false,
+            // It has ended meanwhile, and its children have another parent.
+            None => match look(pid) {
+                Some(again) => (at, child) = (pid, again),
+                None => return true,
+            },
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn looked(name: &str, parent: u32) -> Option<Looked> {
+        Some(Looked { name: name.to_owned(), parent })
+    }
+
+    #[test]
+    fn names_with_brackets_are_read() {
+        assert_eq!(parse("7 (a) S (b)) R 42 7 7"), looked("a) S (b)", 42));
+        assert_eq!(parse("7 a R 42"), None);
+    }
+
+    #[test]
+    fn what_has_a_shim_among_its_parents_is_a_vmms() {
+        let host = |pid| match pid {
+            100 => looked("nexusd", 1),
+            101 => looked("nexus-shim", 100),
+            102 => looked("qemu-system-x86", 101),
+            103 => looked("sh", 102),
+            // Of a host that hides the processes of other users: 200 is root's.
+            201 => looked("bash", 200),
+            202 => looked("nexusctl", 201),
+            300 => looked("loops", 301),
+            301 => looked("loops", 300),
+            _ => None,
+        };
+        for (pid, expected) in
+            [(100, false), (101, false), (102, true), (103, true), (202, false), (300, true), (999, true)]
+        {
+            assert_eq!(is_below_shim(pid, host), expected, "{pid}");
+        }
+    }
+
+    #[test]
+    fn a_parent_that_ends_meanwhile_hides_nobody() {
+        let looks = Cell::new(0);
+        let host = |pid| {
+            looks.set(looks.get() + 1);
+            match pid {
+                // Its first parent ends after the first look; then the shim takes it over.
+                104 if looks.get() == 1 => looked("sh", 103),
+                104 => looked("sh", 101),
+                101 => looked("nexus-shim", 1),
+                _ => None,
+            }
+        };
+        assert!(is_below_shim(104, host));
+    }
+
+    #[test]
+    fn real_processes_are_told_apart() {
+        assert!(!is_of_vmm(std::process::id()) && !is_of_vm(std::process::id()));
+        let script = "printf nexus-shim >/proc/$$/comm; sleep 1000 & echo $!; read -r end; kill $!";
+        let mut shim = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(shim.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let vmm: u32 = line.trim().parse().unwrap();
+        let told = [vmm, shim.id()].map(|pid| (is_of_vmm(pid), is_of_vm(pid)));
+        drop(shim.stdin.take());
+        shim.wait().unwrap();
+        assert_eq!(told, [(true, true), (false, true)]);
+        assert!(is_of_vmm(shim.id()), "it has ended");
+    }
+}
