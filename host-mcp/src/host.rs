@@ -11,7 +11,6 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::forward::Repeats;
 use crate::otlp::{self, Collector, Exporter};
 use crate::tools::{Registry, Toolset};
 
@@ -57,7 +56,6 @@ struct Inner {
     listeners: Semaphore,
     listeners_of_each: Shares<Arc<str>>,
     exporter: OnceLock<Exporter>,
-    repeats: Repeats,
 }
 
 impl std::fmt::Debug for Host {
@@ -79,18 +77,9 @@ impl Host {
         let listeners = Semaphore::new(LISTENERS_MAX);
         let listeners_of_each = Shares::new(LISTENERS_OF_EACH);
         let under_way = TaskTracker::new();
-        let (exporter, repeats) = (OnceLock::new(), Repeats::default());
-        let inner = Inner {
-            nexus,
-            guests,
-            registry,
-            counters,
-            under_way,
-            listeners,
-            listeners_of_each,
-            exporter,
-            repeats,
-        };
+        let exporter = OnceLock::new();
+        let inner =
+            Inner { nexus, guests, registry, counters, under_way, listeners, listeners_of_each, exporter };
         Self(Arc::new(inner))
     }
 
@@ -100,11 +89,6 @@ impl Host {
         if self.0.exporter.set(exporter).is_ok() {
             otlp::send(collector, queue, self.counters(), stop).await;
         }
-    }
-
-    /// The looks that are recorded already.
-    pub(crate) fn repeats(&self) -> &Repeats {
-        &self.0.repeats
     }
 
     /// Where spans of calls go, if they are exported.

@@ -14,7 +14,6 @@ mod name;
 mod names;
 mod pace;
 mod record;
-mod repeat;
 mod reply;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,7 +32,6 @@ pub(crate) use arguments::{Arguments, CallParams, Era, flaw_of_call, may_be_call
 pub(crate) use name::name_of_client;
 pub(crate) use pace::{BEAT_CHECK, Pace};
 pub(crate) use record::Recorded;
-pub(crate) use repeat::Repeats;
 pub(crate) use reply::{Origin, write_error, write_response_start};
 
 use crate::host::{Host, View};

@@ -147,8 +147,6 @@ impl Drop for Recorded {
         if let Some(exporter) = self.host.exporter() {
             exporter.add(Call { record: record.clone(), started: self.wall }, counters);
         }
-        if !self.host.repeats().has(&record) {
-            self.host.guests().record(record);
-        }
+        self.host.guests().record(record);
     }
 }

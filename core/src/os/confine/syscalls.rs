@@ -248,7 +248,7 @@ pub(super) struct Filters(&'static [BpfProgram]);
 impl Syscalls {
     /// The filters, compiled once per process.
     pub(super) fn filters(self) -> Result<Filters, ConfineError> {
-        static COMPILED: [OnceLock<Vec<BpfProgram>>; 5] = [const { OnceLock::new() }; 4];
+        static COMPILED: [OnceLock<Vec<BpfProgram>>; 5] = [const { OnceLock::new() }; 5];
         let place = &COMPILED[self as usize];
         if let Some(there) = place.get() {
             return Ok(Filters(there));
