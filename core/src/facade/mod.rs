@@ -6,6 +6,7 @@ mod build;
 mod drive;
 mod events;
 mod image;
+mod kernel;
 mod measures;
 mod network;
 mod op;
@@ -144,6 +145,7 @@ impl Nexus {
             paths.builds(),
             paths.cache(),
             paths.downloads(),
+            paths.kernels(),
             paths.scratch(),
             paths.sockets(),
             paths.network(),

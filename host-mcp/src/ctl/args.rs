@@ -58,9 +58,9 @@ pub(crate) enum Command {
     /// Kernels and other verified files
     #[command(subcommand)]
     Asset(asset::Command),
-    /// Kernels: `asset` for this kind
+    /// Kernels: `asset` for this kind, and kernels of your own: checked, built, published
     #[command(subcommand)]
-    Kernel(asset::OfKind),
+    Kernel(kernel::Command),
     /// Root filesystems: `asset` for this kind
     #[command(subcommand)]
     Rootfs(asset::OfKind),
