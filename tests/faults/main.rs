@@ -27,6 +27,7 @@ mod mishap;
 mod names;
 mod network;
 mod own;
+mod own_kernels;
 mod packages;
 mod panics;
 mod pauses;
