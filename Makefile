@@ -16,7 +16,7 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb checklist clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs docs build release lint test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -32,6 +32,12 @@ setup-fuzz: ## install what building needs, and the fuzzer
 
 setup-bench: ## install what the benchmarks compare with
 	@.ci/setup bench
+
+setup-docs: ## install what the book needs: mdBook, compiled once, some minutes
+	@.ci/setup docs
+
+docs: setup-docs ## make the book in target/book, searchable without a network, and check its links
+	@.ci/docs
 
 build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
@@ -51,7 +57,7 @@ e2e: setup-test ## only the tests with real virtual machines
 	@.ci/test e2e
 
 # KERNEL=NAME is the name of the asset. Not part of `make test`.
-kernel: ## build the fast microVM kernel from the distribution's source, ten processor minutes, and import it
+kernel: ## build the fast microVM kernel from the distribution's source by nexusctl, ten processor minutes, and import it
 	@.ci/kernel
 	@.ci/kernel import $(KERNEL)
 

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, audit, build, call, completion, cp, drive, events, exec, firewall, forward, guest, image, launch,
-    mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
+    asset, audit, build, call, completion, cp, drive, events, exec, firewall, forward, guest, image, kernel,
+    launch, mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
 };
 use crate::ctl::list::Paging;
 

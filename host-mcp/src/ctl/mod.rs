@@ -40,6 +40,8 @@ mod op;
 mod plan;
 mod provider;
 mod prune;
+#[cfg(test)]
+mod reference;
 mod rows;
 mod run;
 mod settings;
