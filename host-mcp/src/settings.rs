@@ -419,6 +419,7 @@ mod tests {
                 format!("\n#{name} = "),
                 format!("\n[{name}."),
                 format!("`{name} = "),
+                format!(": {name} = "),
             ];
             forms.iter().any(|form| page.contains(form.as_str()))
         };
