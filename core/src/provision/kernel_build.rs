@@ -119,9 +119,6 @@ impl Provision {
         progress: &Progress,
     ) -> Result<BuiltKernel, ToolError> {
         let config = wanted.config.as_deref().unwrap_or(MICROVM);
-        if let Some(name) = &wanted.name {
-            self.check_name(name).await?;
-        }
         // One at a time: each uses all processors.
         let _turn = self.turn("kernel that is built", progress).await?;
         let candidates = self.candidates(&wanted, progress).await?;
@@ -131,13 +128,16 @@ impl Provision {
         };
         let sources = candidates.into_iter().map(|candidate| candidate.told).collect();
         let version = told.version.unwrap_or_default();
-        let source = told.origin.unwrap_or_default();
-        let key = hex_sha256(format!("{source}\0{version}\0{config}").as_bytes());
-        let origin = format!("{source}, built with the configuration {}", &key[..12]);
+        let of = told.origin.unwrap_or_default();
+        let key = hex_sha256(format!("{of}\0{version}\0{config}").as_bytes());
+        let origin = format!("{of}, built with the configuration {}", &key[..12]);
         let directory = self.paths.kernels().join(&key[..16]);
         let work = Work::new(directory.clone(), &version);
         if let Some(asset) = self.built_kernel(&origin).await? {
             return Ok(BuiltKernel { asset, sources, cached: true, log: work.log() });
+        }
+        if let Some(name) = &wanted.name {
+            self.check_name(name).await?;
         }
         let missing = source::missing();
         if !missing.is_empty() {
