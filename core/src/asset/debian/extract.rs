@@ -223,15 +223,20 @@ pub(super) fn copy(deb: &Path, package: &Package, member: &str, to: &Path) -> Re
     let part = to.with_extension("part");
     let mut file = Some(fs::File::create(&part).map_err(&doing)?);
     let mut copied = None;
-    deb::each_file(deb, MAX_SOURCE, &mut |path| path == member, &mut |_, bytes| {
+    let read = deb::each_file(deb, MAX_SOURCE, &mut |path| path == member, &mut |_, bytes| {
         copied = file.take().map(|mut file| std::io::copy(bytes, &mut file).and_then(|_| file.sync_data()));
         Ok(More::Enough)
-    })
-    .map_err(of_package)?;
-    match copied {
-        Some(result) => result.and_then(|()| fs::rename(&part, to)).map_err(&doing),
-        None => Err(of_package(PackageProblem::NoMember(member.to_owned()))),
+    });
+    let copied = match (read, copied) {
+        (Err(problem), _) => Err(of_package(problem)),
+        (Ok(()), None) => Err(of_package(PackageProblem::NoMember(member.to_owned()))),
+        (Ok(()), Some(copied)) => copied.and_then(|()| fs::rename(&part, to)).map_err(&doing),
+    };
+    if copied.is_err() {
+        // If this fails, the next copy writes it anew.
+        fs::remove_file(&part).ok();
     }
+    copied
 }
 
 /// Writes a program atomically: `path` is either complete or missing.
