@@ -9,7 +9,7 @@ fn source(series: &str, version: &str) -> Package {
     let name = format!("linux-source-{series}");
     let path = format!("./usr/src/{name}.tar.xz");
     let content = format!("the source of {version}");
-    let files: [(&str, &[u8]); 2] = [("./usr/share/doc/x", b"x"), (&path, content.as_bytes())];
+    let files: [(&str, &[u8]); 2] = [("./usr/share/doc/x", b"x"), (path.as_str(), content.as_bytes())];
     Package::new(&name, version, &files, Compression::Xz)
 }
 
@@ -34,7 +34,8 @@ async fn sources_of_kernels_are_found_and_fetched() {
 
 #[tokio::test]
 async fn a_package_without_its_source_is_refused() {
-    let empty = Package::new("linux-source-6.12", "6.12.48-1", &[("./usr/src/x", b"x")], Compression::Xz);
+    let files: [(&str, &[u8]); 1] = [("./usr/src/x", b"x")];
+    let empty = Package::new("linux-source-6.12", "6.12.48-1", &files, Compression::Xz);
     let host = Host::serving(&SuiteToBe::new(vec![empty]));
     let archive = host.open().await.unwrap();
     let sources = archive.kernel_sources(&host.progress).await.unwrap();
