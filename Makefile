@@ -16,7 +16,7 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb checklist clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs docs build release lint doc test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -33,6 +33,12 @@ setup-fuzz: ## install what building needs, and the fuzzer
 setup-bench: ## install what the benchmarks compare with
 	@.ci/setup bench
 
+setup-docs: ## install what the book needs: mdBook, compiled once, some minutes
+	@.ci/setup docs
+
+docs: setup-docs ## make the book in target/book, searchable without a network, and check its links
+	@.ci/docs
+
 build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
 
@@ -44,6 +50,10 @@ lint: ## formatting, clippy and the rules of the architecture
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) test --locked --workspace --test tidy
 
+# Every public item has a comment by a lint of the compiler; this finds links in comments that lead nowhere.
+doc: ## make the documentation of the code in target/doc; a warning is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
 test: setup-test ## every test, those with real virtual machines included
 	@.ci/test
 
@@ -51,7 +61,7 @@ e2e: setup-test ## only the tests with real virtual machines
 	@.ci/test e2e
 
 # KERNEL=NAME is the name of the asset. Not part of `make test`.
-kernel: ## build the fast microVM kernel from the distribution's source, ten processor minutes, and import it
+kernel: ## build the fast microVM kernel from the distribution's source by nexusctl, ten processor minutes, and import it
 	@.ci/kernel
 	@.ci/kernel import $(KERNEL)
 

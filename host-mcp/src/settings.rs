@@ -416,6 +416,29 @@ mod tests {
     }
 
     #[test]
+    fn the_page_of_configuration_has_every_key_and_no_others() {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+        let page = fs_err::read_to_string(page).unwrap();
+        let is_named = |name: &str| {
+            let forms = [
+                format!("\n{name} = "),
+                format!("\n#{name} = "),
+                format!("\n[{name}."),
+                format!("`{name} = "),
+                format!(": {name} = "),
+            ];
+            forms.iter().any(|form| page.contains(form.as_str()))
+        };
+        let missing: Vec<&str> = names().filter(|name| !is_named(name)).collect();
+        assert!(missing.is_empty(), "docs/configuration.md does not have {missing:?}");
+        let block = page.split("```").find(|block| block.contains("nexus.toml, with the defaults")).unwrap();
+        for line in block.lines() {
+            let Some((key, _)) = line.trim_start_matches('#').split_once(" = ") else { continue };
+            assert!(names().any(|name| name == key), "there is no key {key}: {line}");
+        }
+    }
+
+    #[test]
     fn later_sources_win() {
         let file = file(
             "driver = \"qemu\"\nstop_timeout_s = 5\nboot_timeout_s = 7\nhttp_origins = [\"http://a:1\", \"http://b\"]\n",

@@ -28,6 +28,7 @@ mod names;
 mod network;
 mod otlp;
 mod own;
+mod own_kernels;
 mod packages;
 mod panics;
 mod pauses;

@@ -1,6 +1,7 @@
 //! The rules of the architecture as tests: a rule that is not checked here is only a wish. A failure names file and line,
 //! and what to do.
 
+mod book;
 mod documents;
 mod layers;
 mod packages;

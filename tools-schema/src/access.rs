@@ -195,6 +195,8 @@ const NEEDS: [(Scope, &[&str]); 5] = [
         Scope::Admin,
         &[
             "audit_list",
+            "kernel_build",
+            "kernel_publish",
             "network_cleanup",
             "network_firewall",
             "provider_inspect",

@@ -52,7 +52,7 @@ const WORK: [&str; 35] = [
 /// The sets by word, with the prefixes of their tools' names; the tools in [`ALWAYS`] are in every set.
 const WORDS: [(&str, Toolset, &[&str]); 6] = [
     ("work", Toolset::WORK, &WORK),
-    ("images", Toolset::IMAGES, &["image_", "template_", "build_", "asset_", "provider_"]),
+    ("images", Toolset::IMAGES, &["image_", "template_", "build_", "asset_", "kernel_", "provider_"]),
     ("drives", Toolset::DRIVES, &["drive_"]),
     (
         "admin",

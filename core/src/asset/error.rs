@@ -13,6 +13,7 @@ use crate::asset::stream::Sha256;
 use crate::image::ImageError;
 use crate::os::disk::is_full;
 use crate::os::tls::TlsProblem;
+use crate::os::tool::ProgramError;
 use crate::progress::Cancelled;
 
 /// Why an asset could not be obtained.
@@ -197,6 +198,26 @@ pub enum AssetError {
         #[source]
         source: ImageError,
     },
+    /// A program that builds a kernel failed.
+    #[error("{doing}")]
+    Program {
+        /// What was being done.
+        doing: String,
+        /// How it failed.
+        #[source]
+        source: ProgramError,
+    },
+    /// The source of a kernel does not take these lines of a configuration.
+    #[error("the source of Linux {version} has no such options, or they need others: {}", .options.join(", "))]
+    Options {
+        /// The version of Linux.
+        version: String,
+        /// The lines of the configuration.
+        options: Vec<String>,
+    },
+    /// Kernels cannot be published.
+    #[error("publish kernels: {0}")]
+    Publish(String),
     /// The given digest is malformed.
     #[error("{text:?} is not a SHA-256 digest")]
     NotADigest {
@@ -249,7 +270,16 @@ impl AssetError {
                 ErrorCode::AssetNotFound
             }
             Self::ModuleImage { source, .. } => source.code(),
-            Self::NotADigest { .. } => ErrorCode::InvalidArgument,
+            Self::NotADigest { .. } | Self::Options { .. } | Self::Publish(_) => ErrorCode::InvalidArgument,
+            Self::Program { source: ProgramError::Cancelled { .. }, .. } => ErrorCode::Cancelled,
+            Self::Program { source: ProgramError::Missing { .. }, .. } => ErrorCode::HostUnsuitable,
+            Self::Program { source: ProgramError::Late { .. }, .. } => ErrorCode::Timeout,
+            Self::Program { source: ProgramError::Failed { stderr, .. }, .. }
+                if stderr.contains("No space left on device") =>
+            {
+                ErrorCode::DiskFull
+            }
+            Self::Program { .. } => ErrorCode::ImageFailed,
             Self::Io { source, .. } if is_full(source) => ErrorCode::DiskFull,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::AssetNotFound,
             Self::Io { .. } => ErrorCode::HostUnsuitable,
@@ -284,6 +314,15 @@ impl AssetError {
             Self::Index { problem: IndexProblem::Expired(_) | IndexProblem::FromTheFuture(_), .. } => Some(
                 "check the host's clock; for a frozen mirror set Acquire::Check-Valid-Until \"false\" in apt's configuration",
             ),
+            Self::Program { source: ProgramError::Missing { .. }, .. } => {
+                Some("call kernel_build with check: true to see all that is missing on this host")
+            }
+            Self::Program { .. } => {
+                Some("the log of the build has all that it said; call again to go on from there")
+            }
+            Self::Options { .. } => {
+                Some("leave them out of the configuration, add what they need, or build another version")
+            }
             Self::Checksum { .. } | Self::Length { .. } => Some(
                 "the mirror or a proxy on the way may hold a stale or damaged copy: call again, or use another mirror",
             ),

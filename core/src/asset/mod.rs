@@ -21,8 +21,11 @@ mod initramfs;
 mod kernel;
 pub(crate) mod pipeline;
 pub(crate) mod provider;
+pub(crate) mod publish;
 mod read_ahead;
 pub(crate) mod registries;
+pub(crate) mod signer;
+pub(crate) mod source;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -19,7 +19,7 @@ use crate::store::{StoreError, assets, settings};
 use crate::vm::defaults;
 
 /// The default assets of new VMs.
-struct Chosen {
+pub(super) struct Chosen {
     kernel: Option<AssetId>,
     vmm: Option<AssetId>,
 }
@@ -198,7 +198,7 @@ impl Shared {
         Err(did_you_mean(error, &asset.to_string(), all.iter().map(|asset| asset.name.as_str())))
     }
 
-    async fn chosen(&self) -> Result<Chosen, ToolError> {
+    pub(super) async fn chosen(&self) -> Result<Chosen, ToolError> {
         let kernel = defaults::read(&self.store).await?.kernel;
         let (all, vmm) = self
             .store
@@ -213,7 +213,7 @@ impl Shared {
         })
     }
 
-    fn asset_summary(&self, record: AssetRecord, chosen: &Chosen) -> AssetSummary {
+    pub(super) fn asset_summary(&self, record: AssetRecord, chosen: &Chosen) -> AssetSummary {
         let path = self.paths.asset(record.id).join(main_file(record.kind)).display().to_string();
         let default = match record.kind {
             AssetKind::Kernel => chosen.kernel,
@@ -225,7 +225,7 @@ impl Shared {
     }
 
     /// Makes an asset the default for new VMs.
-    async fn make_default(&self, asset: &AssetRecord, who: &str) -> Result<(), ToolError> {
+    pub(super) async fn make_default(&self, asset: &AssetRecord, who: &str) -> Result<(), ToolError> {
         let (name, who) = (asset.name.to_string(), who.to_owned());
         let key = match asset.kind {
             AssetKind::Kernel => settings::DEFAULT_KERNEL,

@@ -6,6 +6,7 @@ mod build;
 mod drive;
 mod events;
 mod image;
+mod kernel;
 mod measures;
 mod network;
 mod op;
@@ -145,6 +146,7 @@ impl Nexus {
             paths.builds(),
             paths.cache(),
             paths.downloads(),
+            paths.kernels(),
             paths.scratch(),
             paths.sockets(),
             paths.network(),

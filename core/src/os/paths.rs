@@ -81,6 +81,11 @@ impl Paths {
         self.root.join("downloads")
     }
 
+    /// The directory of kernels that are being built, and the logs of those that were.
+    pub fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
+    }
+
     /// Links to the downloaded programs to use.
     pub fn programs(&self) -> PathBuf {
         self.root.join("bin")
@@ -164,6 +169,9 @@ pub(super) const PROCESSES: &str = "/proc";
 
 /// The device of hardware virtualization.
 pub(crate) const KVM: &str = "/dev/kvm";
+
+/// The host's headers, for compilers.
+pub(crate) const HEADERS: &str = "/usr/include";
 
 /// The kernel's list of IPv4 routes, in this process's network namespace.
 pub(crate) const ROUTES: &str = "/proc/self/net/route";

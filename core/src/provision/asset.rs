@@ -216,7 +216,7 @@ impl Provision {
         }
     }
 
-    async fn check_name(&self, name: &Name) -> Result<(), ToolError> {
+    pub(super) async fn check_name(&self, name: &Name) -> Result<(), ToolError> {
         let reference = Reference::Name(name.clone());
         let found = self.store.read(move |db| assets::get(db, &reference)).await.map_err(store_error)?;
         match found {

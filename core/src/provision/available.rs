@@ -57,8 +57,8 @@ impl Provision {
         let (mut asked, mut problems) = (Vec::new(), Vec::new());
         for ProviderRow { name, spec, .. } in rows {
             match Provider::parse(&name, &spec) {
-                // Without a kind there is no list either.
-                Ok(provider) if provider.kinds().is_empty() => {}
+                // Without a kind there is no list either, and sources of kernels are no assets.
+                Ok(provider) if provider.kinds().is_empty() || provider.has_sources() => {}
                 Ok(provider) if kind.is_none_or(|kind| provider.may_have(kind)) => asked.push(provider),
                 Ok(_) => {}
                 Err(problem) => problems.push(format!("{name}: {problem}")),

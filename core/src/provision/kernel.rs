@@ -193,7 +193,7 @@ impl Provision {
         }
     }
 
-    async fn add_kernel(
+    pub(super) async fn add_kernel(
         &self,
         id: AssetId,
         name: Name,
@@ -228,7 +228,11 @@ impl Provision {
     }
 
     /// Removes the remains of a failed installation.
-    async fn cleaned<T>(&self, made: Result<T, ToolError>, directory: &Path) -> Result<T, ToolError> {
+    pub(super) async fn cleaned<T>(
+        &self,
+        made: Result<T, ToolError>,
+        directory: &Path,
+    ) -> Result<T, ToolError> {
         if made.is_err() {
             crate::os::remove::tree(directory).await;
         }

@@ -116,6 +116,10 @@ impl Provision {
             })?;
         }
         let provider = self.provider(name).await?;
+        if provider.has_sources() {
+            return Err(ToolError::invalid(format!("provider {name} has sources of kernels, and no assets"))
+                .hint("call kernel_build to build a kernel from one"));
+        }
         if !provider.may_have(wanted.kind) {
             let kinds: Vec<&str> = provider.kinds().into_iter().map(AssetKind::as_str).collect();
             return Err(ToolError::invalid(format!(

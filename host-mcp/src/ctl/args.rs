@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, audit, build, call, completion, cp, drive, events, exec, firewall, forward, guest, image, launch,
-    mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
+    asset, audit, build, call, completion, cp, drive, events, exec, firewall, forward, guest, image, kernel,
+    launch, mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -58,9 +58,9 @@ pub(crate) enum Command {
     /// Kernels and other verified files
     #[command(subcommand)]
     Asset(asset::Command),
-    /// Kernels: `asset` for this kind
+    /// Kernels: `asset` for this kind, and kernels of your own: checked, built, published
     #[command(subcommand)]
-    Kernel(asset::OfKind),
+    Kernel(kernel::Command),
     /// Root filesystems: `asset` for this kind
     #[command(subcommand)]
     Rootfs(asset::OfKind),

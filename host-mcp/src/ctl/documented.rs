@@ -7,10 +7,11 @@ use clap::{Command, CommandFactory, Parser};
 
 use super::args::Cli;
 
-/// The README and the pages of docs/.
+/// The README, and the pages of docs/ with its tutorials.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let docs = ["docs", "docs/tutorials"].map(|directory| fs::read_dir(root.join(directory)).unwrap());
+    let docs = docs.into_iter().flatten().map(|entry| entry.unwrap().path());
     let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
     pages
         .chain([root.join("README.md")])

@@ -24,6 +24,10 @@ const OPTIONS: &[(&str, &str)] = &[
     (" with wait_s", " --wait"),
 ];
 
+/// A call that has a command of its own.
+const CHECK: (&str, &str) =
+    ("call kernel_build with check: true", "run `nexusctl kernel version-check VERSION`");
+
 /// Arguments that hints name alone.
 const WORDS: &[(&str, &str)] =
     &[("unverified: true", "--unverified"), ("recursive: true", "--recursive"), ("timeout_s", "--timeout")];
@@ -59,7 +63,8 @@ impl About {
 /// A hint with commands instead of tools.
 pub(crate) fn for_shell(hint: &str, about: &About) -> String {
     let mut said = String::with_capacity(hint.len());
-    let mut rest = hint;
+    let hint = hint.replace(CHECK.0, CHECK.1);
+    let mut rest = hint.as_str();
     while let Some(start) = rest.find(is_of_name) {
         let (before, from) = rest.split_at(start);
         let (name, after) = from.split_at(from.find(|c| !is_of_name(c)).unwrap_or(from.len()));
@@ -183,6 +188,11 @@ mod tests {
             ),
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
             ("call guest_file_list", "run `nexusctl guest ls`"),
+            ("call kernel_build first", "run `nexusctl kernel build` first"),
+            (
+                "call kernel_build with check: true to see more",
+                "run `nexusctl kernel version-check VERSION` to see more",
+            ),
             ("give recursive: true to delete it whole", "give --recursive to delete it whole"),
             ("free some space, then try again", "free some space, then try again"),
             ("install the package e2fsprogs", "install the package e2fsprogs"),

@@ -28,6 +28,7 @@ mod forward;
 mod guest;
 mod hint;
 mod image;
+mod kernel;
 mod launch;
 mod list;
 mod mcp;
@@ -39,6 +40,8 @@ mod op;
 mod plan;
 mod provider;
 mod prune;
+#[cfg(test)]
+mod reference;
 mod rows;
 mod run;
 mod settings;
@@ -132,7 +135,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Template(command) => template::run(app, command).await,
         Command::Build(command) => build::run(app, command).await,
         Command::Asset(command) => asset::run(app, command).await,
-        Command::Kernel(verb) => asset::run(app, verb.of(AssetKind::Kernel)).await,
+        Command::Kernel(command) => kernel::run(app, command).await,
         Command::Rootfs(verb) => asset::run(app, verb.of(AssetKind::Rootfs)).await,
         Command::Firecracker(verb) => asset::run(app, verb.of(AssetKind::Vmm)).await,
         Command::Provider(command) => provider::run(app, command).await,

@@ -21,7 +21,18 @@ async fn providers_are_listed_with_what_was_changed_and_without_credentials() {
     let names: Vec<&str> = all.iter().map(|provider| provider["name"].as_str().unwrap()).collect();
     assert_eq!(
         names,
-        ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "own", "ubuntu", "url"]
+        [
+            "alpine",
+            "anvil",
+            "debian",
+            "file",
+            "firecracker",
+            "firecracker-ci",
+            "kernel-org",
+            "own",
+            "ubuntu",
+            "url"
+        ]
     );
     let of = |name: &str| all.iter().find(|provider| provider["name"] == name).unwrap();
     assert_eq!(
@@ -41,7 +52,7 @@ async fn providers_are_listed_with_what_was_changed_and_without_credentials() {
         client.must("provider_list", json!({ "kind": "kernel", "cursor": kernels["next_cursor"] })).await;
     let names: Vec<&Value> =
         rest["providers"].as_array().unwrap().iter().map(|provider| &provider["name"]).collect();
-    assert_eq!(names, ["firecracker-ci", "own", "url"], "{kernels}");
+    assert_eq!(names, ["firecracker-ci", "kernel-org", "own", "url"], "{kernels}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ pub mod event;
 pub mod file;
 pub mod http;
 pub mod image;
+pub mod kernel;
 pub mod mcp;
 pub mod network;
 pub mod op;
@@ -60,6 +61,8 @@ macro_rules! for_each_host_tool {
             $crate::tools::image::ImageDelete => image_delete,
             $crate::tools::image::ImageInspect => image_inspect,
             $crate::tools::image::ImageList => image_list,
+            $crate::tools::kernel::KernelBuild => kernel_build,
+            $crate::tools::kernel::KernelPublish => kernel_publish,
             $crate::tools::network::NetworkCleanup => network_cleanup,
             $crate::tools::network::NetworkFirewall => network_firewall,
             $crate::tools::network::NetworkInspect => network_inspect,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use fs_err as fs;
 use nexus_schema::tools::asset::Verified;
 
 use crate::asset::debian::deb::{self, More};
@@ -20,6 +21,8 @@ use crate::progress::Progress;
 
 /// The largest single file of another kind that is taken out.
 const MAX_FILE: u64 = 256 << 20;
+/// The largest packed source of a kernel.
+const MAX_SOURCE: u64 = 512 << 20;
 /// The largest list of modules, or of built-in modules.
 const MAX_LIST: u64 = 16 << 20;
 /// How often a package is read at most: modules depend on modules, which depend on others.
@@ -211,6 +214,29 @@ pub(super) fn file(deb: &Path, package: &Package, member: &str, into: &Path) -> 
     let bytes = written.ok_or_else(|| of_package(PackageProblem::NoMember(member.to_owned())))?;
     let (sha256, size_bytes) = hashed(&bytes[..]).finish().map_err(&doing)?;
     Ok(Fetched { path, sha256, size_bytes, version: Some(package.version.clone()) })
+}
+
+/// Copies one large file of a package to the file `to`, which appears when it is complete.
+pub(super) fn copy(deb: &Path, package: &Package, member: &str, to: &Path) -> Result<(), AssetError> {
+    let of_package = |problem| AssetError::Package { package: package.name.clone(), problem };
+    let doing = AssetError::io("write a package's file");
+    let part = to.with_extension("part");
+    let mut file = Some(fs::File::create(&part).map_err(&doing)?);
+    let mut copied = None;
+    let read = deb::each_file(deb, MAX_SOURCE, &mut |path| path == member, &mut |_, bytes| {
+        copied = file.take().map(|mut file| std::io::copy(bytes, &mut file).and_then(|_| file.sync_data()));
+        Ok(More::Enough)
+    });
+    let copied = match (read, copied) {
+        (Err(problem), _) => Err(of_package(problem)),
+        (Ok(()), None) => Err(of_package(PackageProblem::NoMember(member.to_owned()))),
+        (Ok(()), Some(copied)) => copied.and_then(|()| fs::rename(&part, to)).map_err(&doing),
+    };
+    if copied.is_err() {
+        // If this fails, the next copy writes it anew.
+        fs::remove_file(&part).ok();
+    }
+    copied
 }
 
 /// Writes a program atomically: `path` is either complete or missing.

@@ -130,6 +130,17 @@ pub struct KernelVersion {
     pub sha256: String,
 }
 
+/// The source of a kernel in the archive, as a package of the distribution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourcePackage {
+    /// The package, such as `linux-source-6.12`.
+    pub package: String,
+    /// The version of Linux, such as `6.12.48`.
+    pub version: String,
+    /// The package's version, such as `6.12.48-1`.
+    pub package_version: String,
+}
+
 /// What mmdebstrap needs to make a root filesystem of a release.
 #[derive(Debug, Clone)]
 pub struct BootstrapSource {
@@ -299,6 +310,50 @@ impl Archive {
         Ok(kernel)
     }
 
+    /// The available sources of kernels, newest first.
+    pub(crate) async fn kernel_sources(&self, progress: &Progress) -> Result<Vec<SourcePackage>, AssetError> {
+        let is_source = |name: &str| {
+            let series = name.strip_prefix(SOURCE_PACKAGE);
+            series.is_some_and(|s| {
+                s.contains('.') && s.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+            })
+        };
+        let mut found = self.select(is_source, progress).await?;
+        found.sort_by(|(a, _), (b, _)| version::compare(&b.version, &a.version));
+        let mut seen = std::collections::BTreeSet::new();
+        found.retain(|(package, _)| seen.insert(package.name.clone()));
+        let source = |(package, _): (Package, usize)| SourcePackage {
+            version: linux_version(&package.version).to_owned(),
+            package: package.name,
+            package_version: package.version,
+        };
+        Ok(found.into_iter().map(source).collect())
+    }
+
+    /// Fetches the source of a kernel, as the package's packed tar archive, to the file `to`.
+    pub(crate) async fn fetch_kernel_source(
+        &self,
+        source: &SourcePackage,
+        to: &Path,
+        progress: &Progress,
+    ) -> Result<(), AssetError> {
+        let none = || AssetError::NoPackage { package: source.package.clone() };
+        let (package, suite) = self.newest_package(&source.package, progress).await?;
+        if package.version != source.package_version {
+            return Err(none());
+        }
+        let directory = to.parent().ok_or_else(none)?;
+        let deb = self.fetch_deb(&package, suite, directory, progress).await?;
+        progress.step(format!("unpacking {}", package.name));
+        let to = to.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let result = extract::copy(&deb, &package, &format!("usr/src/{}.tar.xz", package.name), &to);
+            fs::remove_file(deb).map_err(AssetError::io("remove a package"))?;
+            result
+        })
+        .await?
+    }
+
     /// The version of a package and how many bytes its file has.
     pub(crate) async fn find_package(&self, package: &str) -> Result<(String, u64), AssetError> {
         let (found, _) = self.newest_package(package, &Progress::default()).await?;
@@ -409,6 +464,15 @@ impl Archive {
         }
         Err(last.unwrap_or(AssetError::NoPackage { package: package.name.clone() }))
     }
+}
+
+/// How the names of packages with the source of Linux begin.
+const SOURCE_PACKAGE: &str = "linux-source-";
+
+/// The version of Linux in that of a package: `6.12.48` of `6.12.48-1`, `6.1.153` of `6.1.153+1~deb12u1`.
+fn linux_version(package: &str) -> &str {
+    let end = package.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(package.len());
+    package[..end].trim_end_matches('.')
 }
 
 /// How long a server may take to send an index.

@@ -101,6 +101,47 @@ pub(crate) async fn run(fetcher: &Fetcher, job: &Job, progress: &Progress) -> Re
     Err(last.unwrap_or_else(|| provider.failed(ProviderProblem::NoVersion(job.version.clone()))))
 }
 
+/// What is known of a version before it is downloaded: its address, its digest, and what vouches for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Its address, without credentials.
+    pub(crate) origin: String,
+    /// Its digest, if a document states it.
+    pub(crate) sha256: Option<Sha256>,
+    /// What will verify it.
+    pub(crate) verified: Verified,
+}
+
+/// Reads the documents of a job's version and checks their signatures; downloads nothing else.
+pub(crate) async fn known(fetcher: &Fetcher, job: &Job, progress: &Progress) -> Result<Known, AssetError> {
+    let provider = &job.provider;
+    let mut last = None;
+    for mirror in provider.mirrors() {
+        let mut values = provider.values(mirror).map_err(|problem| provider.failed(problem))?;
+        if let Some(version) = &job.version {
+            values = with_version(values, version);
+        }
+        let plan = provider.plan(&values).map_err(|problem| provider.failed(problem))?;
+        let Source::Download(url) = &plan.source else {
+            return Err(provider.failed(ProviderProblem::NoVersion(job.version.clone())));
+        };
+        match documents::resolve(fetcher, job, &plan, progress).await {
+            Ok(resolved) => {
+                let verified = match (resolved.is_signed, plan.is_checked()) {
+                    (true, _) => Verified::Signature,
+                    (false, true) => Verified::Checksum,
+                    (false, false) => Verified::None,
+                };
+                let origin = shown(&address(url)?);
+                return Ok(Known { origin, sha256: resolved.raw.first().copied(), verified });
+            }
+            Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| provider.failed(ProviderProblem::NoVersion(job.version.clone()))))
+}
+
 async fn attempt(fetcher: &Fetcher, job: &Job, plan: &Plan, progress: &Progress) -> Result<Made, AssetError> {
     let resolved = documents::resolve(fetcher, job, plan, progress).await?;
     let (flowed, origin) = match &plan.source {

@@ -86,6 +86,17 @@ impl Provider {
                 let found = versions.into_iter().map(|version| Found { version, size_bytes: None });
                 Ok(Discovery { found: found.collect(), is_complete: true })
             }
+            Versions::KernelReleases { url } => {
+                let url = url.fill(values);
+                let text = wanted.document(&url, MAX_DOCUMENT, HeaderMap::new()).await?;
+                let list: KernelReleases = parse(&url, serde_json::from_slice(&text))?;
+                let is_release = |version: &String| {
+                    version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') && version.contains('.')
+                };
+                let versions = list.releases.into_iter().map(|release| release.version).filter(is_release);
+                let found = versions.map(|version| Found { version, size_bytes: None }).collect();
+                Ok(Discovery { found, is_complete: false })
+            }
             Versions::GithubReleases { url, tag, asset } => {
                 let url = url.fill(values);
                 let text = wanted.document(&url, MAX_RELEASES, wanted.github()).await?;
@@ -182,6 +193,17 @@ fn newest_branches(text: &str, before: &str, after: &str) -> Vec<String> {
     branches.dedup();
     branches.truncate(BRANCHES_MAX);
     branches
+}
+
+/// kernel.org's list of current releases. Candidates (`6.18-rc3`) and snapshots (`next-..`) are listed, too.
+#[derive(Deserialize)]
+struct KernelReleases {
+    releases: Vec<KernelRelease>,
+}
+
+#[derive(Deserialize)]
+struct KernelRelease {
+    version: String,
 }
 
 /// A release as GitHub's API lists it.

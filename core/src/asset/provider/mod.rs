@@ -95,6 +95,8 @@ pub(crate) enum Versions {
     List { versions: Vec<String> },
     /// Every string between two texts in a document, such as a directory listing.
     Listing { url: Template, before: Template, after: String },
+    /// The list of current releases in the format of kernel.org's `releases.json`; older versions exist, but are not listed.
+    KernelReleases { url: Template },
     /// The releases of GitHub's API whose tag matches and that have the named file.
     GithubReleases { url: Template, tag: Template, asset: Template },
     /// The index files of a distribution's branches, and the document that lists the branches.
@@ -267,6 +269,11 @@ impl Provider {
         self.apt().and_then(|apt| apt.distribution.as_deref()).unwrap_or_default()
     }
 
+    /// Whether it has sources of kernels, from which `kernel_build` makes assets.
+    pub(crate) fn has_sources(&self) -> bool {
+        self.stages.iter().any(|stage| matches!(stage, Stage::Build(_)))
+    }
+
     /// The kinds of its assets; empty if the caller chooses the kind.
     pub(crate) fn kinds(&self) -> Vec<AssetKind> {
         match (self.kind, self.apt()) {
@@ -279,7 +286,7 @@ impl Provider {
     /// Whether it has, or may have, assets of a kind.
     pub(crate) fn may_have(&self, kind: AssetKind) -> bool {
         let kinds = self.kinds();
-        kinds.is_empty() || kinds.contains(&kind)
+        !self.has_sources() && (kinds.is_empty() || kinds.contains(&kind))
     }
 }
 
@@ -291,6 +298,7 @@ pub(crate) fn all_drivers() -> Vec<String> {
 /// Adds the values that depend on a version.
 pub(crate) fn with_version(mut values: Values, version: &str) -> Values {
     let branch: Vec<&str> = version.split('.').take(2).collect();
+    values.insert("major".into(), branch.first().copied().unwrap_or_default().to_owned());
     values.insert("branch".into(), branch.join("."));
     values.insert("version".into(), version.to_owned());
     values

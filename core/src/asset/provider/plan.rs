@@ -89,7 +89,7 @@ impl Provider {
     /// Checks the whole row: the order of its stages, and that every placeholder has a value.
     pub(super) fn plan_of_row(&self) -> Result<Plan, ProviderProblem> {
         let known = |name: &str| {
-            let always = ["mirror", "api", "version", "branch", "arch"].contains(&name);
+            let always = ["mirror", "api", "version", "major", "branch", "arch"].contains(&name);
             let given = matches!(self.versions, Versions::Given {}) && ["url", "path"].contains(&name);
             let of_arch = !self.arch.is_empty() && self.arch.values().all(|values| values.contains_key(name));
             (always || given || of_arch)
@@ -201,12 +201,17 @@ impl Provider {
                         });
                     }
                 }
-                Stage::Store(_) => stored = true,
+                Stage::Build(_) if !plan.extract.is_empty() => {
+                    return problem(at, "a kernel is built from a whole archive");
+                }
+                Stage::Store(_) | Stage::Build(_) => stored = true,
             }
         }
         match plan {
             Some(plan) if stored => Ok(plan),
-            _ => problem(self.stages.len(), "a pipeline ends with store"),
+            _ => {
+                problem(self.stages.len(), "a pipeline ends with store, or with build for sources of kernels")
+            }
         }
     }
 }
@@ -245,7 +250,7 @@ impl Stage {
             Self::Checksum(checksum) => checksum.document.iter().chain(&checksum.name).collect(),
             Self::Pgp(pgp) => std::iter::once(&pgp.document).chain(&pgp.signature).collect(),
             Self::Extract(extract) => extract.members.iter().map(|member| &member.path).collect(),
-            Self::Decompress(_) | Self::Store(_) | Self::Apt(_) => Vec::new(),
+            Self::Decompress(_) | Self::Store(_) | Self::Build(_) | Self::Apt(_) => Vec::new(),
         }
     }
 }
@@ -255,6 +260,7 @@ impl Versions {
         match self {
             Self::Given {} | Self::List { .. } | Self::Apt {} => Vec::new(),
             Self::Listing { url, before, .. } => vec![url, before],
+            Self::KernelReleases { url } => vec![url],
             Self::GithubReleases { url, tag, asset } => vec![url, tag, asset],
             Self::ReleaseIndex { branches, index, .. } => vec![branches, index],
         }

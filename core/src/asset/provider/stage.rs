@@ -28,6 +28,8 @@ pub(crate) enum Stage {
     Extract(Extract),
     /// Puts the result into the store.
     Store(Store),
+    /// Builds a kernel from the result, which is the source of Linux.
+    Build(Build),
     /// Uses the host's own package archive, with its own chain of trust.
     Apt(Apt),
 }
@@ -131,6 +133,11 @@ pub(crate) struct Member {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Store {}
+
+/// The result is the source of Linux as a tar archive. `kernel_build` makes a kernel of it; it is no asset itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Build {}
 
 /// Uses the host's own package archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ fn the_built_in_rows_are_good() {
     let names: Vec<_> = rows.keys().map(String::as_str).collect();
     assert_eq!(
         names,
-        ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "ubuntu", "url"]
+        ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "kernel-org", "ubuntu", "url"]
     );
     for (name, row) in &rows {
         let provider = Provider::parse(name, row).unwrap_or_else(|problem| panic!("{name}: {problem}"));

@@ -125,6 +125,9 @@ fn package_of(name: &str) -> &'static str {
     match name {
         "mke2fs" | "debugfs" | "e2fsck" | "resize2fs" | "tune2fs" | "dumpe2fs" => "e2fsprogs",
         "mmdebstrap" => "mmdebstrap",
+        "make" => "make",
+        "strip" => "binutils",
+        "tar" => "tar",
         "apt-get" => "apt",
         "newuidmap" | "newgidmap" => "uidmap",
         "mkfs.btrfs" => "btrfs-progs",

@@ -6,4 +6,5 @@ mod configured;
 mod hostile;
 mod real;
 mod releases;
+mod source;
 mod trust;

@@ -1,0 +1,163 @@
+//! Kernels of one's own, with the real daemon: published into a directory, served from there, and downloaded by the provider
+//! `anvil`.
+
+use std::fs;
+use std::path::Path;
+
+use nexus_tests::web::Web;
+use pgp::composed::{ArmorOptions, KeyType, SecretKeyParamsBuilder};
+use rand::thread_rng;
+use serde_json::json;
+
+use crate::downloads::digest;
+use crate::world::{SOON, World, refused};
+
+const ARCH: &str = std::env::consts::ARCH;
+
+/// An ELF file that loads itself, with a text in it.
+fn kernel(text: &str) -> Vec<u8> {
+    let machine: u16 = if ARCH == "aarch64" { 183 } else { 62 };
+    let mut elf = vec![0; 64 + 56];
+    elf[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
+    elf[0x10..0x12].copy_from_slice(&2u16.to_le_bytes());
+    elf[0x12..0x14].copy_from_slice(&machine.to_le_bytes());
+    elf[0x20..0x28].copy_from_slice(&64u64.to_le_bytes());
+    elf[0x36..0x38].copy_from_slice(&56u16.to_le_bytes());
+    elf[0x38..0x3a].copy_from_slice(&1u16.to_le_bytes());
+    elf[64..68].copy_from_slice(&1u32.to_le_bytes());
+    let length = (elf.len() + text.len()) as u64;
+    elf[64 + 32..64 + 40].copy_from_slice(&length.to_le_bytes());
+    elf.extend_from_slice(text.as_bytes());
+    elf
+}
+
+/// An armored secret key without a passphrase.
+fn secret_key() -> String {
+    let mut params = SecretKeyParamsBuilder::default();
+    params.key_type(KeyType::Ed25519Legacy).can_certify(true).can_sign(true);
+    params.primary_user_id("Kernels <kernels@host.example>".into());
+    let key = params.build().expect("a key").generate(thread_rng()).expect("a key");
+    key.to_armored_string(ArmorOptions::default()).expect("armor")
+}
+
+/// Serves the files below a directory; what follows a `?` makes no difference.
+fn serve(web: &Web, directory: &Path, above: &str) {
+    for entry in fs::read_dir(directory).expect("a directory").flatten() {
+        let path = format!("{above}/{}", entry.file_name().to_string_lossy());
+        if entry.path().is_dir() {
+            serve(web, &entry.path(), &path);
+            continue;
+        }
+        let bytes = fs::read(entry.path()).expect("a file");
+        if path.ends_with("/releases") {
+            web.put(&format!("{path}?per_page=100"), bytes.clone());
+        }
+        web.put(&path, bytes);
+    }
+}
+
+/// A daemon that knows no servers but this one.
+fn world(web: &Web) -> World {
+    let providers = json!({ "kernel-org": { "mirrors": [web.url("/pub")], "api": web.url("") } });
+    let providers = providers.to_string();
+    World::with(&[
+        ("NEXUS_APT_ROOT", "/nonexistent"),
+        ("NEXUS_PROVIDERS", &providers),
+        ("NO_PROXY", "127.0.0.1"),
+    ])
+}
+
+#[test]
+fn what_one_daemon_publishes_another_downloads() {
+    let web = Web::start();
+    let publisher = world(&web);
+    let mut client = publisher.client();
+    let things = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| things.path().join(name).display().to_string();
+    let bytes = kernel("Linux version 6.12.1-own (nexus@nexus) ");
+    fs::write(path("vmlinux"), &bytes).expect("a file is written");
+    fs::write(path("key.asc"), secret_key()).expect("a file is written");
+    let imported = json!({ "kind": "kernel", "from": format!("file:{}", path("vmlinux")), "name": "own" });
+    client.to_the_end("asset_download", imported, SOON);
+
+    let publish = json!({ "directory": path("mirror"), "key": path("key.asc"), "kernels": ["own"] });
+    let published = client.to_the_end("kernel_publish", publish, SOON);
+    let kernel = &published["kernels"][0];
+    assert_eq!((&kernel["name"], &kernel["version"]), (&json!("own"), &json!("6.12.1-own")), "{published}");
+    assert_eq!(published["public_key"], json!(path("mirror/public.asc")));
+
+    serve(&web, &things.path().join("mirror"), "");
+    fs::copy(path("mirror/public.asc"), path("trusted.asc")).expect("a file is copied");
+    let other = world(&web);
+    let mut client = other.client();
+    let anvil = json!({ "provider": "anvil", "mirrors": [web.url("")], "api": web.url(""), "keys": [path("trusted.asc")] });
+    client.must("provider_set", anvil);
+    let check = json!({ "kind": "kernel", "from": "anvil", "check": true });
+    assert_eq!(client.to_the_end("asset_download", check, SOON)["version"], "6.12.1-own");
+    let made = client.to_the_end("asset_download", json!({ "kind": "kernel", "from": "anvil" }), SOON);
+    assert_eq!((&made["verified"], &made["sha256"]), (&json!("signature"), &json!(digest(&bytes))), "{made}");
+    // What another key signs is not trusted.
+    fs::write(path("other.asc"), secret_key()).expect("a file is written");
+    let again = json!({ "directory": path("mirror"), "key": path("other.asc"), "kernels": ["own"] });
+    publisher.client().to_the_end("kernel_publish", again, SOON);
+    serve(&web, &things.path().join("mirror"), "");
+    client.must("asset_remove", json!({ "asset": made["name"] }));
+    let failure =
+        refused(&mut client, "asset_download", json!({ "kind": "kernel", "from": "anvil", "wait_s": 45 }));
+    assert_eq!(failure.code, "verification_failed", "{}", failure.text);
+    publisher.assert_in_order();
+    other.assert_in_order();
+}
+
+#[test]
+fn what_cannot_be_published_or_built_is_refused_and_says_why() {
+    let web = Web::start();
+    let world = world(&web);
+    let mut client = world.client();
+    let things = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| things.path().join(name).display().to_string();
+    fs::write(path("key.asc"), "no key").expect("a file is written");
+    let publish = |more: serde_json::Value| {
+        let mut all = json!({ "directory": path("mirror"), "key": path("key.asc") });
+        all.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        all
+    };
+    for (arguments, code, said) in [
+        (publish(json!({})), "asset_not_found", "no kernel was built here"),
+        (publish(json!({ "kernels": ["none"] })), "asset_not_found", "there is no asset none"),
+        (publish(json!({ "directory": "mirror" })), "invalid_argument", "directory: not an absolute path"),
+        (publish(json!({ "key": "key.asc" })), "invalid_argument", "key: not an absolute path"),
+    ] {
+        let failure = refused(&mut client, "kernel_publish", arguments.clone());
+        assert_eq!(failure.code, code, "{arguments}: {}", failure.text);
+        assert!(failure.text.contains(said), "{arguments}: {}", failure.text);
+    }
+    fs::write(path("vmlinux"), kernel("Linux version 6.12.1 (a@b) ")).expect("a file is written");
+    let imported = json!({ "kind": "kernel", "from": format!("file:{}", path("vmlinux")), "name": "own" });
+    client.to_the_end("asset_download", imported, SOON);
+    let failure =
+        refused(&mut client, "kernel_publish", publish(json!({ "kernels": ["own"], "wait_s": 45 })));
+    assert!(failure.text.contains("not an armored secret key"), "{}", failure.text);
+    assert!(!things.path().join("mirror").exists(), "nothing was written");
+
+    let checked = client.to_the_end("kernel_build", json!({ "version": "6.12", "check": true }), SOON);
+    assert_eq!(checked["ok"], false, "{checked}");
+    let problems = checked["sources"]
+        .as_array()
+        .expect("sources")
+        .iter()
+        .map(|source| (source["provider"].as_str().unwrap_or_default(), source["problem"].is_string()));
+    assert_eq!(problems.collect::<Vec<_>>(), [("debian", true), ("kernel-org", true)]);
+    for (arguments, code, said) in [
+        (json!({ "version": "6.12" }), "asset_not_found", "no source of Linux 6.12"),
+        (json!({ "arch": "s390x" }), "invalid_argument", "not for s390x"),
+        (json!({ "version": "6 12" }), "invalid_argument", "`6 12` is not a version"),
+        (json!({ "from": "alpine" }), "invalid_argument", "no sources of kernels"),
+        (json!({ "check": true, "make_default": true }), "invalid_argument", "cannot be used together"),
+    ] {
+        let failure = refused(&mut client, "kernel_build", arguments.clone());
+        assert_eq!(failure.code, code, "{arguments}: {}", failure.text);
+        assert!(failure.text.contains(said), "{arguments}: {}", failure.text);
+    }
+    world.assert_in_order();
+}
