@@ -419,8 +419,7 @@ impl<F: Front> Device<F> {
         let connection = Connection::from_far(request);
         let (lane, since) = (self.lane_of(near), Instant::now());
         let (by_far, greeted, queued) = (true, false, false);
-        let slot =
-            |stream| Slot::Live(Live { connection, stream, by_far, greeted, lane, queued, since });
+        let slot = |stream| Slot::Live(Live { connection, stream, by_far, greeted, lane, queued, since });
         let token = self.add(socket, slot).ok()?;
         self.tokens.insert(connection.ports(), token);
         self.enqueue(token);

@@ -34,6 +34,6 @@ pub use connection::{BUFFER_SPACE, Cids};
 pub use device::{Device, Front, Traits};
 pub use hybrid::{Hybrid, SocketName, traits};
 pub use lane::{Lane, Pause};
-pub use pairs::Pairs;
 pub use packet::{HEADER_LEN, HOST_CID, Header, Operation, STREAM};
+pub use pairs::Pairs;
 pub use session::{Broken, FRAME_MAX, Nonce};

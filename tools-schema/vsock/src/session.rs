@@ -39,18 +39,6 @@ const ROOM_MIN: usize = 4 << 10;
 pub struct Nonce([u8; NONCE_LEN]);
 
 impl Nonce {
-    /// Returns a nonce of random bytes.
-    #[must_use]
-    pub fn random(bytes: [u8; 16]) -> Self {
-        let mut nonce = [0; NONCE_LEN];
-        for (place, byte) in nonce.chunks_exact_mut(2).zip(bytes) {
-            for (digit, value) in place.iter_mut().zip([byte >> 4, byte & 15]) {
-                *digit = b"0123456789abcdef"[usize::from(value)];
-            }
-        }
-        Self(nonce)
-    }
-
     fn decode(bytes: &[u8]) -> Option<Self> {
         let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         let (text, rest) = bytes.split_at(length);

@@ -1,6 +1,10 @@
 //! The driver `qemu`: the microvm machine, under KVM or by software emulation (TCG).
 
+mod link;
+mod memory;
+
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,7 @@ use std::time::Instant;
 use nexus_schema::{ByteSize, DriverKind};
 use serde_json::json;
 
+use self::link::GuestLink;
 use super::qmp::Monitor;
 use super::{
     BRING_UP, BringUp, Caps, Closer, Driver, DriverError, Facts, Machine, Prepared, Vmm, ended_with,
@@ -19,15 +24,14 @@ use super::{
 use crate::os::confine::{self, VmmFiles};
 use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
-use crate::os::socket::{bind_in, connect_in};
+use crate::os::socket::bind_in;
 use crate::os::tap;
 use crate::vmm::control::{Job, Stall};
 use crate::vmm::exit::MachineEnd;
 use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
-use crate::vmm::plan::Accel;
+use crate::vmm::plan::{Accel, Link};
 use crate::vmm::process::{CommandLine, PASSED_FD};
 use crate::vmm::version::Version;
-use crate::vmm::vsock::Backend;
 
 pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Qemu,
@@ -61,19 +65,29 @@ struct Qemu;
 
 impl Driver for Qemu {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
-        let vsock = Backend::start(job.plan.cid, Path::new(vm_files::VHOST), Path::new(vm_files::VSOCK))
-            .map_err(|source| DriverError::Vsock { source })?;
+        let plan = &job.plan;
+        let (link, of_link) = GuestLink::start(plan.link, plan.cid)?;
         let (ours, theirs) = UnixStream::pair().map_err(|source| DriverError::Connection { source })?;
         let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
         // Pass the sockets to QEMU as descriptors: in a jail it cannot find them by name.
         let here = Path::new(".");
-        let connection = |source| DriverError::Connection { source };
-        let device = connect_in(here, vm_files::VHOST).map_err(connection)?;
-        let others = bind_in(here, vm_files::QMP).map_err(connection)?;
-        let jail = is_for(&job.plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
-        let files = jail.as_ref().map_or_else(|| Files::of(&job.plan), |jail| jail.files().clone());
-        let mut passed = vec![theirs.into(), device.into(), others.into()];
-        if let Some(interface) = &job.plan.interface {
+        let others =
+            bind_in(here, vm_files::QMP).map_err(|source| DriverError::Connection { source })?;
+        let jail = is_for(plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
+        let mut files = jail.as_ref().map_or_else(|| Files::of(plan), |jail| jail.files().clone());
+        let numbers = Descriptors::of(plan.link);
+        let mut passed = vec![theirs.into()];
+        passed.extend(of_link);
+        passed.push(others.into());
+        let mut memory = None;
+        if plan.link == Link::Serial {
+            let (file, name) = memory::make(plan, jail.as_ref(), numbers.memory)?;
+            files.memory = Some(name);
+            let theirs = file.try_clone().map_err(|source| DriverError::Memory { source })?;
+            passed.push(theirs.into());
+            memory = Some(file);
+        }
+        if let Some(interface) = &plan.interface {
             // Pass the TAP device as a descriptor: QEMU's own network namespace does not contain it.
             let tap = match &interface.from {
                 None => tap::connect(&interface.tap),
@@ -88,8 +102,35 @@ impl Driver for Qemu {
             lifeline: false,
             walls: jail.as_ref().map(|jail| jail.confine(confine::vmm(&VmmFiles::default()))),
             is_jailed: jail.is_some(),
-            bring_up: Box::new(Spawned { monitor, vsock, jail }),
+            bring_up: Box::new(Spawned { monitor, link, memory, jail }),
         })
+    }
+}
+
+/// The numbers that passed descriptors have in QEMU, in this order.
+struct Descriptors {
+    /// The shim's connection to the monitor.
+    monitor: i32,
+    /// The first one of the guest link.
+    link: i32,
+    /// The socket for other connections to the monitor.
+    others: i32,
+    /// The guest's memory, for [`Link::Serial`].
+    memory: i32,
+    /// The network device, if there is one.
+    tap: i32,
+}
+
+impl Descriptors {
+    const fn of(link: Link) -> Self {
+        let (monitor, first) = (PASSED_FD, PASSED_FD + 1);
+        let others = first + link::descriptors(link);
+        let memory = others + 1;
+        let tap = match link {
+            Link::Vsock => memory,
+            Link::Serial => memory + 1,
+        };
+        Self { monitor, link: first, others, memory, tap }
     }
 }
 
@@ -112,6 +153,7 @@ fn jail(job: &Job) -> Result<Jail, JailError> {
 fn command(job: &Job, files: &Files) -> CommandLine {
     let plan = &job.plan;
     let mib = plan.memory.as_mib();
+    let numbers = Descriptors::of(plan.link);
     let mut arguments: Vec<OsString> = Vec::new();
     let mut option = |name: &str, value: String| {
         arguments.push(name.into());
@@ -123,17 +165,21 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     option("-cpu", if plan.accel == Accel::Kvm { "host" } else { "max,erms=off,fsrm=off" }.to_owned());
     option("-smp", plan.vcpus.to_string());
     option("-m", format!("{mib}M"));
-    // Shared, so that the vsock device in the shim can access it.
-    option("-object", format!("memory-backend-memfd,id=mem0,size={mib}M,share=on"));
+    // Shared, so that the shim can access it: its vsock device, or to save it.
+    let memory = match &files.memory {
+        None => format!("memory-backend-memfd,id=mem0,size={mib}M,share=on"),
+        Some(path) => format!("memory-backend-file,id=mem0,size={mib}M,share=on,mem-path={}", path.display()),
+    };
+    option("-object", memory);
     option("-name", format!("{},debug-threads=on", plan.name));
     option("-display", "none".to_owned());
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
     option("-append", kernel_command_line(job));
     option("-chardev", "stdio,id=console,signal=off".to_owned());
     option("-serial", "chardev:console".to_owned());
-    option("-chardev", format!("socket,id=shim,fd={PASSED_FD}"));
+    option("-chardev", format!("socket,id=shim,fd={}", numbers.monitor));
     option("-mon", "chardev=shim,mode=control".to_owned());
-    option("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", PASSED_FD + 2));
+    option("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", numbers.others));
     option("-mon", "chardev=monitor,mode=control".to_owned());
     for (index, (drive, path)) in plan.drives.iter().zip(&files.drives).enumerate() {
         let [file, format] = block_nodes(index, path, drive.read_only);
@@ -142,12 +188,11 @@ fn command(job: &Job, files: &Files) -> CommandLine {
         option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
     }
     if let Some(interface) = &plan.interface {
-        option("-netdev", format!("tap,id=net0,fd={}", PASSED_FD + 3));
+        option("-netdev", format!("tap,id=net0,fd={}", numbers.tap));
         option("-device", format!("virtio-net-device,netdev=net0,mac={}", interface.mac));
     }
     option("-device", "virtio-rng-device".to_owned());
-    option("-chardev", format!("socket,id=vsock,fd={}", PASSED_FD + 1));
-    option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+    link::devices(plan.link, numbers.link, &mut option);
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
     }
@@ -195,13 +240,17 @@ fn kernel_command_line(job: &Job) -> String {
         }
         words.push("tsc=reliable".to_owned());
     }
+    if job.plan.link == Link::Serial {
+        words.push(nexus_vsock::serial::WORD.to_owned());
+    }
     words.extend(job.plan.cmdline.iter().cloned());
     words.join(" ")
 }
 
 struct Spawned {
     monitor: Monitor,
-    vsock: Backend,
+    link: GuestLink,
+    memory: Option<File>,
     jail: Option<Jail>,
 }
 
@@ -209,14 +258,17 @@ impl BringUp for Spawned {
     fn bring_up(self: Box<Self>, _: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
         // If the process ends, the connection ends too, so the process needs no separate check.
         let version = self.monitor.open(Instant::now() + BRING_UP)?;
-        Ok(Arc::new(Running { version, monitor: self.monitor, _vsock: self.vsock, _jail: self.jail }))
+        let Self { monitor, link, memory, jail } = *self;
+        Ok(Arc::new(Running { version, monitor, link, memory, _jail: jail }))
     }
 }
 
 struct Running {
     version: String,
     monitor: Monitor,
-    _vsock: Backend,
+    link: GuestLink,
+    /// The guest's memory, if it can be saved.
+    memory: Option<File>,
     _jail: Option<Jail>,
 }
 
@@ -304,6 +356,15 @@ mod tests {
         plan.vcpus = 4;
         plan.drives.clear();
         insta::assert_snapshot!("qemu_kvm", text(&command_of(plan)));
+    }
+
+    #[test]
+    fn command_line_of_a_vm_that_can_be_checkpointed() {
+        let interface = Some(crate::vmm::plan::tests::interface());
+        let plan = crate::vmm::plan::LaunchPlan { link: Link::Serial, interface, ..plan() };
+        let mut files = Files::of(&plan);
+        files.memory = Some("/memory/guest".into());
+        insta::assert_snapshot!("qemu_serial", text(&command(&Job { plan, tsc_khz: None }, &files)));
     }
 
     #[test]

@@ -24,15 +24,7 @@ impl<F: Front> Device<F> {
         let (lane, since) = (self.lane_of(port), Instant::now());
         let connection = Connection::from_near(ports);
         let token = self.add(socket, |stream| {
-            Slot::Live(Live {
-                connection,
-                stream,
-                by_far: false,
-                greeted: false,
-                lane,
-                queued: false,
-                since,
-            })
+            Slot::Live(Live { connection, stream, by_far: false, greeted: false, lane, queued: false, since })
         })?;
         self.tokens.insert(ports, token);
         self.start_timer();

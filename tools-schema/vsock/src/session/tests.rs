@@ -59,7 +59,6 @@ fn all(receiver: &mut Receiver, mut bytes: &[u8], piece: usize) -> Result<Vec<St
 
 #[test]
 fn nonces_are_short_words() {
-    assert_eq!(Nonce::random([0x1f; 16]).to_string(), "1f".repeat(16));
     let long = "x".repeat(65);
     for bad in ["", "a b", "a\n", "ä", &long] {
         assert!(bad.parse::<Nonce>().is_err(), "{bad:?}");
