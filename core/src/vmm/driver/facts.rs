@@ -88,6 +88,12 @@ pub struct Caps {
     pub has_interface: bool,
     /// Whether the VMM takes a network device that is already open. Otherwise it opens the device itself, in the host's network namespace.
     pub takes_open_tap: bool,
+    /// Whether a running guest can be saved and go on later from what was saved. Its VM must have been made for that.
+    pub checkpoint: bool,
+    /// Whether several VMs can go on from one saved guest.
+    pub fork: bool,
+    /// Whether connections to a guest survive that it is saved.
+    pub keeps_connections: bool,
     /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests
     /// do not react to it.
     pub can_ask_guest: bool,

@@ -55,6 +55,9 @@ const CAPS: Caps = Caps {
     takes_open_tap: true,
     can_pause: true,
     pauses_on_full_disk: true,
+    checkpoint: true,
+    fork: true,
+    keeps_connections: true,
     can_ask_guest: false,
 };
 
@@ -71,8 +74,7 @@ impl Driver for Qemu {
         let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
         // Pass the sockets to QEMU as descriptors: in a jail it cannot find them by name.
         let here = Path::new(".");
-        let others =
-            bind_in(here, vm_files::QMP).map_err(|source| DriverError::Connection { source })?;
+        let others = bind_in(here, vm_files::QMP).map_err(|source| DriverError::Connection { source })?;
         let jail = is_for(plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
         let mut files = jail.as_ref().map_or_else(|| Files::of(plan), |jail| jail.files().clone());
         let numbers = Descriptors::of(plan.link);

@@ -74,7 +74,8 @@ impl SerialLink {
             Ok::<_, io::Error>((ours, OwnedFd::from(theirs)))
         };
         let [(control, a), (calls, b), (bulk, c)] = [pair()?, pair()?, pair()?];
-        let port = |index, socket| Port { socket, lane: Lane::of_host(index, traits.cids), is_writable: true };
+        let port =
+            |index, socket| Port { socket, lane: Lane::of_host(index, traits.cids), is_writable: true };
         let ports = [port(0, calls), port(1, bulk)];
         let shared = Arc::new(Shared {
             wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,

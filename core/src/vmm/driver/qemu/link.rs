@@ -40,8 +40,11 @@ impl GuestLink {
 
     /// Asks the guest to begin new sessions with this nonce, after it was restored.
     pub(super) fn relink(&self, nonce: &str) -> Result<(), DriverError> {
-        let Self::Serial(serial) = self else { return Err(DriverError::Unsupported { what: "a vsock device" }) };
-        let nonce = nonce.parse().map_err(|error| DriverError::Vsock { source: std::io::Error::other(error) })?;
+        let Self::Serial(serial) = self else {
+            return Err(DriverError::Unsupported { what: "a vsock device" });
+        };
+        let nonce =
+            nonce.parse().map_err(|error| DriverError::Vsock { source: std::io::Error::other(error) })?;
         serial.relink(nonce);
         Ok(())
     }
