@@ -133,7 +133,8 @@ impl Bench {
             }
             self.guest.turn().unwrap();
             self.host.turn().unwrap();
-            received.extend_from_slice(&chunk[..to.read(&mut chunk).unwrap_or(0)].to_vec());
+            let count = to.read(&mut chunk).unwrap_or(0);
+            received.extend_from_slice(&chunk[..count]);
             if received.len() >= length {
                 break;
             }
