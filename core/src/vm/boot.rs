@@ -264,6 +264,7 @@ pub(super) fn plan(
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
+        restore: None,
     }
 }
 

@@ -204,6 +204,19 @@ async fn the_shim_with_its_vsock_device_is_small() {
 }
 
 #[tokio::test]
+async fn a_guest_with_a_vsock_device_is_not_saved_and_runs_on() {
+    let vm = vm(&initramfs("none", 0o100_644, b""));
+    let shim = vm.launch().await;
+    let error = in_time(shim.save(vm.scratch(), std::time::Duration::from_secs(10))).await.unwrap_err();
+    let why =
+        "qemu cannot save this VM: its guest link is a vsock device; make a VM with `checkpoints: true`";
+    assert!(error.to_string().ends_with(why), "{error}");
+    in_time(shim.pause()).await.unwrap();
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+}
+
+#[tokio::test]
 async fn a_drive_is_not_used_by_two_vms() {
     let first = vm(&initramfs("none", 0o100_644, b""));
     let mut second = vm(&initramfs("none", 0o100_644, b""));
