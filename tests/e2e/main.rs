@@ -11,4 +11,5 @@ mod nat;
 mod oci;
 mod recovery;
 mod releases;
+mod serial;
 mod user_nat;

@@ -45,6 +45,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             kernel: "debian".into(),
             start: true,
             idle_stop: None,
+            checkpoints: false,
             run: None,
         },
         image_id: None,

@@ -62,6 +62,9 @@ pub struct VmSpec {
     /// How long it may be idle before it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// Whether it is made so that checkpoints of it can be taken.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub checkpoints: bool,
     /// The only command that it exists for: it is deleted when that has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
@@ -69,6 +72,11 @@ pub struct VmSpec {
 
 const fn yes() -> bool {
     true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Where `/tmp` of a VM is.

@@ -34,7 +34,7 @@ pub use driver::Caps;
 pub(crate) use driver::downloaded_programs;
 pub use exit::{Exit, MachineEnd, read_exit};
 pub(crate) use jail::vmm_uid as uid_of;
-pub use plan::{Accel, LaunchPlan, PlanDrive, PlanInterface, Restore, SavedKind};
+pub use plan::{Accel, LaunchPlan, Link, PlanDrive, PlanInterface, Restore, SavedKind};
 pub use shim::shim_main;
 pub use shim_client::ShimClient;
 pub(crate) use shim_client::{launched_boot, remove_sockets};

@@ -26,6 +26,24 @@ impl Accel {
     }
 }
 
+/// What carries the connections between host and guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// A vsock device. QEMU cannot save its state.
+    #[default]
+    Vsock,
+    /// The ports of a virtio-serial device, for VMs that can be checkpointed. Their memory is in a file that the shim holds.
+    Serial,
+}
+
+impl Link {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_vsock(&self) -> bool {
+        *self == Self::Vsock
+    }
+}
+
 /// One boot of one VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,6 +76,9 @@ pub struct LaunchPlan {
     pub drives: Vec<PlanDrive>,
     /// The vsock context id, 3 or more.
     pub cid: u32,
+    /// What carries the connections between host and guest.
+    #[serde(default, skip_serializing_if = "Link::is_vsock")]
+    pub link: Link,
     /// Its network interface, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<PlanInterface>,
@@ -154,6 +175,7 @@ pub(crate) mod tests {
                 read_only: false,
             }],
             cid: 3,
+            link: Link::Vsock,
             interface: None,
             jail: true,
             console_bytes: ByteSize::mib(1),

@@ -399,7 +399,7 @@ impl Actor {
         self.again_at = None;
         let mut clock = Clock::start();
         // All checks come before any change.
-        let choice = self.shared.choose_driver(self.record.spec.driver).await?;
+        let choice = self.shared.choose_driver(&self.record.spec).await?;
         let leased = match self.record.spec.network.mode {
             NetworkMode::Nat => {
                 network::check(&*self.shared.host(false).await?, &choice)?;

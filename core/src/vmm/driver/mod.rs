@@ -47,6 +47,11 @@ pub(crate) enum DriverError {
         #[source]
         source: io::Error,
     },
+    #[error("make the guest's memory")]
+    Memory {
+        #[source]
+        source: io::Error,
+    },
     #[error("make a connection for the VMM")]
     Connection {
         #[source]

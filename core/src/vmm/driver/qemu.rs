@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod fake;
+mod link;
+mod memory;
 mod pipe;
 #[cfg(test)]
 mod real;
@@ -20,6 +22,7 @@ use std::time::Instant;
 use nexus_schema::{ByteSize, DriverKind};
 use serde_json::json;
 
+use self::link::GuestLink;
 use self::restore::Incoming;
 use self::save::Saver;
 use super::qmp::Monitor;
@@ -30,15 +33,14 @@ use super::{
 use crate::os::confine::{self, VmmFiles};
 use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
-use crate::os::socket::{bind_in, connect_in};
+use crate::os::socket::bind_in;
 use crate::os::tap;
 use crate::vmm::control::{Job, Saved, Stall};
 use crate::vmm::exit::MachineEnd;
 use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
-use crate::vmm::plan::Accel;
+use crate::vmm::plan::{Accel, Link};
 use crate::vmm::process::{CommandLine, PASSED_FD};
 use crate::vmm::version::Version;
-use crate::vmm::vsock::Backend;
 
 pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Qemu,
@@ -79,19 +81,28 @@ struct Qemu;
 
 impl Driver for Qemu {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
-        let vsock = Backend::start(job.plan.cid, Path::new(vm_files::VHOST), Path::new(vm_files::VSOCK))
-            .map_err(|source| DriverError::Vsock { source })?;
+        let plan = &job.plan;
+        let (link, of_link) = GuestLink::start(plan.link, plan.cid)?;
         let (ours, theirs) = UnixStream::pair().map_err(|source| DriverError::Connection { source })?;
         let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
         // Pass the sockets to QEMU as descriptors: in a jail it cannot find them by name.
         let here = Path::new(".");
-        let connection = |source| DriverError::Connection { source };
-        let device = connect_in(here, vm_files::VHOST).map_err(connection)?;
-        let others = bind_in(here, vm_files::QMP).map_err(connection)?;
-        let jail = is_for(&job.plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
-        let files = jail.as_ref().map_or_else(|| Files::of(&job.plan), |jail| jail.files().clone());
-        let mut passed = vec![theirs.into(), device.into(), others.into()];
-        if let Some(interface) = &job.plan.interface {
+        let others = bind_in(here, vm_files::QMP).map_err(|source| DriverError::Connection { source })?;
+        let jail = is_for(plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
+        let mut files = jail.as_ref().map_or_else(|| Files::of(plan), |jail| jail.files().clone());
+        let numbers = Descriptors::of(plan.link);
+        let mut passed = vec![theirs.into()];
+        passed.extend(of_link);
+        passed.push(others.into());
+        let mut memory = None;
+        if plan.link == Link::Serial {
+            let (file, name) = memory::make(plan, jail.as_ref(), numbers.memory)?;
+            files.memory = Some(name);
+            let theirs = file.try_clone().map_err(|source| DriverError::Memory { source })?;
+            passed.push(theirs.into());
+            memory = Some(file);
+        }
+        if let Some(interface) = &plan.interface {
             // Pass the TAP device as a descriptor: QEMU's own network namespace does not contain it.
             let tap = match &interface.from {
                 None => tap::connect(&interface.tap),
@@ -99,7 +110,6 @@ impl Driver for Qemu {
             };
             passed.push(tap.map_err(|source| DriverError::Tap { tap: interface.tap.clone(), source })?);
         }
-        let memory = memory_file(job)?;
         let incoming = incoming(job, memory.as_ref(), &mut passed)?;
         let has_interface = job.plan.interface.is_some();
         let saver = memory.map(|memory| Saver::new(memory, has_interface, &job.plan.binary)).transpose()?;
@@ -110,15 +120,36 @@ impl Driver for Qemu {
             lifeline: false,
             walls: jail.as_ref().map(|jail| jail.confine(confine::vmm(&VmmFiles::default()))),
             is_jailed: jail.is_some(),
-            bring_up: Box::new(Spawned { monitor, vsock, jail, saver, incoming }),
+            bring_up: Box::new(Spawned { monitor, link, jail, saver, incoming }),
         })
     }
 }
 
-/// Returns the file that is the memory of a VM that can be saved; `None` if it cannot.
-fn memory_file(_: &Job) -> Result<Option<File>, DriverError> {
-    // Each VM has the vsock device.
-    Ok(None)
+/// The numbers that passed descriptors have in QEMU, in this order.
+struct Descriptors {
+    /// The shim's connection to the monitor.
+    monitor: i32,
+    /// The first one of the guest link.
+    link: i32,
+    /// The socket for other connections to the monitor.
+    others: i32,
+    /// The guest's memory, for [`Link::Serial`].
+    memory: i32,
+    /// The network device, if there is one.
+    tap: i32,
+}
+
+impl Descriptors {
+    const fn of(link: Link) -> Self {
+        let (monitor, first) = (PASSED_FD, PASSED_FD + 1);
+        let others = first + link::descriptors(link);
+        let memory = others + 1;
+        let tap = match link {
+            Link::Vsock => memory,
+            Link::Serial => memory + 1,
+        };
+        Self { monitor, link: first, others, memory, tap }
+    }
 }
 
 /// Prepares the restore of a saved guest, if the job is one, and adds what QEMU needs for it to the descriptors.
@@ -156,6 +187,7 @@ fn jail(job: &Job) -> Result<Jail, JailError> {
 fn command(job: &Job, files: &Files) -> CommandLine {
     let plan = &job.plan;
     let mib = plan.memory.as_mib();
+    let numbers = Descriptors::of(plan.link);
     let mut arguments: Vec<OsString> = Vec::new();
     let mut option = |name: &str, value: String| {
         arguments.push(name.into());
@@ -167,8 +199,12 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     option("-cpu", if plan.accel == Accel::Kvm { "host" } else { "max,erms=off,fsrm=off" }.to_owned());
     option("-smp", plan.vcpus.to_string());
     option("-m", format!("{mib}M"));
-    // Shared, so that the vsock device in the shim can access it.
-    option("-object", format!("memory-backend-memfd,id=mem0,size={mib}M,share=on"));
+    // Shared, so that the shim can access it: its vsock device, or to save it.
+    let memory = match &files.memory {
+        None => format!("memory-backend-memfd,id=mem0,size={mib}M,share=on"),
+        Some(path) => format!("memory-backend-file,id=mem0,size={mib}M,share=on,mem-path={}", path.display()),
+    };
+    option("-object", memory);
     option("-name", format!("{},debug-threads=on", plan.name));
     option("-display", "none".to_owned());
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
@@ -177,9 +213,9 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     }
     option("-chardev", "stdio,id=console,signal=off".to_owned());
     option("-serial", "chardev:console".to_owned());
-    option("-chardev", format!("socket,id=shim,fd={PASSED_FD}"));
+    option("-chardev", format!("socket,id=shim,fd={}", numbers.monitor));
     option("-mon", "chardev=shim,mode=control".to_owned());
-    option("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", PASSED_FD + 2));
+    option("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", numbers.others));
     option("-mon", "chardev=monitor,mode=control".to_owned());
     for (index, (drive, path)) in plan.drives.iter().zip(&files.drives).enumerate() {
         let [file, format] = block_nodes(index, path, drive.read_only);
@@ -188,12 +224,11 @@ fn command(job: &Job, files: &Files) -> CommandLine {
         option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
     }
     if let Some(interface) = &plan.interface {
-        option("-netdev", format!("tap,id=net0,fd={}", PASSED_FD + 3));
+        option("-netdev", format!("tap,id=net0,fd={}", numbers.tap));
         option("-device", format!("virtio-net-device,netdev=net0,mac={}", interface.mac));
     }
     option("-device", "virtio-rng-device".to_owned());
-    option("-chardev", format!("socket,id=vsock,fd={}", PASSED_FD + 1));
-    option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+    link::devices(plan.link, numbers.link, &mut option);
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
     }
@@ -246,13 +281,16 @@ fn kernel_command_line(job: &Job) -> String {
         }
         words.push("tsc=reliable".to_owned());
     }
+    if job.plan.link == Link::Serial {
+        words.push(nexus_vsock::serial::WORD.to_owned());
+    }
     words.extend(job.plan.cmdline.iter().cloned());
     words.join(" ")
 }
 
 struct Spawned {
     monitor: Monitor,
-    vsock: Backend,
+    link: GuestLink,
     jail: Option<Jail>,
     saver: Option<Saver>,
     incoming: Option<Incoming>,
@@ -260,15 +298,14 @@ struct Spawned {
 
 impl BringUp for Spawned {
     fn bring_up(self: Box<Self>, _: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
-        let Self { monitor, vsock, jail, saver, incoming } = *self;
+        let Self { monitor, link, jail, saver, incoming } = *self;
         let deadline = Instant::now() + BRING_UP;
         // If the process ends, the connection ends too, so the process needs no separate check.
         let version = monitor.open(deadline)?;
         if let Some(incoming) = incoming {
-            // The vsock device's connections end by themselves.
-            incoming.load(&monitor, deadline, |_nonce| {})?;
+            incoming.load(&monitor, deadline, |nonce| link.relink(nonce))?;
         }
-        Ok(Arc::new(Running { version, monitor, saver, _vsock: vsock, _jail: jail }))
+        Ok(Arc::new(Running { version, monitor, saver, _link: link, _jail: jail }))
     }
 }
 
@@ -277,7 +314,7 @@ struct Running {
     monitor: Monitor,
     /// `None` if this VM cannot be saved.
     saver: Option<Saver>,
-    _vsock: Backend,
+    _link: GuestLink,
     _jail: Option<Jail>,
 }
 
@@ -384,6 +421,15 @@ mod tests {
         plan.vcpus = 4;
         plan.drives.clear();
         insta::assert_snapshot!("qemu_kvm", text(&command_of(plan)));
+    }
+
+    #[test]
+    fn command_line_of_a_vm_that_can_be_checkpointed() {
+        let interface = Some(crate::vmm::plan::tests::interface());
+        let plan = crate::vmm::plan::LaunchPlan { link: Link::Serial, interface, ..plan() };
+        let mut files = Files::of(&plan);
+        files.memory = Some("/memory/guest".into());
+        insta::assert_snapshot!("qemu_serial", text(&command(&Job { plan, tsc_khz: None }, &files)));
     }
 
     #[test]

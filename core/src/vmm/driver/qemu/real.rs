@@ -79,7 +79,10 @@ impl Vm {
         monitor.open(deadline)?;
         if let Some(incoming) = incoming {
             let mut nonces = Vec::new();
-            incoming.load(&monitor, deadline, |nonce| nonces.push(nonce.to_owned()))?;
+            incoming.load(&monitor, deadline, |nonce| {
+                nonces.push(nonce.to_owned());
+                Ok(())
+            })?;
             assert_eq!(nonces, ["00ff"]);
         }
         let monitor = Arc::new(monitor);

@@ -64,7 +64,7 @@ impl Incoming {
         self,
         monitor: &Monitor,
         deadline: Instant,
-        relink: impl FnOnce(&str),
+        relink: impl FnOnce(&str) -> Result<(), DriverError>,
     ) -> Result<(), DriverError> {
         let Self { state, pipe, number, nonce } = self;
         monitor.ask(deadline, "migrate-set-capabilities", &without_memory())?;
@@ -85,8 +85,7 @@ impl Incoming {
         })?;
         // Here QEMU locks the drives.
         monitor.ask(deadline, "cont", &Value::Null)?;
-        relink(&nonce);
-        Ok(())
+        relink(&nonce)
     }
 }
 

@@ -49,7 +49,10 @@ fn load(
     assert_eq!(page, [7; 4096]);
     let mut nonces = Vec::new();
     let (commands, result) = with_monitor(false, answer, |monitor| {
-        incoming.load(monitor, Instant::now() + BRING_UP, |nonce| nonces.push(nonce.to_owned()))
+        incoming.load(monitor, Instant::now() + BRING_UP, |nonce| {
+            nonces.push(nonce.to_owned());
+            Ok(())
+        })
     });
     let mut state = String::new();
     File::from(pipe).read_to_string(&mut state).unwrap();
