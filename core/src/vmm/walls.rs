@@ -25,7 +25,7 @@ fn files_of(job: &Job) -> VmmFiles {
     };
     let kernel = [plan.kernel.clone(), plan.initramfs.clone()];
     // A restored guest has its kernel in its memory.
-    let kernel = if plan.restore.is_some() { Vec::new() } else { kernel.to_vec() };
+    let kernel = if plan.restore.is_some() { Vec::new() } else { Vec::from(kernel) };
     let saved = plan.restore.iter().flat_map(|restore| [restore.state.clone(), restore.ram.clone()]);
     // The pipe of the VMM's log, if the driver has made one.
     let pipe = Some(PathBuf::from(vm_files::VMM_PIPE)).filter(|pipe| pipe.exists());

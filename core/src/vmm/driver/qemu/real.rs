@@ -1,6 +1,8 @@
 //! Saves and restores with the real QEMU, confined as under a daemon of an ordinary user. Its guest is a firmware that counts in its memory.
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -59,7 +61,7 @@ impl Vm {
         memory.set_len(MIB << 20).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let monitor = Monitor::new(ours).unwrap();
-        let mut passed = vec![theirs.into(), memory.try_clone().unwrap().into()];
+        let mut passed: Vec<OwnedFd> = vec![theirs.into(), memory.try_clone().unwrap().into()];
         let incoming = restore.map(|restore| {
             let (incoming, pipe) = Incoming::prepare(restore, &memory, PASSED_FD + 2).unwrap();
             passed.push(pipe);
@@ -159,11 +161,11 @@ fn command(firmware: &Path, disk: &Path, is_restored: bool) -> CommandLine {
         ("-device", "virtio-serial-device,id=vser,max_ports=4".to_owned()),
         ("-bios", firmware.display().to_string()),
     ];
-    let options = options.into_iter().flat_map(|(name, value)| [name.into(), value.into()]);
-    let mut arguments: Vec<_> = options.collect();
-    arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(Into::into));
+    let options = options.into_iter().flat_map(|(name, value)| [OsString::from(name), value.into()]);
+    let mut arguments: Vec<OsString> = options.collect();
+    arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
     if is_restored {
-        arguments.extend(OPTIONS.map(Into::into));
+        arguments.extend(OPTIONS.map(OsString::from));
     }
     CommandLine { program: QEMU.into(), arguments }
 }
