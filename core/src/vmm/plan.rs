@@ -38,7 +38,6 @@ pub enum Link {
 }
 
 impl Link {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     fn is_vsock(&self) -> bool {
         *self == Self::Vsock
     }

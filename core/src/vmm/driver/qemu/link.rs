@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nexus_vsock::Nonce;
 use nexus_vsock::serial::PORTS;
 
 use crate::os::paths::vm_files;
@@ -43,8 +44,9 @@ impl GuestLink {
         let Self::Serial(serial) = self else {
             return Err(DriverError::Unsupported { what: "a vsock device" });
         };
-        let nonce =
-            nonce.parse().map_err(|error| DriverError::Vsock { source: std::io::Error::other(error) })?;
+        let nonce = nonce
+            .parse::<Nonce>()
+            .map_err(|error| DriverError::Vsock { source: std::io::Error::other(error) })?;
         serial.relink(nonce);
         Ok(())
     }
