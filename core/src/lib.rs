@@ -72,7 +72,7 @@ pub mod internals {
     pub use crate::store::{Store, StoreError, assets, builds, drives, images, ops, vms};
     pub use crate::vmm::vsock::{Backend, SerialLink};
     pub use crate::vmm::{
-        Accel, Caps, Exit, LaunchPlan, Link, PlanDrive, ShimClient, ShimIdentity, Stall, VmmError, console,
-        read_exit,
+        Accel, Caps, Exit, LaunchPlan, Link, PlanDrive, Restore, Saved, SavedKind, SavedQemu, ShimClient,
+        ShimIdentity, Stall, VmmError, console, read_exit,
     };
 }

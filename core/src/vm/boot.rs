@@ -265,6 +265,7 @@ pub(super) fn plan(
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
+        restore: None,
     }
 }
 

@@ -54,6 +54,7 @@ impl Vm {
             interface: None,
             jail: true,
             console_bytes: ByteSize::bytes(64 << 10),
+            restore: None,
         };
         Self { plan, root }
     }

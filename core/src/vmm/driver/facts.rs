@@ -165,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_saved_cannot_be_forked() {
+        for Facts { caps, kind, .. } in DRIVERS {
+            assert!(caps.checkpoint || !(caps.fork || caps.keeps_connections), "{kind:?}");
+            assert!(caps.can_pause || !caps.checkpoint, "{kind:?}");
+        }
+        assert!(Caps::of(DriverKind::Qemu).checkpoint && !Caps::of(DriverKind::Process).checkpoint);
+    }
+
+    #[test]
     fn sizes_are_checked_against_caps() {
         for driver in DRIVERS {
             let caps = Caps::of(driver.kind);

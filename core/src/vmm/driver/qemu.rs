@@ -1,11 +1,18 @@
 //! The driver `qemu`: the microvm machine, under KVM or by software emulation (TCG).
 
+#[cfg(test)]
+mod fake;
 mod link;
 mod memory;
+mod pipe;
+#[cfg(test)]
+mod real;
+mod restore;
+mod save;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -16,17 +23,19 @@ use nexus_schema::{ByteSize, DriverKind};
 use serde_json::json;
 
 use self::link::GuestLink;
+use self::restore::Incoming;
+use self::save::Saver;
 use super::qmp::Monitor;
 use super::{
-    BRING_UP, BringUp, Caps, Closer, Driver, DriverError, Facts, Machine, Prepared, Vmm, ended_with,
-    jail_failed,
+    BRING_UP, BringUp, Caps, Closer, Driver, DriverError, Facts, Machine, Prepared, SaveFiles, Vmm,
+    ended_with, jail_failed,
 };
 use crate::os::confine::{self, VmmFiles};
 use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
 use crate::os::socket::bind_in;
 use crate::os::tap;
-use crate::vmm::control::{Job, Stall};
+use crate::vmm::control::{Job, Saved, Stall};
 use crate::vmm::exit::MachineEnd;
 use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
 use crate::vmm::plan::{Accel, Link};
@@ -61,6 +70,10 @@ const CAPS: Caps = Caps {
     can_ask_guest: false,
 };
 
+/// Why some VMs can be neither saved nor restored: QEMU cannot save the vsock device, whose other half is in the shim.
+const NO_CHECKPOINTS: &str = "its guest link is a vsock device; make a VM with `checkpoints: true`";
+
+const WHAT: &str = "qemu";
 /// Prefix of the name of a drive's block node; its index in the plan follows.
 const NODE: &str = "disk";
 
@@ -97,6 +110,9 @@ impl Driver for Qemu {
             };
             passed.push(tap.map_err(|source| DriverError::Tap { tap: interface.tap.clone(), source })?);
         }
+        let incoming = incoming(job, memory.as_ref(), &mut passed)?;
+        let has_interface = job.plan.interface.is_some();
+        let saver = memory.map(|memory| Saver::new(memory, has_interface, &job.plan.binary)).transpose()?;
         Ok(Prepared {
             command: command(job, &files),
             passed,
@@ -104,7 +120,7 @@ impl Driver for Qemu {
             lifeline: false,
             walls: jail.as_ref().map(|jail| jail.confine(confine::vmm(&VmmFiles::default()))),
             is_jailed: jail.is_some(),
-            bring_up: Box::new(Spawned { monitor, link, memory, jail }),
+            bring_up: Box::new(Spawned { monitor, link, jail, saver, incoming }),
         })
     }
 }
@@ -134,6 +150,22 @@ impl Descriptors {
         };
         Self { monitor, link: first, others, memory, tap }
     }
+}
+
+/// Prepares the restore of a saved guest, if the job is one, and adds what QEMU needs for it to the descriptors.
+fn incoming(
+    job: &Job,
+    memory: Option<&File>,
+    passed: &mut Vec<OwnedFd>,
+) -> Result<Option<Incoming>, DriverError> {
+    let Some(restore) = &job.plan.restore else { return Ok(None) };
+    let Some(memory) = memory else {
+        return Err(DriverError::NoCheckpoints { what: WHAT, action: "restore", why: NO_CHECKPOINTS });
+    };
+    let number = PASSED_FD + i32::try_from(passed.len()).unwrap_or(i32::MAX - PASSED_FD);
+    let (incoming, pipe) = Incoming::prepare(restore, memory, number)?;
+    passed.push(pipe);
+    Ok(Some(incoming))
 }
 
 /// Makes the jail of a QEMU: its binary, libraries, modules and firmware, and the VM's files.
@@ -176,7 +208,9 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     option("-name", format!("{},debug-threads=on", plan.name));
     option("-display", "none".to_owned());
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
-    option("-append", kernel_command_line(job));
+    if plan.restore.is_none() {
+        option("-append", kernel_command_line(job));
+    }
     option("-chardev", "stdio,id=console,signal=off".to_owned());
     option("-serial", "chardev:console".to_owned());
     option("-chardev", format!("socket,id=shim,fd={}", numbers.monitor));
@@ -198,8 +232,13 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
     }
-    for (name, path) in [("-kernel", &files.kernel), ("-initrd", &files.initramfs)] {
-        arguments.extend([name.into(), path.into()]);
+    if plan.restore.is_some() {
+        // The guest has its kernel in its memory.
+        arguments.extend(restore::OPTIONS.map(OsString::from));
+    } else {
+        for (name, path) in [("-kernel", &files.kernel), ("-initrd", &files.initramfs)] {
+            arguments.extend([name.into(), path.into()]);
+        }
     }
     CommandLine { program: plan.binary.clone(), arguments }
 }
@@ -252,26 +291,38 @@ fn kernel_command_line(job: &Job) -> String {
 struct Spawned {
     monitor: Monitor,
     link: GuestLink,
-    memory: Option<File>,
     jail: Option<Jail>,
+    saver: Option<Saver>,
+    incoming: Option<Incoming>,
 }
 
 impl BringUp for Spawned {
     fn bring_up(self: Box<Self>, _: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
+        let Self { monitor, link, jail, saver, incoming } = *self;
+        let deadline = Instant::now() + BRING_UP;
         // If the process ends, the connection ends too, so the process needs no separate check.
-        let version = self.monitor.open(Instant::now() + BRING_UP)?;
-        let Self { monitor, link, memory, jail } = *self;
-        Ok(Arc::new(Running { version, monitor, link, memory, _jail: jail }))
+        let version = monitor.open(deadline)?;
+        if let Some(incoming) = incoming {
+            incoming.load(&monitor, deadline, |nonce| link.relink(nonce))?;
+        }
+        Ok(Arc::new(Running { version, monitor, saver, _link: link, _jail: jail }))
     }
 }
 
 struct Running {
     version: String,
     monitor: Monitor,
-    link: GuestLink,
-    /// The guest's memory, if it can be saved.
-    memory: Option<File>,
+    /// `None` if this VM cannot be saved.
+    saver: Option<Saver>,
+    _link: GuestLink,
     _jail: Option<Jail>,
+}
+
+impl Running {
+    fn saver(&self) -> Result<&Saver, DriverError> {
+        let no = DriverError::NoCheckpoints { what: WHAT, action: "save", why: NO_CHECKPOINTS };
+        self.saver.as_ref().ok_or(no)
+    }
 }
 
 impl Machine for Running {
@@ -290,6 +341,18 @@ impl Machine for Running {
     fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), DriverError> {
         let arguments = json!({ "node-name": format!("disk{index}"), "size": bytes });
         self.monitor.execute_with("block_resize", &arguments).map(drop)
+    }
+
+    fn prepare_save(&self) -> Result<(), DriverError> {
+        self.saver()?.binary_sha256().map(drop)
+    }
+
+    fn save(&self, files: &SaveFiles, is_wanted: &dyn Fn() -> bool) -> Result<Saved, DriverError> {
+        self.saver()?.save(&self.monitor, &self.version, files, is_wanted)
+    }
+
+    fn set_link(&self, up: bool) -> Result<(), DriverError> {
+        save::set_link(&self.monitor, up)
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {
@@ -376,6 +439,28 @@ mod tests {
         let text = text(&command_of(plan));
         assert!(text.contains("\n-netdev tap,id=net0,fd=6\n"), "{text}");
         assert!(text.contains("\n-device virtio-net-device,netdev=net0,mac=02:4e:58:00:00:01\n"), "{text}");
+    }
+
+    #[test]
+    fn a_restored_guest_waits_for_its_state_and_boots_no_kernel() {
+        let mut plan = plan();
+        let booted = text(&command_of(plan.clone()));
+        plan.restore = Some(crate::vmm::plan::Restore {
+            state: "/c/state".into(),
+            ram: "/c/ram".into(),
+            kind: crate::vmm::plan::SavedKind::Shared,
+            nonce: "00ff".into(),
+        });
+        let restored = text(&command_of(plan));
+        let options = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let (booted, restored) = (options(&booted), options(&restored));
+        let lost: Vec<_> = booted.iter().filter(|option| !restored.contains(option)).collect();
+        let new: Vec<_> = restored.iter().filter(|option| !booted.contains(option)).collect();
+        let names = |options: &[&String]| -> Vec<String> {
+            options.iter().filter_map(|option| Some(option.split_once(' ')?.0.to_owned())).collect()
+        };
+        assert_eq!(names(&lost), ["-append", "-kernel", "-initrd"]);
+        assert_eq!(new, ["-incoming defer", "-S"]);
     }
 
     #[test]

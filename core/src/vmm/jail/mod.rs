@@ -136,8 +136,11 @@ impl Jail {
         let uid = uid_of(plan);
         chown(&root, Some(uid), Some(uid)).map_err(file("change the owner of", &root))?;
         let mut jail = Self { root, uid, files: Files::of(plan) };
-        jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
-        jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
+        // A restored guest has its kernel in its memory.
+        if plan.restore.is_none() {
+            jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
+            jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
+        }
         for (index, drive) in plan.drives.iter().enumerate() {
             let inside = jail.bring(&drive.path, &format!("drive-{}", drive.id), !drive.read_only)?;
             jail.files.drives[index] = inside;
