@@ -15,7 +15,7 @@ use crate::vmm::vsock::{Backend, SerialLink};
 /// The shim's part. It ends on drop.
 pub(super) enum GuestLink {
     /// The vsock device itself.
-    Vsock(Backend),
+    Vsock(#[expect(dead_code, reason = "it works until it is dropped")] Backend),
     /// What speaks over the ports of a virtio-serial device.
     Serial(SerialLink),
 }
