@@ -80,6 +80,7 @@ fn plain() -> Configure {
         mounts: Vec::new(),
         files: Vec::new(),
         proxy: None,
+        resume: None,
     }
 }
 
