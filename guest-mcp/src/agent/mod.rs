@@ -17,6 +17,7 @@ mod mcp;
 mod mounts;
 mod network;
 mod open;
+mod resume;
 pub(crate) mod rpc;
 mod services;
 mod stream;
@@ -110,6 +111,8 @@ pub(crate) struct Agent {
     protocol: u32,
     settings: RwLock<Arc<Settings>>,
     host_clock: clock::HostClock,
+    /// How long commands may stand still for a checkpoint.
+    quiet: resume::Quiet,
     /// The process that holds all commands.
     pub(crate) holder: Holder,
     /// The proxy to other machines.
@@ -134,6 +137,7 @@ impl Agent {
             protocol,
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
+            quiet: resume::Quiet::default(),
             holder,
             proxy: Proxy::default(),
             uploads: Uploads::default(),
