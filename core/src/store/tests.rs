@@ -1,3 +1,4 @@
+mod checkpoints;
 mod leases;
 mod upgrades;
 
@@ -61,6 +62,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
         created_at: Timestamp::from_millis(now().as_millis()),
         started_at: None,
         expires_at: None,
+        lineage: vms::Lineage::default(),
     }
 }
 

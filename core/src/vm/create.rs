@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::tokens::Usage;
-use crate::store::vms::{VmRecord, VmSpec};
+use crate::store::vms::{Lineage, VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, leases, now, random_id, vms};
 
 /// Begins to create a VM and returns the operation's id; the operation runs in the background. Fails on bad arguments before anything changes.
@@ -95,6 +95,7 @@ pub(crate) async fn begin(
                 created_at: now(),
                 started_at: None,
                 expires_at,
+                lineage: Lineage::default(),
                 spec,
             };
             let taken = Usage {

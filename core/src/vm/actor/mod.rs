@@ -561,5 +561,11 @@ fn processes_of(shim: &ShimClient) -> Option<VmProcesses> {
 
 fn guest_record(hello: Hello) -> GuestRecord {
     let protocol = hello.protocol.min(nexus_schema::link::PROTOCOL);
-    GuestRecord { hello: Hello { token: None, ..hello }, protocol, configured: false, problems: Vec::new() }
+    GuestRecord {
+        hello: Hello { token: None, resumed: None, ..hello },
+        protocol,
+        configured: false,
+        problems: Vec::new(),
+        resumed: None,
+    }
 }
