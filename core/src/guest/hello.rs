@@ -273,10 +273,11 @@ impl Session {
             return Ok(());
         }
         // Files are sent once, and not to an agent that reconnects; nor does that one renew anything again.
-        let mut configure = self.configure.lock().unwrap_or_else(PoisonError::into_inner);
-        configure.files.clear();
-        configure.resume = None;
-        drop(configure);
+        {
+            let mut configure = self.configure.lock().unwrap_or_else(PoisonError::into_inner);
+            configure.files.clear();
+            configure.resume = None;
+        }
         conversation.say(&HostMessage::Welcome {}).await
     }
 

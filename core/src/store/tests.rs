@@ -11,6 +11,7 @@ use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
 use nexus_schema::tools::vm::{DriverChoice, VmState};
 use nexus_schema::{ByteSize, Reference, Timestamp};
 
+pub(crate) use self::checkpoints::checkpoint;
 use super::vms::{TmpPlace, VmRecord, VmSpec};
 use super::*;
 
@@ -47,6 +48,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             start: true,
             idle_stop: None,
             run: None,
+            checkpoints: false,
         },
         image_id: None,
         image_name: "debian".into(),

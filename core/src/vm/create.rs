@@ -244,7 +244,7 @@ async fn prepare(
     progress.step("cloning the root drive");
     let drive = DriveRecord {
         id: random_id(),
-        name: drive_name(&record.name, record.id)?,
+        name: root_name(&record.name, record.id)?,
         image_id: Some(image.id),
         parent_id: None,
         made_for: Some(record.id),
@@ -481,7 +481,7 @@ fn made_up_name(id: VmId) -> Result<Name, ToolError> {
 }
 
 /// Returns the root drive's name: the VM's name, truncated if necessary, and a part of its id.
-fn drive_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
+fn root_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
     let id = id.to_string();
     let head: String = vm.as_str().chars().take(nexus_schema::name::NAME_MAX - 12).collect();
     format!("{head}-root-{}", &id[id.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))

@@ -157,7 +157,7 @@ impl Server {
                     self.later(id, async move {
                         // The clock first: what runs then sees no jump.
                         let clock = agent.set_clock(params.time_unix_ns);
-                        let thawed = super::resume::thaw(&agent).await;
+                        let thawed = super::resume::thaw(&agent);
                         match clock.and(thawed) {
                             Ok(()) => Ok(json!({})),
                             Err(error) => Err(Failure::new(INTERNAL_ERROR, reason(&error))),

@@ -12,12 +12,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use nexus_schema::link::{Configure, QUIET_MAX, Quiesced, Resume, ResumeKind, Resumed};
+use tokio::process::Command;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Agent, Place, clock, configure, hello, network};
@@ -30,8 +32,6 @@ use crate::sys;
 const SYNC_MAX: Duration = Duration::from_secs(2);
 /// Timeout of new SSH host keys, and of all hooks together.
 const PROGRAM_MAX: Duration = Duration::from_secs(10);
-/// The interval of checks whether a program has ended.
-const STEP: Duration = Duration::from_millis(10);
 /// The image's hooks: programs that renew what only they know of.
 const HOOKS: &str = "/etc/nexus/fork.d";
 /// The id of the machine, and the copy that D-Bus has.
@@ -69,32 +69,26 @@ pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
     agent.quiet.set(Some(AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::time::sleep(QUIET_MAX).await;
         say(format_args!("the host did not end its checkpoint: commands go on"));
-        let thawed = tokio::task::spawn_blocking(move || freeze::thaw(init));
-        if let Ok(Err(error)) = thawed.await {
+        if let Err(error) = freeze::thaw(init) {
             say(format_args!("let commands go on: {error}"));
         }
         // Last, because this ends the task.
         waiting.quiet.set(None);
     }))));
-    let frozen = tokio::task::spawn_blocking(move || freeze::freeze(init)).await;
-    let frozen = match frozen {
-        Ok(Ok(frozen)) => frozen,
-        Ok(Err(error)) => {
-            say(format_args!("stop commands for a checkpoint: {error}"));
-            false
-        }
-        Err(_) => false,
-    };
+    let frozen = freeze::freeze(init).await.unwrap_or_else(|error| {
+        say(format_args!("stop commands for a checkpoint: {error}"));
+        false
+    });
     let sync = tokio::task::spawn_blocking(rustix::fs::sync);
     let synced = matches!(tokio::time::timeout(SYNC_MAX, sync).await, Ok(Ok(())));
     Quiesced { frozen, synced }
 }
 
 /// Lets commands go on.
-pub(super) async fn thaw(agent: &Arc<Agent>) -> io::Result<()> {
+pub(super) fn thaw(agent: &Arc<Agent>) -> io::Result<()> {
     agent.quiet.set(None);
     let Place::Vm { init } = agent.place else { return Ok(()) };
-    tokio::task::spawn_blocking(move || freeze::thaw(init)).await.map_err(io::Error::other)?
+    freeze::thaw(init)
 }
 
 /// Goes on in a restored guest, whose link is made anew: only what it renews lets its commands run from here on.
@@ -135,6 +129,7 @@ pub(super) async fn finish(
 ) -> Resumed {
     let needed = problems.iter().filter(|problem| NEEDED.iter().any(|start| problem.starts_with(start)));
     let failed: Vec<String> = needed.cloned().collect();
+    let (kind, run_hooks) = (resume.kind, resume.run_hooks);
     let resumed = blocking(resumed, move |mut steps| {
         if failed.is_empty() && steps.0.failed.is_empty() {
             steps.0.renewed.extend(["hostname".to_owned(), "token".to_owned()]);
@@ -145,21 +140,23 @@ pub(super) async fn finish(
         }
         if resume.kind == ResumeKind::Fork {
             steps.note("kernel boot id", cover_boot_id());
-            if has_host_keys(Path::new(SSH)) {
-                steps.note("SSH host keys", renew_host_keys(Path::new(SSH)));
-            }
-        }
-        if resume.run_hooks && steps.0.failed.is_empty() {
-            match run_hooks(Path::new(HOOKS), resume.kind) {
-                Ok(0) => {}
-                ran => steps.note("hooks of the image", ran.map(drop)),
-            }
         }
         steps
     })
     .await;
+    let mut steps = Steps(resumed);
+    if kind == ResumeKind::Fork && has_host_keys(Path::new(SSH)) {
+        steps.note("SSH host keys", renew_host_keys(Path::new(SSH)).await);
+    }
+    if run_hooks && steps.0.failed.is_empty() {
+        match hooks(Path::new(HOOKS), kind).await {
+            Ok(0) => {}
+            ran => steps.note("hooks of the image", ran.map(drop)),
+        }
+    }
+    let resumed = steps.0;
     if resumed.failed.is_empty()
-        && let Err(error) = thaw(agent).await
+        && let Err(error) = thaw(agent)
     {
         let failed = vec![format!("let commands go on: {}", reason(&error))];
         return Resumed { failed, ..resumed };
@@ -230,13 +227,13 @@ fn has_host_keys(directory: &Path) -> bool {
 }
 
 /// Removes the host keys and makes new ones. Without the old ones nothing is shared, whatever becomes of the new ones.
-fn renew_host_keys(directory: &Path) -> io::Result<()> {
+async fn renew_host_keys(directory: &Path) -> io::Result<()> {
     for key in host_keys(directory) {
         std::fs::remove_file(key)?;
     }
     let mut program = Command::new("ssh-keygen");
     program.arg("-A");
-    match run(program, Instant::now() + PROGRAM_MAX) {
+    match run(program, Instant::now() + PROGRAM_MAX).await {
         // Slow ones are made while commands run.
         Ok(()) => Ok(()),
         Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NotFound) => Ok(()),
@@ -245,7 +242,7 @@ fn renew_host_keys(directory: &Path) -> io::Result<()> {
 }
 
 /// Runs the executable files of a directory in the order of their names; returns how many there are.
-fn run_hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
+async fn hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries?,
@@ -259,7 +256,7 @@ fn run_hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
     for hook in &hooks {
         let mut program = Command::new(hook);
         program.env("NEXUS_RESUME", kind.as_str());
-        run(program, deadline).map_err(|error| {
+        run(program, deadline).await.map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {}", hook.display(), reason(&error)))
         })?;
     }
@@ -267,18 +264,13 @@ fn run_hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
 }
 
 /// Runs a program until a deadline; one that takes longer is left running, and is an error.
-fn run(mut program: Command, deadline: Instant) -> io::Result<()> {
+async fn run(mut program: Command, deadline: Instant) -> io::Result<()> {
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     program.env("PATH", crate::commands::PATH);
     let mut child = program.spawn()?;
-    loop {
-        match child.try_wait()? {
-            Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(io::Error::other(status.to_string())),
-            None if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
-            None => std::thread::sleep(STEP),
-        }
-    }
+    let status = tokio::time::timeout_at(deadline, child.wait()).await;
+    let status = status.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
 }
 
 #[cfg(test)]
@@ -291,18 +283,18 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    #[test]
-    fn hooks_run_in_order_and_a_failure_is_told_by_name() {
-        let (hooks, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    #[tokio::test]
+    async fn hooks_run_in_order_and_a_failure_is_told_by_name() {
+        let (own, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let said = out.path().join("said");
-        assert_eq!(run_hooks(&hooks.path().join("none"), ResumeKind::Fork).unwrap(), 0);
-        hook(hooks.path(), "20-b", &format!("echo b $NEXUS_RESUME >> {}", said.display()), 0o755);
-        hook(hooks.path(), "10-a", &format!("echo a >> {}", said.display()), 0o755);
-        hook(hooks.path(), "README", "exit 1", 0o644);
-        assert_eq!(run_hooks(hooks.path(), ResumeKind::Rollback).unwrap(), 2);
+        assert_eq!(hooks(&own.path().join("none"), ResumeKind::Fork).await.unwrap(), 0);
+        hook(own.path(), "20-b", &format!("echo b $NEXUS_RESUME >> {}", said.display()), 0o755);
+        hook(own.path(), "10-a", &format!("echo a >> {}", said.display()), 0o755);
+        hook(own.path(), "README", "exit 1", 0o644);
+        assert_eq!(hooks(own.path(), ResumeKind::Rollback).await.unwrap(), 2);
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\n");
-        hook(hooks.path(), "15-c", "exit 3", 0o755);
-        let error = run_hooks(hooks.path(), ResumeKind::Fork).unwrap_err().to_string();
+        hook(own.path(), "15-c", "exit 3", 0o755);
+        let error = hooks(own.path(), ResumeKind::Fork).await.unwrap_err().to_string();
         assert!(error.contains("15-c") && error.contains('3'), "{error}");
         // Those after it did not run.
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\na\n");

@@ -18,8 +18,8 @@ const INIT: &str = "init.scope";
 /// How deep cgroups are looked for.
 const DEPTH_MAX: usize = 16;
 
-/// Stops all commands; beside the image's init also everything else but that init and this agent. Returns whether they stand still. Blocks.
-pub(crate) fn freeze(init: InitMode) -> io::Result<bool> {
+/// Stops all commands; beside the image's init also everything else but that init and this agent. Returns whether they stand still.
+pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
     let groups = groups(init)?;
     for group in &groups {
         std::fs::write(group.join("cgroup.freeze"), "1")?;
@@ -32,11 +32,11 @@ pub(crate) fn freeze(init: InitMode) -> io::Result<bool> {
         if Instant::now() >= deadline {
             return Ok(false);
         }
-        std::thread::sleep(STEP);
+        tokio::time::sleep(STEP).await;
     }
 }
 
-/// Lets everything go on that [`freeze`] stopped. Commands that are being killed stay as they are. Blocks.
+/// Lets everything go on that [`freeze`] stopped. Commands that are being killed stay as they are.
 pub(crate) fn thaw(init: InitMode) -> io::Result<()> {
     let mut result = Ok(());
     for group in groups(init)? {

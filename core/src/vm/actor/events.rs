@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use nexus_schema::DriverKind;
-use nexus_schema::link::ByeReason;
+use nexus_schema::link::{ByeReason, Hello};
 use nexus_schema::tools::vm::VmState;
 
 use super::reboots::{self, Reboot};
-use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record, processes_of};
+use super::{Actor, DAEMON, DELETE_PATIENCE, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
+use crate::store::vms::GuestRecord;
 use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::last_words;
 use crate::vm::mishap;
@@ -68,6 +69,7 @@ impl Actor {
                 boot.dial(&self.shared, &self.record);
                 let mut guest = guest_record(hello);
                 guest.problems = ack.problems;
+                guest.resumed = ack.resumed;
                 guest.configured = true;
                 self.record.guest = Some(guest);
                 // In the same write: files are written to the guest only once; later changes of them are up to the guest.
@@ -90,6 +92,12 @@ impl Actor {
                 }
                 let error = view::outdated(self.record.name.as_str(), protocol);
                 boot.misbehaved = Some(error.message);
+                if matches!(self.record.state, VmState::Starting | VmState::Running) {
+                    boot.deadline = Some(Instant::now());
+                }
+            }
+            GuestEvent::Unrenewed { what } => {
+                boot.misbehaved = Some(what);
                 if matches!(self.record.state, VmState::Starting | VmState::Running) {
                     boot.deadline = Some(Instant::now());
                 }
@@ -220,7 +228,7 @@ impl Actor {
     }
 
     /// Ends a boot at once, with its VMM.
-    async fn kill_boot(&mut self) {
+    pub(super) async fn kill_boot(&mut self) {
         let Some(boot) = self.boot.as_ref() else { return };
         if let Err(error) = boot.shim.kill().await {
             tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
@@ -376,4 +384,15 @@ fn failed_writes(drives: &[DriveRecord]) -> String {
     format!(
         "{DISK_FULL}the host has no space for what the guest writes, and its writes fail; its writable drives: {names}; free space on the host"
     )
+}
+
+fn guest_record(hello: Hello) -> GuestRecord {
+    let protocol = hello.protocol.min(nexus_schema::link::PROTOCOL);
+    GuestRecord {
+        hello: Hello { token: None, resumed: None, ..hello },
+        protocol,
+        configured: false,
+        problems: Vec::new(),
+        resumed: None,
+    }
 }
