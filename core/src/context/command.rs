@@ -116,6 +116,8 @@ pub(crate) struct Taken {
     pub(crate) record: VmRecord,
     /// Its drives, in the order of their copies.
     pub(crate) drives: Vec<DriveRecord>,
+    /// Whether the machine has a network card.
+    pub(crate) interface: bool,
     /// Whether commands stood still and filesystems were synced.
     pub(crate) quiesced: bool,
     /// How long the guest stood still, in milliseconds.

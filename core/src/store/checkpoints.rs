@@ -41,6 +41,9 @@ pub struct Manifest {
     pub host: HostFacts,
     /// Whether its memory was mapped from another checkpoint when it was saved, which makes another form of device state.
     pub private: bool,
+    /// Whether the machine has a network card.
+    #[serde(default)]
+    pub interface: bool,
     /// SHA-256 of the file with the devices' state.
     pub state_sha256: String,
     /// Digest of the file with the memory, as [`crate::os::pages`] defines it.

@@ -300,7 +300,8 @@ impl Boot {
         // One that does not prove in time what it renewed is ended before its commands could go on.
         let patience = if is_restored { QUIET_MAX / 2 } else { shared.boot_timeout(plan.accel) };
         let boot = Self::new(shim, plan.accel, listeners, events, patience, clock);
-        let watched = (plan.accel == Accel::Tcg && !is_restored).then(|| mishap::until_timer_lost(plan.directory.clone()));
+        let watched = (plan.accel == Accel::Tcg && !is_restored)
+            .then(|| mishap::until_timer_lost(plan.directory.clone()));
         let has_interface = plan.interface.is_some();
         Ok(Self {
             has_interface,

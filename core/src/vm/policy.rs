@@ -105,8 +105,9 @@ pub(crate) fn checkpoint(name: &str, state: VmState) -> Result<(), ToolError> {
         }
         Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
             .hint("call vm_restart with force: true")),
-        Created | Stopped | Crashed | Failed => Err(wrong_state(name, state, ready)
-            .hint("call vm_start first; to keep a stopped VM's disk, clone it with drive_create from: drive:NAME")),
+        Created | Stopped | Crashed | Failed => Err(wrong_state(name, state, ready).hint(
+            "call vm_start first; to keep a stopped VM's disk, clone it with drive_create from: drive:NAME",
+        )),
         Stopping => Err(wrong_state(name, state, ready)
             .hint("call vm_restart, which waits until it is stopped and starts it")),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
@@ -117,7 +118,9 @@ pub(crate) fn checkpoint(name: &str, state: VmState) -> Result<(), ToolError> {
 /// Refuses a checkpoint of a VM that cannot be saved, with how to make one that can.
 pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
     let driver = vm.driver.as_deref().unwrap_or_default();
-    let can = DriverKind::named(driver).is_some_and(|driver| Caps::of(driver).checkpoint);
+    // One that was never started is of no driver yet.
+    let can =
+        driver.is_empty() || DriverKind::named(driver).is_some_and(|driver| Caps::of(driver).checkpoint);
     let message = match (can, vm.spec.checkpoints) {
         (true, true) => return Ok(()),
         (true, false) => format!("{} was made without checkpoints: true, so it cannot be saved", vm.name),
@@ -356,7 +359,7 @@ mod tests {
     fn a_vm_that_cannot_be_saved_is_told_how_to_make_one_that_can() {
         let mut vm = crate::store::tests::vm("web", 3);
         for (driver, checkpoints, said) in [
-            (None, true, "cannot save"),
+            (None, false, "made without checkpoints: true"),
             (Some("process"), true, "runs under process, which cannot save"),
             (Some("qemu"), false, "made without checkpoints: true"),
         ] {

@@ -9,6 +9,7 @@ use nexus_schema::tools::vm::VmFile;
 use nexus_schema::{ErrorCode, Name};
 
 use super::*;
+use crate::store::checkpoints;
 use crate::store::drives::DriveRecord;
 use crate::store::images::ImageRecord;
 use crate::store::leases;

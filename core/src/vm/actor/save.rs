@@ -70,6 +70,7 @@ impl Actor {
         let pause_ms = u64::try_from(paused.elapsed().as_millis()).unwrap_or(u64::MAX);
         failpoint::reach("checkpoint-released");
         boot.let_go(&self.shared, &self.record);
+        let interface = boot.has_interface;
         if let Some(link) = &boot.link {
             thaw(link).await;
         }
@@ -79,7 +80,7 @@ impl Actor {
         let ran_quiet = saved_at.duration_since(quiet_since).saturating_sub(written);
         let quiesced = quiesced.frozen && quiesced.synced && ran_quiet < QUIET_MAX / 2;
         let (record, drives) = (self.record.clone(), self.drives.clone());
-        Ok(Taken { saved, record, drives, quiesced, pause_ms })
+        Ok(Taken { saved, record, drives, interface, quiesced, pause_ms })
     }
 }
 

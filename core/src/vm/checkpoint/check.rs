@@ -174,7 +174,9 @@ pub(super) fn check_files(directory: &Path, expected: &Manifest) -> Result<(), C
     }
     let drives = directory.join(checkpoint_files::DRIVES);
     let mut sizes = Vec::new();
-    for entry in std::fs::read_dir(&drives).map_err(|source| CheckError::Read { path: drives.clone(), source })? {
+    for entry in
+        std::fs::read_dir(&drives).map_err(|source| CheckError::Read { path: drives.clone(), source })?
+    {
         let length = entry.and_then(|entry| entry.metadata()).map(|found| found.len());
         sizes.push(length.map_err(|source| CheckError::Read { path: drives.clone(), source })?);
     }
@@ -254,6 +256,7 @@ mod tests {
             guest: GuestRecord { hello, protocol: 1, configured: true, problems: Vec::new(), resumed: None },
             host: host(),
             private: false,
+            interface: false,
             state_sha256: pages::sha256_of_file(&at(checkpoint_files::STATE)).unwrap(),
             ram_sha256: pages::sha256(&at(checkpoint_files::RAM)).unwrap(),
             quiesced: true,

@@ -14,7 +14,7 @@ mod take;
 
 pub(crate) use check::{choose, problem};
 pub(crate) use remove::{expire, remove, sweep};
-pub(crate) use restore::{Child, Forking, fork, rollback, undo_forks};
+pub(crate) use restore::{Child, Forking, fork, rollback, same_card, undo_forks};
 pub(crate) use take::{Wanted, take};
 
 use nexus_schema::id::{CheckpointId, CheckpointKind};

@@ -46,9 +46,13 @@ pub(crate) async fn expire(shared: &Arc<Shared>) {
     };
     for checkpoint in expired {
         match remove(shared, &checkpoint).await {
-            Ok(()) => tracing::info!(checkpoint = %checkpoint.name, vm = %checkpoint.vm_name, "removed an expired checkpoint"),
+            Ok(()) => {
+                tracing::info!(checkpoint = %checkpoint.name, vm = %checkpoint.vm_name, "removed an expired checkpoint")
+            }
             Err(error) if matches!(error.code, ErrorCode::InUse | ErrorCode::Busy) => {}
-            Err(error) => tracing::warn!(checkpoint = %checkpoint.name, %error, "cannot remove an expired checkpoint"),
+            Err(error) => {
+                tracing::warn!(checkpoint = %checkpoint.name, %error, "cannot remove an expired checkpoint")
+            }
         }
     }
 }

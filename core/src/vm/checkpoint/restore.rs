@@ -7,10 +7,10 @@ use std::time::Instant;
 use futures::future::join_all;
 use nexus_schema::id::{BootId, DriveId, OpId, VmId};
 use nexus_schema::link::ResumeKind;
-use nexus_schema::network::NetworkPolicy;
+use nexus_schema::name::NAME_MAX;
+use nexus_schema::network::{NetworkMode, NetworkPolicy};
 use nexus_schema::tools::checkpoint::{RestoreContract, RestoredVm};
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::name::NAME_MAX;
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Timestamp, ToolError};
 
 use super::check::check;
@@ -45,11 +45,13 @@ pub(crate) async fn rollback(
     let manifest = check(shared, checkpoint).await?;
     let id = checkpoint.id;
     let copies = shared.store.read(move |db| checkpoints::drives_of(db, id)).await.map_err(store_error)?;
-    let (name, own) = {
+    let (name, own, mode) = {
         let view = handle.view.borrow();
-        (view.record.name.clone(), view.drives.iter().map(|drive| drive.id).collect::<Vec<_>>())
+        let own: Vec<DriveId> = view.drives.iter().map(|drive| drive.id).collect();
+        (view.record.name.clone(), own, view.record.spec.network.mode)
     };
     same_drives(&name, checkpoint, &own, &copies)?;
+    same_card(&manifest, mode)?;
     let directory = shared.paths.checkpoint(id);
     let files = copies.iter().map(|copy| (copy.drive, file_of(&directory, copy), copy.size));
     let restore = Box::new(RestoreFrom {
@@ -67,7 +69,9 @@ pub(crate) async fn rollback(
     let boot = ask(handle, |reply| Command::Restore { restore, reply }).await?;
     failpoint::reach("rollback-launched");
     let ready = until_ready(&mut handle.view.clone(), boot, progress).await;
-    ready.map_err(|error| error_of_restore(error, "vm_start starts it from its disk, which is that of the checkpoint"))?;
+    ready.map_err(|error| {
+        error_of_restore(error, "vm_start starts it from its disk, which is that of the checkpoint")
+    })?;
     restored(handle, boot, ResumeKind::Rollback, quiesced, begun)
 }
 
@@ -88,8 +92,20 @@ fn same_drives(
         checkpoint.name,
         names.join(", ")
     );
-    Err(ToolError::new(ErrorCode::Changed, message)
-        .hint("attach and detach drives until it has those, or make another VM of the checkpoint with vm_fork"))
+    Err(ToolError::new(ErrorCode::Changed, message).hint(
+        "attach and detach drives until it has those, or make another VM of the checkpoint with vm_fork",
+    ))
+}
+
+/// Refuses a network mode that needs a network card where the saved machine has none, or the other way round.
+pub(crate) fn same_card(manifest: &Manifest, mode: NetworkMode) -> Result<(), ToolError> {
+    let message = match (manifest.interface, mode == NetworkMode::Nat) {
+        (true, true) | (false, false) => return Ok(()),
+        (true, false) => "the saved machine has a network card, which only network nat has",
+        (false, true) => "the saved machine has no network card, which network nat needs",
+    };
+    Err(ToolError::invalid(message)
+        .hint("use the network mode that the VM had when the checkpoint was taken"))
 }
 
 fn file_of(directory: &std::path::Path, copy: &CheckpointDrive) -> PathBuf {
@@ -118,7 +134,10 @@ fn restored(
     let view = handle.view.borrow();
     let record = &view.record;
     if record.boot_id != Some(boot) {
-        return Err(ToolError::new(ErrorCode::Changed, format!("{} was started anew meanwhile", record.name)));
+        return Err(ToolError::new(
+            ErrorCode::Changed,
+            format!("{} was started anew meanwhile", record.name),
+        ));
     }
     Ok(RestoredVm {
         id: record.id,
@@ -235,13 +254,13 @@ async fn insert(
             disk: disk.saturating_mul(count),
         };
         forking.charges.iter().try_for_each(|charge| charge.check(tx, taken, None))?;
-        let made = forking.children.iter().map(|child| {
+        let made = forking.children.iter().map(|child| -> Result<Made, StoreError> {
             let record = child_of(tx, &checkpoint, &manifest, &forking, child)?;
             vms::insert(tx, &record)?;
             checkpoints::claim_fork(tx, forking.op, record.id)?;
             let state = Some(VmState::Creating);
             history::insert(tx, record.id, &record.name, None, state, REQUESTED, &forking.owner, None)?;
-            let drives = copies.iter().map(|copy| {
+            let drives = copies.iter().map(|copy| -> Result<DriveRecord, StoreError> {
                 let drive = drive_of(tx, copy, &record)?;
                 drives::insert(tx, &drive)?;
                 drive.attachment.iter().try_for_each(|to| drives::attach(tx, drive.id, to))?;
@@ -310,11 +329,7 @@ fn child_of(
 }
 
 /// The row of a forked VM's drive.
-fn drive_of(
-    tx: &Transaction<'_>,
-    copy: &CheckpointDrive,
-    vm: &VmRecord,
-) -> Result<DriveRecord, StoreError> {
+fn drive_of(tx: &Transaction<'_>, copy: &CheckpointDrive, vm: &VmRecord) -> Result<DriveRecord, StoreError> {
     let id: DriveId = random_id();
     let image_id = match copy.image_id {
         Some(image) => images::get(tx, &Reference::Id(image))?.map(|image| image.id),
@@ -449,8 +464,7 @@ mod tests {
 
     #[test]
     fn the_contract_says_what_the_guest_renewed_and_what_nobody_can() {
-        let resumed =
-            Resumed { renewed: vec!["clock".into()], failed: Vec::new(), clock_behind_ms: 14_000 };
+        let resumed = Resumed { renewed: vec!["clock".into()], failed: Vec::new(), clock_behind_ms: 14_000 };
         let mut guest: GuestRecord = serde_json::from_value(serde_json::json!({
             "hello": { "protocol": 1, "min_protocol": 1, "build": "", "kernel": "", "arch": "", "kernel_boot_id": "", "uptime_ms": 1,
                 "init": "agent" },
@@ -459,7 +473,10 @@ mod tests {
         .unwrap();
         guest.resumed = Some(resumed);
         let fork = contract(ResumeKind::Fork, true, Some(&guest));
-        assert_eq!((fork.renewed, fork.clock_behind_ms, fork.quiesced), (vec!["clock".to_owned()], 14_000, true));
+        assert_eq!(
+            (fork.renewed, fork.clock_behind_ms, fork.quiesced),
+            (vec!["clock".to_owned()], 14_000, true)
+        );
         assert_eq!((fork.not_renewed.len(), fork.kept.len()), (2, 3));
         assert_eq!(contract(ResumeKind::Rollback, false, None).not_renewed.len(), 1);
     }

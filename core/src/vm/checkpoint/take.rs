@@ -9,7 +9,6 @@ use nexus_schema::{ErrorCode, Name, Timestamp, ToolError};
 use tokio::task::spawn_blocking;
 
 use super::check::facts_of;
-use super::choose;
 use crate::access::Charge;
 use crate::context::{Command, Handle, Shared, Take, Taken};
 use crate::drive::DISK;
@@ -158,8 +157,9 @@ async fn make(
     let taken = ask(handle, |reply| Command::Checkpoint { take, reply }).await?;
     progress.step("writing the checkpoint to the disk");
     let facts = host_facts(shared, &taken).await?;
-    let Taken { saved, record, drives, quiesced, pause_ms } = *taken;
-    let (Some(boot_id), Some(token), Some(guest)) = (record.boot_id, record.token.clone(), record.guest.clone())
+    let Taken { saved, record, drives, interface, quiesced, pause_ms } = *taken;
+    let (Some(boot_id), Some(token), Some(guest)) =
+        (record.boot_id, record.token.clone(), record.guest.clone())
     else {
         return Err(ToolError::internal(format!("{} is ready, but has no boot", record.name)));
     };
@@ -179,6 +179,7 @@ async fn make(
         guest,
         host: facts,
         private: saved.kind == SavedKind::Private,
+        interface,
         state_sha256: saved.state_sha256,
         ram_sha256: saved.ram_sha256,
         quiesced,
