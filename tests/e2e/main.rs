@@ -12,4 +12,5 @@ mod nat;
 mod oci;
 mod recovery;
 mod releases;
+mod serial;
 mod user_nat;

@@ -99,15 +99,15 @@ pub(crate) struct Attach {
 /// What of a checkpoint the VM's task does.
 #[derive(Debug)]
 pub(crate) struct Take {
-    /// The directory for the copies of drives; it exists.
-    pub(crate) drives: PathBuf,
+    /// The directory of the checkpoint, with one for the copies of drives in it.
+    pub(crate) directory: PathBuf,
     /// Only if this is the VM's boot.
     pub(crate) if_boot: Option<BootId>,
     /// For its cancellation.
     pub(crate) progress: Progress,
 }
 
-/// A VM whose memory was saved. Its files are in [`vm_files::SAVE`](crate::os::paths::vm_files::SAVE) of the VM's directory.
+/// A VM whose memory was saved. Its files are not synced yet.
 #[derive(Debug)]
 pub(crate) struct Taken {
     /// What the VMM saved.

@@ -18,7 +18,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nexus_schema::id::InstanceId;
-use nexus_schema::tools::vm::DriverChoice;
 use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use tokio::sync::{Notify, RwLock};
 use tokio_util::task::TaskTracker;
@@ -45,7 +44,7 @@ use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
 use crate::provision::Provision;
 use crate::store::Store;
-use crate::store::vms::VmRecord;
+use crate::store::vms::{VmRecord, VmSpec};
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
 
@@ -130,13 +129,17 @@ impl Shared {
         Ok(host)
     }
 
-    /// Returns the VMM for a VM that requests `driver`.
-    pub(crate) async fn choose_driver(&self, driver: DriverChoice) -> Result<Choice, ToolError> {
-        if let Ok(choice) = self.host(false).await?.choose(driver) {
+    /// Returns the VMM for a VM.
+    pub(crate) async fn choose_driver(&self, spec: &VmSpec) -> Result<Choice, ToolError> {
+        let choose = |host: &doctor::Host| match spec.checkpoints {
+            false => host.choose(spec.driver),
+            true => host.choose_for_checkpoints(spec.driver),
+        };
+        if let Ok(choice) = choose(&*self.host(false).await?) {
             return Ok(choice);
         }
         // A VMM may have been installed since.
-        self.host(true).await?.choose(driver)
+        choose(&*self.host(true).await?)
     }
 
     /// Returns whether VMs boot a kernel here; with the `process` driver they do not.

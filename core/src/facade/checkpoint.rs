@@ -219,10 +219,8 @@ impl Shared {
         row: CheckpointRecord,
     ) -> Result<CheckpointDetails, ToolError> {
         let (id, vm) = (row.id, row.vm);
-        let known = self.store.read(move |db| -> Result<_, StoreError> {
-            Ok((checkpoints::users_of(db, id)?, checkpoints::is_current(db, id, vm)?))
-        });
-        let (users, current) = known.await.map_err(store_error)?;
+        let known = self.store.read(move |db| checkpoints::is_current(db, id, vm));
+        let current = known.await.map_err(store_error)?;
         let problem = checkpoint::problem(self, &row).await;
         let Some(manifest) = row.manifest else {
             return Err(ToolError::internal(format!("checkpoint {id} has no manifest")));
@@ -242,7 +240,6 @@ impl Shared {
             memory_bytes: row.memory_bytes,
             disk_bytes: row.disk_bytes,
             quiesced: manifest.quiesced,
-            used_by: users.into_iter().map(|(_, name)| name).collect(),
             pause_ms: row.pause_ms,
             created_at: row.created_at,
             expires_at: row.expires_at,

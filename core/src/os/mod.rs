@@ -16,7 +16,7 @@ pub mod memory;
 #[cfg(test)]
 pub(crate) mod mounted;
 pub(crate) mod own_mounts;
-pub(crate) mod pages;
+pub(crate) mod passing;
 pub mod paths;
 pub mod process;
 pub mod random;

@@ -222,8 +222,6 @@ pub mod vm_files {
     pub const VMM_LOG: &str = "vmm.log";
     /// The pipe to [`VMM_LOG`], for a VMM that opens its log by itself.
     pub const VMM_PIPE: &str = "vmm.pipe";
-    /// Where the shim saves the VM's memory for a checkpoint.
-    pub const SAVE: &str = "save";
     /// The directory with the root of a jailed VMM, some levels down.
     pub const JAIL: &str = "jail";
     /// The shim's own log.

@@ -46,7 +46,7 @@ pub struct Manifest {
     pub interface: bool,
     /// SHA-256 of the file with the devices' state.
     pub state_sha256: String,
-    /// Digest of the file with the memory, as [`crate::os::pages`] defines it.
+    /// Digest of the file with the memory, over its pages that are not all zeros.
     pub ram_sha256: String,
     /// Whether commands stood still and filesystems were synced.
     pub quiesced: bool,
@@ -283,16 +283,6 @@ pub fn drives_of(db: &Connection, id: CheckpointId) -> Result<Vec<CheckpointDriv
     let sql = "SELECT * FROM checkpoint_drives WHERE checkpoint_id = ?1 ORDER BY position";
     let mut statement = db.prepare_cached(sql)?;
     let rows = statement.query_map([id.as_i64()], drive)?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// The running VMs whose memory is mapped from a checkpoint, by name.
-pub fn users_of(db: &Connection, id: CheckpointId) -> Result<Vec<(VmId, Name)>, StoreError> {
-    let mut statement = db.prepare_cached(
-        "SELECT id, name FROM vms
-         WHERE mapped_id = ?1 AND state IN ('starting', 'running', 'ready', 'unreachable', 'paused', 'stopping') ORDER BY name",
-    )?;
-    let rows = statement.query_map([id.as_i64()], |row| Ok((row.id("id")?, row.text("name")?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

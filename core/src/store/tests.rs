@@ -47,6 +47,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             kernel: "debian".into(),
             start: true,
             idle_stop: None,
+            checkpoints: false,
             run: None,
             checkpoints: false,
         },

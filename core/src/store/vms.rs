@@ -62,6 +62,9 @@ pub struct VmSpec {
     /// How long it may be idle before it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// Whether it is made so that checkpoints of it can be taken.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub checkpoints: bool,
     /// The only command that it exists for: it is deleted when that has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
@@ -69,6 +72,10 @@ pub struct VmSpec {
 
 const fn yes() -> bool {
     true
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Where `/tmp` of a VM is.
@@ -107,8 +114,6 @@ pub struct Lineage {
     pub parent: Option<VmId>,
     /// The checkpoint that it goes on from: the last one that was taken of it, or that it was restored from.
     pub checkpoint: Option<CheckpointId>,
-    /// The checkpoint whose memory the VMM of its last boot maps.
-    pub mapped: Option<CheckpointId>,
 }
 
 /// The processes of a running VM.
@@ -214,11 +219,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         created_at: row.time("created_at")?,
         started_at: row.time_opt("started_at")?,
         expires_at: row.time_opt("expires_at")?,
-        lineage: Lineage {
-            parent: row.id_opt("parent_id")?,
-            checkpoint: row.id_opt("checkpoint_id")?,
-            mapped: row.id_opt("mapped_id")?,
-        },
+        lineage: Lineage { parent: row.id_opt("parent_id")?, checkpoint: row.id_opt("checkpoint_id")? },
     })
 }
 
@@ -275,7 +276,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             "UPDATE vms SET state = ?3, reason = ?4, generation = ?5, tags = ?6, protected = ?7, image_id = ?8,
                 kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
                 timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
-                spec = ?22, name = ?23, expires_at = ?24, checkpoint_id = ?25, mapped_id = ?26
+                spec = ?22, name = ?23, expires_at = ?24, checkpoint_id = ?25
              WHERE id = ?1 AND generation = ?2",
         )?
         .execute(params![
@@ -304,7 +305,6 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             vm.name.as_str(),
             vm.expires_at.map(Timestamp::as_millis),
             vm.lineage.checkpoint.map(|id| id.as_i64()),
-            vm.lineage.mapped.map(|id| id.as_i64()),
         ])
         .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     if changed == 1 { Ok(()) } else { Err(StoreError::Changed { what: format!("vm {}", vm.name) }) }

@@ -262,9 +262,11 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
+        link: if record.spec.checkpoints { crate::vmm::Link::Serial } else { crate::vmm::Link::Vsock },
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
+        restore: None,
     }
 }
 

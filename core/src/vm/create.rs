@@ -47,7 +47,7 @@ pub(crate) async fn begin(
     }
     let mut spec = spec::check(&params, &name, &defaults)?;
     packages::fill(shared, &mut spec.network).await?;
-    let choice = shared.choose_driver(spec.driver).await?;
+    let choice = shared.choose_driver(&spec).await?;
     let last_address = match spec.network.mode {
         NetworkMode::Nat => {
             network::check(&*shared.host(false).await?, &choice)?;

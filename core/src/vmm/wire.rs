@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::control::{Job, Request};
 
 /// The generation that this build speaks.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 /// The oldest generation that this build supports.
 pub(crate) const PROTOCOL_MIN: u32 = 1;
 /// Name of the field with the generation.
@@ -61,6 +61,7 @@ pub(crate) fn request_line(request: Request, protocol: u32) -> Result<Vec<u8>, W
         | Request::Wait => true,
         Request::Watch => protocol >= 2,
         Request::Hold { .. } | Request::Release => protocol >= 3,
+        Request::Save { .. } | Request::SetLink { .. } => protocol >= 4,
     };
     if !is_known {
         return Err(WireError::Unknown { protocol });

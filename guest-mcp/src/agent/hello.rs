@@ -232,7 +232,7 @@ struct Host {
 
 impl Host {
     async fn dial(agent: &Agent) -> Result<Self, HelloError> {
-        let stream = dial_host(&agent.place).await.map_err(HelloError::Unreachable)?;
+        let stream = dial_host(agent).await.map_err(HelloError::Unreachable)?;
         Ok(Self { lines: LineReader::new(stream, CONFIGURE_MAX, CONFIGURE_MAX as u64 * 2) })
     }
 

@@ -1,6 +1,7 @@
 //! The agent: says hello to the host, applies its configuration, and serves MCP to it.
 //!
 //! ```text
+//! serial ── the ports of a virtio-serial device, where there is one in place of vsock
 //! listen ── port 201 ──> open ── streams: those of commands go to the holder, all others are served here
 //!        ── port 200 ──> mcp ── tool calls ──> calls ──> crate::tools
 //! proxy  ── 127.0.0.1:3128, for programs ──> crate::proxy ── host port 1025
@@ -19,6 +20,7 @@ mod network;
 mod open;
 mod resume;
 pub(crate) mod rpc;
+mod serial;
 mod services;
 mod stream;
 mod tcp;
@@ -31,7 +33,7 @@ pub(crate) use stream::{SOCKET, ShortPath, privileged_socket};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use nexus_schema::link::{ByeReason, InitMode};
@@ -113,6 +115,8 @@ pub(crate) struct Agent {
     host_clock: clock::HostClock,
     /// How long commands may stand still for a checkpoint.
     quiet: resume::Quiet,
+    /// The way to the host, in a VM that has no vsock device.
+    serial: OnceLock<serial::Serial>,
     /// The process that holds all commands.
     pub(crate) holder: Holder,
     /// The proxy to other machines.
@@ -138,6 +142,7 @@ impl Agent {
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
             quiet: resume::Quiet::default(),
+            serial: OnceLock::new(),
             holder,
             proxy: Proxy::default(),
             uploads: Uploads::default(),
@@ -162,6 +167,11 @@ impl Agent {
     /// Returns where this agent runs.
     pub(crate) const fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Returns the way to the host, in a VM that has no vsock device.
+    pub(crate) fn serial(&self) -> Option<&serial::Serial> {
+        self.serial.get()
     }
 
     /// Returns whether this agent runs in a VM, and so manages cgroups and OOM scores.
@@ -271,7 +281,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     let mut going_down = agent.going_down.subscribe();
 
     agent.holder.find_again().await;
-    listen::start(agent).map_err(AgentError::Listen)?;
+    listen::start(agent).await.map_err(AgentError::Listen)?;
     tokio::spawn(hello::until_welcome(agent.clone()));
 
     let (mut was_asked, mut guessed) = (false, false);

@@ -51,9 +51,6 @@ pub struct CheckpointDetails {
     /// Whether the guest's commands stood still and its filesystems were synced when it was taken. If not, restored VMs may run for some
     /// milliseconds with the random numbers of their parent.
     pub quiesced: bool,
-    /// The running VMs whose memory is mapped from it; it cannot be deleted meanwhile.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub used_by: Vec<Name>,
     /// How long its VM stood still for it, in milliseconds.
     pub pause_ms: u64,
     /// When it was taken.
@@ -168,7 +165,7 @@ impl Tool for CheckpointDelete {
     const NAME: &'static str = "checkpoint_delete";
     const TITLE: &'static str = "Delete a checkpoint";
     const DESCRIPTION: &'static str = "Deletes a checkpoint permanently; use it to free disk space on the host. Its VM, and VMs that were \
-        forked from it, stay; it is refused while the memory of a running one is mapped from it.";
+        forked from it, stay.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = CheckpointDeleteParams;
     type Output = CheckpointDeleteOutput;

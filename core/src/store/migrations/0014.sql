@@ -35,8 +35,6 @@ CREATE TABLE checkpoint_drives (
     PRIMARY KEY (checkpoint_id, position)
 ) STRICT;
 
--- The checkpoint that a VM goes on from, the one whose memory its VMM maps, and the operation that is still forking it; `parent_id` is the VM that
--- it was forked from.
+-- The checkpoint that a VM goes on from, and the operation that is still forking it; `parent_id` is the VM that it was forked from.
 ALTER TABLE vms ADD COLUMN checkpoint_id INTEGER;
-ALTER TABLE vms ADD COLUMN mapped_id INTEGER;
 ALTER TABLE vms ADD COLUMN fork_op INTEGER;

@@ -67,6 +67,13 @@ impl Actor {
             GuestEvent::Ready { hello, ack, recorded } => {
                 boot.clock.timings.configure_ms = boot.clock.step();
                 boot.dial(&self.shared, &self.record);
+                // A restored machine's network is cut until its guest has addresses of its own.
+                if ack.resumed.is_some()
+                    && boot.has_interface
+                    && let Err(error) = boot.shim.set_link(true).await
+                {
+                    tracing::error!(vm = %self.record.name, %error, "cannot connect the network of a restored vm");
+                }
                 let mut guest = guest_record(hello);
                 guest.problems = ack.problems;
                 guest.resumed = ack.resumed;

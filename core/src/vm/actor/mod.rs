@@ -425,7 +425,7 @@ impl Actor {
         // All checks come before any change.
         let choice = match from {
             Some(from) => checkpoint::choose(&self.shared, &from.manifest).await?,
-            None => self.shared.choose_driver(self.record.spec.driver).await?,
+            None => self.shared.choose_driver(&self.record.spec).await?,
         };
         let leased = match self.record.spec.network.mode {
             NetworkMode::Nat => {
@@ -452,7 +452,6 @@ impl Actor {
         self.record.driver_version = Some(choice.version.clone());
         self.record.accel = Some(choice.accel.as_str().into());
         self.record.started_at = Some(now());
-        self.record.lineage.mapped = from.map(|from| from.manifest.checkpoint);
         if let Err(error) = self.transition(VmState::Starting, None, why, who).await {
             // A start that cannot be recorded does not happen.
             self.record = VmRecord { generation: self.record.generation, ..before };

@@ -6,8 +6,7 @@
 //! ```
 //! The shim lets the guest go on by itself if this daemon does not renew the hold, and the guest lets its commands go on if it is not told to.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,7 +19,7 @@ use crate::context::{Shared, Take, Taken, drive_error};
 use crate::drive::{DISK, DriveError, copy_file};
 use crate::guest::Link;
 use crate::os::failpoint;
-use crate::os::paths::vm_files;
+use crate::os::paths::checkpoint_files;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::vm::policy;
@@ -51,8 +50,6 @@ impl Actor {
             let message = format!("{name} is going down: its guest has said goodbye");
             return Err(ToolError::new(ErrorCode::VmWrongState, message).hint("wait until it is stopped"));
         }
-        let directory = self.shared.paths.vm(self.record.id);
-        let save = prepare(&directory).await?;
         take.progress.step("stopping the guest's commands");
         let quiet_since = Instant::now();
         let quiesced = match &boot.link {
@@ -63,7 +60,7 @@ impl Actor {
         boot.hold();
         take.progress.step("saving the memory");
         let paused = Instant::now();
-        let saved = save_all(&self.shared, &boot.shim, &self.drives, &save, take).await;
+        let saved = save_all(&self.shared, &boot.shim, &self.drives, take).await;
         if let Err(error) = boot.shim.release_guest().await {
             tracing::warn!(vm = %name, %error, "cannot resume a vm after its checkpoint; its shim does it");
         }
@@ -82,24 +79,6 @@ impl Actor {
         let (record, drives) = (self.record.clone(), self.drives.clone());
         Ok(Taken { saved, record, drives, interface, quiesced, pause_ms })
     }
-}
-
-/// Makes the directory in which the shim saves the memory. The shim may have the rights of the VM's user only.
-async fn prepare(directory: &Path) -> Result<PathBuf, ToolError> {
-    let save = directory.join(vm_files::SAVE);
-    let (directory, made) = (directory.to_owned(), save.clone());
-    let done = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        match fs_err::remove_dir_all(&made) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let owner = fs_err::metadata(&directory)?;
-        std::fs::DirBuilder::new().mode(0o700).create(&made)?;
-        std::os::unix::fs::lchown(&made, Some(owner.uid()), Some(owner.gid()))
-    });
-    let done = done.await.map_err(|e| ToolError::internal(format!("prepare a checkpoint: {e}")))?;
-    done.map_err(|e| ToolError::internal(format!("make {}: {e}", save.display())))?;
-    Ok(save)
 }
 
 async fn quiesce(link: &Link) -> Quiesced {
@@ -128,18 +107,16 @@ async fn save_all(
     shared: &Shared,
     shim: &Arc<ShimClient>,
     drives: &[DriveRecord],
-    save: &Path,
     take: &Take,
 ) -> Result<(Saved, Instant), ToolError> {
-    let saved = shim.save(save, HOLD).await.map_err(|error| save_failed(&error))?;
+    let saved = shim.save(&take.directory, HOLD).await.map_err(|error| save_failed(&error))?;
     let saved_at = Instant::now();
     failpoint::reach("checkpoint-saved");
     take.progress.step("copying the drives");
+    let copies = take.directory.join(checkpoint_files::DRIVES);
     let files: Vec<(PathBuf, PathBuf)> = drives
         .iter()
-        .map(|drive| {
-            (shared.paths.drive(drive.id).join(DISK), take.drives.join(format!("{}.ext4", drive.id)))
-        })
+        .map(|drive| (shared.paths.drive(drive.id).join(DISK), copies.join(format!("{}.ext4", drive.id))))
         .collect();
     // Cancelled if the copies are not waited for any more.
     let watched = Progress::default();

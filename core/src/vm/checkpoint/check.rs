@@ -7,10 +7,11 @@ use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use crate::context::Shared;
 use crate::os::paths::checkpoint_files;
-use crate::os::{cpu, pages, tsc};
+use crate::os::{cpu, tsc};
 use crate::store::checkpoints::{CheckpointRecord, HostFacts, MANIFEST_VERSION, Manifest};
-use crate::vmm::Caps;
+use crate::store::vms::VmSpec;
 use crate::vmm::doctor::Choice;
+use crate::vmm::{Caps, sha256_of_file, sha256_of_memory};
 
 /// The largest difference of the rate of the time stamp counter, as a part of it: a guest's clock would go wrong by that.
 const TSC_PARTS: u32 = 1000;
@@ -114,7 +115,7 @@ pub(crate) async fn choose(shared: &Shared, manifest: &Manifest) -> Result<Choic
         Some(DriverKind::Firecracker) => DriverChoice::Firecracker,
         Some(DriverKind::Process) | None => manifest.spec.driver,
     };
-    shared.choose_driver(wanted).await
+    shared.choose_driver(&VmSpec { driver: wanted, ..manifest.spec.clone() }).await
 }
 
 /// What is known to keep a checkpoint from being restored here; quick, for lists.
@@ -148,7 +149,7 @@ pub(super) async fn check(shared: &Shared, checkpoint: &CheckpointRecord) -> Res
     let looked = tokio::task::spawn_blocking(move || -> Result<Manifest, CheckError> {
         check_files(&directory, &manifest)?;
         let mut now = facts_of(&choice);
-        now.binary_sha256 = digest(&choice.binary, pages::sha256_of_file)?;
+        now.binary_sha256 = digest(&choice.binary, sha256_of_file)?;
         same_host(&manifest.host, &now)?;
         Ok(manifest)
     });
@@ -187,11 +188,11 @@ pub(super) fn check_files(directory: &Path, expected: &Manifest) -> Result<(), C
         return damaged(drives, "a copy of a drive is missing, or has another size");
     }
     let path = directory.join(checkpoint_files::STATE);
-    if digest(&path, pages::sha256_of_file)? != expected.state_sha256 {
+    if digest(&path, sha256_of_file)? != expected.state_sha256 {
         return damaged(path, "its checksum is another one");
     }
     let path = directory.join(checkpoint_files::RAM);
-    if digest(&path, pages::sha256)? != expected.ram_sha256 {
+    if digest(&path, sha256_of_memory)? != expected.ram_sha256 {
         return damaged(path, "its checksum is another one");
     }
     Ok(())
@@ -257,8 +258,8 @@ mod tests {
             host: host(),
             private: false,
             interface: false,
-            state_sha256: pages::sha256_of_file(&at(checkpoint_files::STATE)).unwrap(),
-            ram_sha256: pages::sha256(&at(checkpoint_files::RAM)).unwrap(),
+            state_sha256: sha256_of_file(&at(checkpoint_files::STATE)).unwrap(),
+            ram_sha256: sha256_of_memory(&at(checkpoint_files::RAM)).unwrap(),
             quiesced: true,
             drive_bytes: vec![5],
         };

@@ -5,7 +5,7 @@
 //! restore  manifest and files checked ─> the VM's task starts a VMM from them ─> the guest proves what it renewed ─> ready
 //! ```
 //! A directory without a row that is `ready`, and a row without a whole directory, are of a daemon that ended: [`sweep`] removes both. Files of a
-//! checkpoint never change. The memory of a restored VM is mapped from them, so a checkpoint is not removed while such a VM runs.
+//! checkpoint never change, and a restored VM has copies of its own: nothing hangs from a checkpoint once its restores are done.
 
 mod check;
 mod remove;

@@ -7,38 +7,24 @@ use nexus_schema::{ErrorCode, ToolError};
 
 use crate::context::Shared;
 use crate::op::store_error;
-use crate::os::paths::vm_files;
 use crate::os::{failpoint, remove as files};
 use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::{StoreError, now};
 
-/// Removes a checkpoint, unless the memory of a running VM is mapped from it. The row goes first: what is left of the files is removed at the next start.
+/// Removes a checkpoint, unless something is being restored. The row goes first: what is left of the files is removed at the next start.
 pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
     let Ok(_none_restores) = shared.checkpoints.try_write() else {
         let message = format!("checkpoint {} may be in use: a VM is being restored", checkpoint.name);
         return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
     };
     let id = checkpoint.id;
-    let removed = shared.store.write(move |tx| -> Result<Vec<String>, StoreError> {
-        let users = checkpoints::users_of(tx, id)?;
-        if users.is_empty() {
-            checkpoints::delete(tx, id)?;
-        }
-        Ok(users.into_iter().map(|(_, name)| name.to_string()).collect())
-    });
-    let users = removed.await.map_err(store_error)?;
-    if !users.is_empty() {
-        let message =
-            format!("the memory of {} is mapped from checkpoint {}", users.join(", "), checkpoint.name);
-        return Err(ToolError::new(ErrorCode::InUse, message)
-            .hint("call vm_stop for it, or vm_restart: then it has memory of its own"));
-    }
+    shared.store.write(move |tx| checkpoints::delete(tx, id)).await.map_err(store_error)?;
     failpoint::reach("checkpoint-forgotten");
     files::tree(&shared.paths.checkpoint(id)).await;
     Ok(())
 }
 
-/// Removes the checkpoints whose life is over. Those that are in use are looked at again.
+/// Removes the checkpoints whose life is over. What cannot be removed now is looked at again.
 pub(crate) async fn expire(shared: &Arc<Shared>) {
     let expired = match shared.store.read(|db| checkpoints::expired(db, now())).await {
         Ok(expired) => expired,
@@ -49,7 +35,7 @@ pub(crate) async fn expire(shared: &Arc<Shared>) {
             Ok(()) => {
                 tracing::info!(checkpoint = %checkpoint.name, vm = %checkpoint.vm_name, "removed an expired checkpoint")
             }
-            Err(error) if matches!(error.code, ErrorCode::InUse | ErrorCode::Busy) => {}
+            Err(error) if error.code == ErrorCode::Busy => {}
             Err(error) => {
                 tracing::warn!(checkpoint = %checkpoint.name, %error, "cannot remove an expired checkpoint")
             }
@@ -73,12 +59,6 @@ pub(crate) async fn sweep(shared: &Shared) -> Result<(), ToolError> {
         if !kept.contains(&name) {
             tracing::info!(name, "removing a half-made checkpoint");
             files::tree(&shared.paths.checkpoints().join(name)).await;
-        }
-    }
-    for name in names(&shared.paths.vms()) {
-        let save = shared.paths.vms().join(name).join(vm_files::SAVE);
-        if save.exists() {
-            files::tree(&save).await;
         }
     }
     Ok(())

@@ -324,7 +324,7 @@ fn child_of(
         created_at: now(),
         started_at: None,
         expires_at: forking.expires_at,
-        lineage: Lineage { parent, checkpoint: Some(checkpoint.id), mapped: None },
+        lineage: Lineage { parent, checkpoint: Some(checkpoint.id) },
     })
 }
 

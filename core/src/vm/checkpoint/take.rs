@@ -1,6 +1,6 @@
 //! Takes a checkpoint: the VM's task saves, this puts what it saved in order.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use crate::access::Charge;
 use crate::context::{Command, Handle, Shared, Take, Taken};
 use crate::drive::DISK;
 use crate::op::store_error;
-use crate::os::paths::{checkpoint_files, vm_files};
-use crate::os::{disk, failpoint, process, regular, remove};
+use crate::os::paths::checkpoint_files;
+use crate::os::{disk, failpoint, process, remove};
 use crate::progress::Progress;
 use crate::store::checkpoints::{
     self, CheckpointDrive, CheckpointRecord, HostFacts, MANIFEST_VERSION, Manifest,
@@ -96,7 +96,6 @@ pub(crate) async fn take(
         Err(error) => {
             remove::tree(&part).await;
             remove::tree(&shared.paths.checkpoint(row.id)).await;
-            remove::tree(&shared.paths.vm(row.vm).join(vm_files::SAVE)).await;
             let id = row.id;
             shared.store.write(move |tx| checkpoints::delete(tx, id)).await.map_err(store_error)?;
             Err(error)
@@ -144,8 +143,7 @@ async fn make(
     if_boot: Option<BootId>,
     progress: &Progress,
 ) -> Result<CheckpointRecord, ToolError> {
-    let drives = part.join(checkpoint_files::DRIVES);
-    let (made, below) = (part.to_owned(), drives.clone());
+    let (made, below) = (part.to_owned(), part.join(checkpoint_files::DRIVES));
     in_background(move || {
         let mut directory = std::fs::DirBuilder::new();
         directory.mode(0o700);
@@ -153,7 +151,7 @@ async fn make(
         directory.create(&below)
     })
     .await?;
-    let take = Box::new(Take { drives, if_boot, progress: progress.clone() });
+    let take = Box::new(Take { directory: part.to_owned(), if_boot, progress: progress.clone() });
     let taken = ask(handle, |reply| Command::Checkpoint { take, reply }).await?;
     progress.step("writing the checkpoint to the disk");
     let facts = host_facts(shared, &taken).await?;
@@ -163,9 +161,9 @@ async fn make(
     else {
         return Err(ToolError::internal(format!("{} is ready, but has no boot", record.name)));
     };
-    let (own, save) = (part.to_owned(), shared.paths.vm(record.id).join(vm_files::SAVE));
+    let own = part.to_owned();
     let ids: Vec<String> = drives.iter().map(|drive| format!("{}.ext4", drive.id)).collect();
-    let (drive_bytes, disk_bytes) = in_background(move || collect(&save, &own, &ids)).await?;
+    let (drive_bytes, disk_bytes) = in_background(move || sync_drives(&own, &ids)).await?;
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         checkpoint: row.id,
@@ -221,7 +219,7 @@ fn copies(drives: &[DriveRecord]) -> Vec<CheckpointDrive> {
 /// What the VM ran on: of its VMM what its shim says, of the host what is so now.
 async fn host_facts(shared: &Shared, taken: &Taken) -> Result<HostFacts, ToolError> {
     let record = &taken.record;
-    let choice = shared.choose_driver(record.spec.driver).await?;
+    let choice = shared.choose_driver(&record.spec).await?;
     let facts = spawn_blocking(move || facts_of(&choice)).await;
     let facts = facts.map_err(|e| ToolError::internal(format!("look at the host: {e}")))?;
     Ok(HostFacts {
@@ -233,21 +231,8 @@ async fn host_facts(shared: &Shared, taken: &Taken) -> Result<HostFacts, ToolErr
     })
 }
 
-/// Moves what the shim saved into the checkpoint; returns the lengths of the copies of drives, and what these occupy. Blocks.
-fn collect(save: &Path, part: &Path, drives: &[String]) -> std::io::Result<(Vec<u64>, u64)> {
-    for name in [checkpoint_files::STATE, checkpoint_files::RAM] {
-        let (from, to) = (save.join(name), part.join(name));
-        fs_err::rename(&from, &to)?;
-        // A VM's user wrote it: it must be a plain file that nobody else can write to.
-        let file = regular::open(&to)?;
-        if file.metadata()?.nlink() != 1 {
-            return Err(std::io::Error::other(format!("{} has another name", from.display())));
-        }
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        std::os::unix::fs::fchown(&file, Some(own.0), Some(own.1))?;
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    }
-    fs_err::remove_dir_all(save)?;
+/// Syncs the copies of drives; returns their lengths, and what they occupy. Blocks.
+fn sync_drives(part: &Path, drives: &[String]) -> std::io::Result<(Vec<u64>, u64)> {
     let (mut lengths, mut occupied) = (Vec::new(), 0_u64);
     for name in drives {
         let path = part.join(checkpoint_files::DRIVES).join(name);
@@ -299,36 +284,16 @@ mod tests {
     #[test]
     fn a_checkpoint_has_its_name_once_it_is_whole() {
         let root = tempfile::tempdir().unwrap();
-        let (save, part, whole) =
-            (root.path().join("save"), root.path().join("a.part"), root.path().join("a"));
-        std::fs::create_dir(&save).unwrap();
+        let (part, whole) = (root.path().join("a.part"), root.path().join("a"));
         std::fs::create_dir_all(part.join(checkpoint_files::DRIVES)).unwrap();
-        std::fs::write(save.join(checkpoint_files::STATE), "state").unwrap();
-        std::fs::write(save.join(checkpoint_files::RAM), "ram").unwrap();
+        std::fs::write(part.join(checkpoint_files::STATE), "state").unwrap();
+        std::fs::write(part.join(checkpoint_files::RAM), "ram").unwrap();
         std::fs::write(part.join("drives/d.ext4"), "drive").unwrap();
-        let (lengths, _) = collect(&save, &part, &["d.ext4".to_owned()]).unwrap();
-        assert_eq!((lengths, save.exists()), (vec![5], false));
+        assert_eq!(sync_drives(&part, &["d.ext4".to_owned()]).unwrap().0, [5]);
+        assert!(sync_drives(&part, &["e.ext4".to_owned()]).is_err());
         publish(&part, &whole, b"{}").unwrap();
         assert!(!part.exists());
         assert_eq!(std::fs::read(whole.join(checkpoint_files::RAM)).unwrap(), b"ram");
         assert_eq!(std::fs::read(whole.join(checkpoint_files::MANIFEST)).unwrap(), b"{}");
-    }
-
-    #[test]
-    fn what_a_vms_user_left_in_place_of_memory_is_refused() {
-        for make in [
-            (|ram: &Path, outside: &Path| std::os::unix::fs::symlink(outside, ram)) as fn(&Path, &Path) -> _,
-            |ram, outside| std::fs::hard_link(outside, ram),
-        ] {
-            let root = tempfile::tempdir().unwrap();
-            let (save, part, outside) =
-                (root.path().join("save"), root.path().join("a.part"), root.path().join("outside"));
-            std::fs::create_dir(&save).unwrap();
-            std::fs::create_dir_all(part.join(checkpoint_files::DRIVES)).unwrap();
-            std::fs::write(save.join(checkpoint_files::STATE), "state").unwrap();
-            std::fs::write(&outside, "of somebody else").unwrap();
-            make(&save.join(checkpoint_files::RAM), &outside).unwrap();
-            assert!(collect(&save, &part, &[]).is_err());
-        }
     }
 }

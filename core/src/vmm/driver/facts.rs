@@ -88,6 +88,12 @@ pub struct Caps {
     pub has_interface: bool,
     /// Whether the VMM takes a network device that is already open. Otherwise it opens the device itself, in the host's network namespace.
     pub takes_open_tap: bool,
+    /// Whether a running guest can be saved and go on later from what was saved. Its VM must have been made for that.
+    pub checkpoint: bool,
+    /// Whether several VMs can go on from one saved guest.
+    pub fork: bool,
+    /// Whether connections to a guest survive that it is saved.
+    pub keeps_connections: bool,
     /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests
     /// do not react to it.
     pub can_ask_guest: bool,
@@ -156,6 +162,15 @@ mod tests {
             assert_eq!(driver.vmm.is_some(), DriverKind::VMMS.contains(&driver.kind));
         }
         assert!(!downloaded_programs().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_saved_cannot_be_forked() {
+        for Facts { caps, kind, .. } in DRIVERS {
+            assert!(caps.checkpoint || !(caps.fork || caps.keeps_connections), "{kind:?}");
+            assert!(caps.can_pause || !caps.checkpoint, "{kind:?}");
+        }
+        assert!(Caps::of(DriverKind::Qemu).checkpoint && !Caps::of(DriverKind::Process).checkpoint);
     }
 
     #[test]

@@ -26,6 +26,9 @@ const CAPS: Caps = Caps {
     takes_open_tap: false,
     can_pause: true,
     pauses_on_full_disk: false,
+    checkpoint: false,
+    fork: false,
+    keeps_connections: false,
     can_ask_guest: false,
 };
 

@@ -179,6 +179,9 @@ pub(crate) struct CreateOptions {
     /// Stop it once nothing has been under way in it for so long, such as 30m [default: never]
     #[arg(long, value_name = "TIME")]
     idle_stop: Option<TimeSpan>,
+    /// Make it so that checkpoints of it can be taken; with driver qemu only
+    #[arg(long)]
+    checkpoints: bool,
     /// Run this shell line in it, show what it wrote, and delete the VM
     #[arg(long, value_name = "LINE", conflicts_with_all = ["no_start", "protect"])]
     run: Option<String>,
@@ -340,6 +343,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         start: args.no_start.then_some(false),
         ttl: args.ttl,
         idle_stop: args.idle_stop,
+        checkpoints: args.checkpoints.then_some(true),
         run: args.run,
         dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),

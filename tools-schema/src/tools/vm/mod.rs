@@ -106,6 +106,9 @@ pub struct VmCreateParams {
     /// Stop it once it was idle so long: no command, call, stream or connection (default never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// Whether checkpoints of it can be taken, by driver qemu only (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<bool>,
     /// A shell line to run in it; at its end the VM is deleted, and `run` of the result has its output and exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
