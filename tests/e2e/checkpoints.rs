@@ -62,8 +62,7 @@ fn a_mistake_is_undone_with_memory_and_what_was_not_synced() {
     assert_eq!(client.run("web", "cat /srv/data/file; ls /srv").stdout, "kept\ndata\n");
     // The command goes on where it was.
     let then = count(&mut client);
-    let later =
-        client.run("web", "sleep 1; cat /run/count").stdout.trim().parse::<u64>().expect("a number");
+    let later = client.run("web", "sleep 1; cat /run/count").stdout.trim().parse::<u64>().expect("a number");
     assert!(later > then, "{later} and {then}");
     let skew = client.run("web", "date +%s").stdout.trim().parse::<i64>().expect("seconds")
         - i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("a time").as_secs()).expect("a small number");

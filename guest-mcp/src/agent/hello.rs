@@ -118,7 +118,13 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     };
     host.say(&GuestMessage::Ack(Ack { token, problems, resumed })).await?;
     match host.hear().await? {
-        HostMessage::Welcome {} => Ok(()),
+        HostMessage::Welcome {} => {
+            // An agent that ended while commands stood still for a checkpoint left them so; a restored guest has let them go on by now.
+            if let Err(error) = resume::thaw(agent) {
+                say(format_args!("let commands go on: {error}"));
+            }
+            Ok(())
+        }
         HostMessage::Configure(_) | HostMessage::Refused { .. } => {
             Err(HelloError::Unexpected { expected: "a welcome" })
         }
