@@ -20,7 +20,9 @@ const DEPTH_MAX: usize = 16;
 
 /// Stops all commands; beside the image's init also everything else but that init and this agent. Returns whether they stand still.
 pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
-    let groups = groups(init)?;
+    // The first command may start while the others stand still.
+    std::fs::create_dir_all(OURS)?;
+    let groups = groups(init);
     for group in &groups {
         std::fs::write(group.join("cgroup.freeze"), "1")?;
     }
@@ -39,7 +41,7 @@ pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
 /// Lets everything go on that [`freeze`] stopped. Commands that are being killed stay as they are.
 pub(crate) fn thaw(init: InitMode) -> io::Result<()> {
     let mut result = Ok(());
-    for group in groups(init)? {
+    for group in groups(init) {
         match std::fs::write(group.join("cgroup.freeze"), "0") {
             // It has ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -49,18 +51,19 @@ pub(crate) fn thaw(init: InitMode) -> io::Result<()> {
     result
 }
 
+/// Returns whether commands stand still.
+pub(crate) fn is_quiet() -> bool {
+    Path::new(OURS).exists() && is_frozen(Path::new(OURS))
+}
+
 /// Returns the cgroups that are frozen as a whole.
-fn groups(init: InitMode) -> io::Result<Vec<PathBuf>> {
+fn groups(init: InitMode) -> Vec<PathBuf> {
     match init {
-        InitMode::Agent => {
-            // The first command may start while the others stand still.
-            std::fs::create_dir_all(OURS)?;
-            Ok(vec![PathBuf::from(OURS)])
-        }
+        InitMode::Agent => vec![PathBuf::from(OURS)],
         InitMode::System => {
             let own = read_small("/proc/self/cgroup", 4 << 10).unwrap_or_default();
             let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
-            Ok(all_but(Path::new(ROOT), Path::new(&own), 0))
+            all_but(Path::new(ROOT), Path::new(&own), 0)
         }
     }
 }
