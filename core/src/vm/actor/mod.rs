@@ -438,6 +438,9 @@ impl Actor {
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
         self.settle_drives().await?;
+        if from.is_none() {
+            self.label_forked().await?;
+        }
         progress.step("starting the VMM");
         let before = self.record.clone();
         packages::refill(&self.shared, &mut self.record.spec.network).await;

@@ -37,8 +37,9 @@ pub(super) fn begin(from: &RestoreFrom, configure: &mut Configure) -> (Restore, 
         run_hooks: true,
     });
     configure.wait_for_init_s = 0;
-    // They were written when the VM was made.
+    // They were written when the VM was made, and drives are mounted in the memory that is restored.
     configure.files.clear();
+    configure.mounts.clear();
     let restore = Restore {
         state: from.directory.join(checkpoint_files::STATE),
         ram: from.directory.join(checkpoint_files::RAM),
