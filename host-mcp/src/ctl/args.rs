@@ -278,7 +278,7 @@ mod tests {
             "checkpoint ls web-1",
             "checkpoint rm clean aaaaaaaaaaaac -y",
             "vm rollback web-1 clean --discard -y",
-            "vm fork web-1 try-1 try-2 --ttl 1h",
+            "vm fork web-1 --name try-1 --name try-2 --ttl 1h",
             "vm fork --checkpoint clean -c 3",
             "template create web --source debian -p nginx --overlay /etc/motd=motd --size 2G",
             "template update web --no-packages --remove-overlay /etc/motd",

@@ -97,9 +97,9 @@ pub(crate) struct ForkArgs {
     /// The VM to fork as it is now: its name or id
     #[arg(required_unless_present = "checkpoint")]
     vm: Option<Reference<VmKind>>,
-    /// Names of the new VMs [default: generated]
-    #[arg(value_name = "NAME")]
-    names: Vec<Name>,
+    /// The name of a new VM; can be given several times [default: generated]
+    #[arg(long, value_name = "NAME")]
+    name: Vec<Name>,
     /// Fork from this checkpoint instead: its id, or its name
     #[arg(long)]
     checkpoint: Option<Reference<CheckpointKind>>,
@@ -217,7 +217,7 @@ pub(crate) async fn fork(app: &App, args: ForkArgs) -> Result<u8, Error> {
         vm: args.vm,
         checkpoint: args.checkpoint,
         count: args.count,
-        names: args.names,
+        names: args.name,
         tags: args.tag.into_iter().collect(),
         ttl: args.ttl,
         network: None,
