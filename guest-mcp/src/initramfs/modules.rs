@@ -13,9 +13,13 @@ const DIRECTORY: &str = "/modules";
 const ORDER: &str = "order";
 /// The devices of the virtio bus; the file `device` of each holds its type.
 const DEVICES: &str = "/sys/bus/virtio/devices";
-/// Modules that are loaded only for a device of a type (virtio 1.2, section 5), as the kernel writes it: network interfaces, and serial ports.
-const ONLY_FOR: [(&str, &[&str]); 2] =
-    [("0x0001", &["failover", "net_failover", "virtio_net"]), ("0x0003", &["virtio_console"])];
+/// Modules that are loaded only for a device of a type (virtio 1.2, section 5), as the kernel writes it: network interfaces, serial
+/// ports, vsock.
+const ONLY_FOR: [(&str, &[&str]); 3] = [
+    ("0x0001", &["failover", "net_failover", "virtio_net"]),
+    ("0x0003", &["virtio_console"]),
+    ("0x0013", &["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"]),
+];
 
 /// Loads the needed modules. A module that the kernel refuses is reported and skipped; what depends on it fails with a better
 /// reason. Returns how many modules came with the initramfs.

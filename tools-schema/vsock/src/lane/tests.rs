@@ -115,6 +115,8 @@ impl Bench {
             match stream.read(&mut chunk) {
                 Ok(0) => return rest,
                 Ok(count) => rest.extend_from_slice(&chunk[..count]),
+                // What it wrote itself was not read.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return rest,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
             self.host.turn().unwrap();
@@ -133,7 +135,8 @@ impl Bench {
             }
             self.guest.turn().unwrap();
             self.host.turn().unwrap();
-            received.extend_from_slice(&chunk[..to.read(&mut chunk).unwrap_or(0)].to_vec());
+            let count = to.read(&mut chunk).unwrap_or(0);
+            received.extend_from_slice(&chunk[..count]);
             if received.len() >= length {
                 break;
             }
@@ -270,12 +273,12 @@ fn a_guest_that_takes_more_than_its_credit_or_speaks_garbage_loses_what_it_has_a
         length: 32_000,
         ..Header::default()
     };
-    for _ in 0..10 {
+    for _ in 0..30 {
         let _full = (&ports).write(&[&header.encode()[..], &[7; 32_000]].concat());
         bench.host.turn().unwrap();
     }
     let taken = bench.rest(&mut near);
-    assert!(taken.len() <= 1_000_000, "{} bytes", taken.len());
+    assert!(taken.len() < 900_000, "{} bytes", taken.len());
 
     header.length = u32::MAX;
     let _full = (&ports).write(&header.encode());
