@@ -151,3 +151,28 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
     assert_eq!(left, 0);
 }
+
+#[test]
+fn a_daemon_that_is_killed_within_a_checkpoint_leaves_the_machine_running() {
+    let mut daemon = Daemon::start();
+    let boot = create(&mut daemon.client(), "web")["boot_id"].clone();
+    for point in ["checkpoint-quiet", "checkpoint-saved", "checkpoint-written"] {
+        daemon.stop();
+        daemon.set("NEXUS_FAILPOINT", Some(point));
+        daemon.restart();
+        daemon.client().wait_for_state("web", "ready");
+        let call = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "wait_s": 45 } });
+        daemon.client().request("tools/call", &call).ok();
+        daemon.wait_until_ended();
+        daemon.set("NEXUS_FAILPOINT", None);
+        daemon.restart();
+        let mut client = daemon.client();
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "echo up").stdout, "up\n", "{point}");
+        assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
+        let listed = client.must("checkpoint_list", json!({}));
+        assert_eq!(listed["checkpoints"].as_array().map(Vec::len), Some(0), "{point}: {listed}");
+        let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
+        assert_eq!(left, 0, "{point}");
+    }
+}

@@ -17,6 +17,7 @@ use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::actor::thaw;
 use super::mishap;
 use super::network::{self, Leased};
 use super::stop::Rung;
@@ -391,6 +392,10 @@ impl Boot {
         let is_up = matches!(record.state, VmState::Running | VmState::Ready | VmState::Unreachable);
         if is_up && is_configured(record) && !is_outdated {
             self.dial(shared, record);
+            // An earlier daemon may have ended within a checkpoint.
+            if let Some(link) = self.link.clone().filter(|_| record.spec.checkpoints) {
+                tokio::spawn(async move { thaw(&link).await });
+            }
         }
     }
 

@@ -15,7 +15,6 @@ use tokio::io::AsyncWriteExt;
 
 use super::stream::{Duplex, dial_host};
 use super::{Agent, Place, Settings, configure, resume, services};
-use crate::commands::freeze;
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
 use crate::proxy;
@@ -121,9 +120,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     match host.hear().await? {
         HostMessage::Welcome {} => {
             // An agent that ended while commands stood still for a checkpoint left them so; a restored guest has let them go on by now.
-            if freeze::is_quiet()
-                && let Err(error) = resume::thaw(agent)
-            {
+            if let Err(error) = resume::thaw(agent) {
                 say(format_args!("let commands go on: {error}"));
             }
             Ok(())

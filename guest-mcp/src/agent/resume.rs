@@ -84,11 +84,11 @@ pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
     Quiesced { frozen, synced }
 }
 
-/// Lets commands go on.
+/// Lets commands go on, if they stand still.
 pub(super) fn thaw(agent: &Arc<Agent>) -> io::Result<()> {
     agent.quiet.set(None);
     let Place::Vm { init } = agent.place else { return Ok(()) };
-    freeze::thaw(init)
+    if freeze::is_quiet() { freeze::thaw(init) } else { Ok(()) }
 }
 
 /// Goes on in a restored guest, whose link is made anew: only what it renews lets its commands run from here on.

@@ -58,7 +58,10 @@ impl Actor {
                 if self.record.state == VmState::Starting {
                     boot.clock.timings.boot_ms = boot.clock.step();
                     boot.clock.timings.guest_uptime_ms = hello.uptime_ms;
+                    // The init of a restored guest was waited for long ago.
+                    let is_restored = hello.resumed.is_some();
                     let wait = boot::wait_for_init_s(&self.shared, &self.record);
+                    let wait = if is_restored { 0 } else { wait };
                     boot.deadline = boot.deadline.map(|due| due + Duration::from_secs(wait.into()));
                     self.record.guest = Some(guest_record(hello));
                     self.settle(VmState::Running, None, "the agent said hello").await;

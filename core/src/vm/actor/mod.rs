@@ -38,6 +38,7 @@ use crate::vmm::{LaunchPlan, ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
+pub(in crate::vm) use save::thaw;
 
 /// Actor in the history of transitions that no caller requested.
 pub(crate) const DAEMON: &str = "nexusd";

@@ -93,7 +93,7 @@ async fn quiesce(link: &Link) -> Quiesced {
 }
 
 /// Sets the guest's clock and lets its commands go on. If that fails, the guest does it by itself after a while.
-async fn thaw(link: &Link) {
+pub(in crate::vm) async fn thaw(link: &Link) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let Ok(params) = to_raw_value(&ClockParams { time_unix_ns, add_ns: None }) else { return };
