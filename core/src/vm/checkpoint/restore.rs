@@ -266,7 +266,8 @@ async fn insert(
                 drive.attachment.iter().try_for_each(|to| drives::attach(tx, drive.id, to))?;
                 Ok(drive)
             });
-            Ok((record, drives.collect::<Result<Vec<_>, StoreError>>()?))
+            let drives = drives.collect::<Result<Vec<_>, StoreError>>()?;
+            Ok((record, drives))
         });
         made.collect()
     });
