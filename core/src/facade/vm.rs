@@ -453,7 +453,7 @@ fn opening(caller: &Caller, view: &View, params: &VmUpdateParams) -> Deed {
 }
 
 /// What a policy opens that another one does not, a sentence each.
-fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
+pub(super) fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
     if after.mode == NetworkMode::None {
         return Vec::new();
     }
@@ -529,7 +529,7 @@ pub(super) fn seen_rows<R>(
 pub(super) type AnyResult = StoredResult;
 
 /// Returns the subject of an operation on a VM: its id and name.
-fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
+pub(super) fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
 }
 

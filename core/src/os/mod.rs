@@ -5,6 +5,7 @@ pub(crate) mod boot_id;
 pub mod busy_poll;
 pub(crate) mod clock;
 pub(crate) mod confine;
+pub(crate) mod cpu;
 pub(crate) mod disk;
 pub mod failpoint;
 pub(crate) mod given;

@@ -1,8 +1,9 @@
 //! A guest's memory as a file: copies that leave out pages of zeros.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -32,6 +33,43 @@ pub(super) fn copy(from: &File, to: &File, is_wanted: &dyn Fn() -> bool) -> io::
         bytes += page.len() as u64;
     })?;
     Ok(Copied { bytes, sha256: data_encoding::HEXLOWER.encode(&hasher.finalize()) })
+}
+
+/// Returns the digest of a saved memory: that of [`Copied`]. Blocks.
+pub(crate) fn sha256_of_memory(file: &Path) -> io::Result<String> {
+    let file = File::open(file)?;
+    let length = file.metadata()?.len();
+    let (mut hasher, mut buffer, mut at) = (Sha256::new(), vec![0; PIECE], 0);
+    while let Some((start, end)) = next_data(&file, at, length)? {
+        at = start;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+            let piece = &mut buffer[..want];
+            file.read_exact_at(piece, at)?;
+            for page in piece.chunks(PAGE) {
+                if page != &ZEROS[..page.len()] {
+                    hasher.update(at.to_le_bytes());
+                    hasher.update(page);
+                }
+                at += page.len() as u64;
+            }
+        }
+    }
+    Ok(data_encoding::HEXLOWER.encode(&hasher.finalize()))
+}
+
+/// Returns the SHA-256 of a whole file, in hexadecimal. Blocks.
+pub(crate) fn sha256_of_file(file: &Path) -> io::Result<String> {
+    let mut file = File::open(file)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; PIECE]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(data_encoding::HEXLOWER.encode(&hasher.finalize())),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Fills `to`, a memory of zeros, with what is in `from`.
@@ -142,6 +180,14 @@ mod tests {
         let full = tempfile::tempfile().unwrap();
         full.write_all_at(&content(&from), 0).unwrap();
         assert_eq!(copy(&full, &tempfile::tempfile().unwrap(), &|| true).unwrap(), copied);
+        // What a restore checks is what a save said.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ram");
+        std::fs::write(&path, content(&to)).unwrap();
+        assert_eq!(sha256_of_memory(&path).unwrap(), copied.sha256);
+        let changed = File::options().write(true).open(&path).unwrap();
+        changed.write_all_at(&[9], last - 5000).unwrap();
+        assert_ne!(sha256_of_memory(&path).unwrap(), copied.sha256);
         let filled = file(3 << 20, &[]);
         fill(&to, &filled).unwrap();
         assert!(content(&filled) == content(&from));

@@ -115,7 +115,8 @@ async fn accept_serial(agent: Arc<Agent>, mut events: mpsc::UnboundedReceiver<se
                 });
             }
             serial::Event::Relinked(nonce) => {
-                say(format_args!("this VM was restored; the link to the host has begun anew ({nonce})"));
+                say(format_args!("this VM was restored; the link to the host has begun anew"));
+                super::resume::relinked(&agent, nonce.to_string());
             }
         }
     }

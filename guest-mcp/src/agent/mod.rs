@@ -18,6 +18,7 @@ mod mcp;
 mod mounts;
 mod network;
 mod open;
+mod resume;
 pub(crate) mod rpc;
 mod serial;
 mod services;
@@ -112,6 +113,8 @@ pub(crate) struct Agent {
     protocol: u32,
     settings: RwLock<Arc<Settings>>,
     host_clock: clock::HostClock,
+    /// How long commands may stand still for a checkpoint.
+    quiet: resume::Quiet,
     /// The way to the host, in a VM that has no vsock device.
     serial: OnceLock<serial::Serial>,
     /// The process that holds all commands.
@@ -138,6 +141,7 @@ impl Agent {
             protocol,
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
+            quiet: resume::Quiet::default(),
             serial: OnceLock::new(),
             holder,
             proxy: Proxy::default(),

@@ -324,7 +324,7 @@ mod tests {
             ("drives", 35, 5_000.0, 60_000),
             ("admin", 35, 5_500.0, 60_000),
             ("read-only", 40, 9_000.0, 60_000),
-            ("all", 96, 26_000.0, 310_000),
+            ("all", 96, 28_500.0, 340_000),
         ] {
             let list = registry.list(set(words));
             let of_model: usize = list

@@ -33,6 +33,7 @@ pub(crate) use wait::{Args as WaitArgs, run as wait};
 
 use super::App;
 use super::args::{pair, word};
+use super::checkpoint::{ForkArgs, RollbackArgs, fork, rollback};
 use super::client::{Client, Options, Reply, raw};
 use super::confirm::{Yes, confirmed};
 use super::each::{each, show_deleted};
@@ -75,6 +76,10 @@ pub(crate) enum Command {
     Pause(PauseArgs),
     /// Resume paused VMs
     Resume(PauseArgs),
+    /// Take a VM back to one of its checkpoints
+    Rollback(RollbackArgs),
+    /// Make VMs that go on from a running VM, or from a checkpoint
+    Fork(ForkArgs),
     /// Wait for a VM: a state, a port, a file or a command's end
     Wait(WaitArgs),
     /// Cut the power of VMs: unwritten data is lost
@@ -267,6 +272,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Restart(args) => restart(app, args).await,
         Command::Pause(args) => pause(app, args).await,
         Command::Resume(args) => resume(app, args).await,
+        Command::Rollback(args) => rollback(app, args).await,
+        Command::Fork(args) => fork(app, args).await,
         Command::Wait(args) => wait(app, args).await,
         Command::Kill(args) => kill(app, args).await,
         Command::Delete(args) => delete(app, args).await,

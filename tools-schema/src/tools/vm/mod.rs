@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BootId, DriveId, ImageId, VmId, VmKind};
+use crate::id::{BootId, CheckpointId, DriveId, ImageId, VmId, VmKind};
 use crate::link::{ImageConfig, ImageMetadata, InitMode};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
@@ -254,6 +254,12 @@ pub struct VmDetails {
     /// When it will be stopped if it stays idle; absent while something is under way in it, or if it is not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop_at: Option<Timestamp>,
+    /// The VM that it was forked from, while that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<VmId>,
+    /// The checkpoint that it goes on from: the last one that was taken of it, or the one that it was restored from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<CheckpointId>,
     /// How the command of `run` ended, in the result of the vm_create that had one; the VM is deleted then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<VmRun>,
