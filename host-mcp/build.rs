@@ -18,7 +18,7 @@ use std::{env, fs};
 const TARGET_OVERRIDE: &str = "NEXUS_GUEST_TARGET";
 
 /// What the guest is made of, relative to the workspace.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 12] = [
     "Cargo.lock",
     "Cargo.toml",
     "guest-mcp/Cargo.toml",
@@ -27,6 +27,8 @@ const SOURCES: [&str; 10] = [
     "tools-schema/src",
     "tools-schema/tree/Cargo.toml",
     "tools-schema/tree/src",
+    "tools-schema/vsock/Cargo.toml",
+    "tools-schema/vsock/src",
     "tools-schema/wire/Cargo.toml",
     "tools-schema/wire/src",
 ];

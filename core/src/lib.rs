@@ -71,9 +71,9 @@ pub mod internals {
     pub use crate::os::tsc;
     pub use crate::progress::Progress;
     pub use crate::store::{Store, StoreError, assets, builds, drives, images, ops, vms};
-    pub use crate::vmm::vsock::Backend;
+    pub use crate::vmm::vsock::{Backend, SerialLink};
     pub use crate::vmm::{
-        Accel, Caps, Exit, LaunchPlan, PlanDrive, ShimClient, ShimIdentity, Stall, VmmError, console,
-        read_exit,
+        Accel, Caps, Exit, LaunchPlan, Link, PlanDrive, Restore, Saved, SavedKind, SavedQemu, ShimClient,
+        ShimIdentity, Stall, VmmError, console, read_exit,
     };
 }

@@ -1,4 +1,4 @@
-//! The only unsafe code of the guest: what a child does between fork and exec, what tokio watches, and two ioctls.
+//! The only unsafe code of the guest: what a child does between fork and exec, what tokio watches, and a few ioctls.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
@@ -139,4 +139,23 @@ pub(crate) fn read_ahead(drive: impl AsFd, sectors: usize) -> rustix::io::Result
     const BLKRASET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 98);
     // SAFETY: this request takes a number by value and does not use the process's memory.
     unsafe { rustix::ioctl::ioctl(drive, rustix::ioctl::IntegerSetter::<BLKRASET>::new_usize(sectors)) }
+}
+
+/// A seed of the kernel's generator of random numbers: `struct rand_pool_info` of linux/random.h, with 32 bytes.
+#[repr(C)]
+struct RandomSeed {
+    entropy_bits: i32,
+    bytes: i32,
+    seed: [u8; 32],
+}
+
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of linux/random.h: mixes in a seed, and has all later random numbers depend on it at once.
+pub(crate) fn reseed(random: impl AsFd, seed: [u8; 32]) -> rustix::io::Result<()> {
+    const RNDADDENTROPY: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<[i32; 2]>(b'R', 3);
+    const RNDRESEEDCRNG: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(b'R', 7);
+    let info = RandomSeed { entropy_bits: 256, bytes: 32, seed };
+    // SAFETY: this request reads a header of two numbers through its pointer and then as many bytes as the second says: all of `info`.
+    unsafe { rustix::ioctl::ioctl(&random, rustix::ioctl::Setter::<RNDADDENTROPY, RandomSeed>::new(info)) }?;
+    // SAFETY: this request takes nothing.
+    unsafe { rustix::ioctl::ioctl(&random, rustix::ioctl::NoArg::<RNDRESEEDCRNG>::new()) }
 }

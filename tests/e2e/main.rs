@@ -1,6 +1,7 @@
 //! The whole of Nexus with real virtual machines: one daemon per test, with its own state directory, accessed like by any MCP client.
 
 mod builds;
+mod checkpoints;
 mod confined;
 mod drives;
 mod ends;
@@ -11,5 +12,6 @@ mod nat;
 mod oci;
 mod recovery;
 mod releases;
+mod serial;
 mod tutorials;
 mod user_nat;

@@ -4,6 +4,7 @@
 mod again;
 mod audit;
 mod builds;
+mod checkpoints;
 mod confirm;
 mod copies;
 mod cp;

@@ -22,6 +22,7 @@ impl ErrorCode {
             Self::ImageNotFound => Try("call image_list to see the images"),
             Self::AssetNotFound => Try("call asset_list to see what is installed and available"),
             Self::DriveNotFound => Try("call drive_list to see the drives"),
+            Self::CheckpointNotFound => Try("call checkpoint_list to see the checkpoints"),
             Self::TemplateNotFound => Try("call template_list to see the templates"),
             Self::BuildNotFound => Try("call build_list to see the builds"),
             Self::OpNotFound => Try("call op_list to see the operations"),

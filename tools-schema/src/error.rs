@@ -77,6 +77,8 @@ codes! {
     AssetNotFound = "asset_not_found", NotFound, retryable: false;
     /// No such drive.
     DriveNotFound = "drive_not_found", NotFound, retryable: false;
+    /// No such checkpoint.
+    CheckpointNotFound = "checkpoint_not_found", NotFound, retryable: false;
     /// No such template, or no such version of it.
     TemplateNotFound = "template_not_found", NotFound, retryable: false;
     /// No such build.

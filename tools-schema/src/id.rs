@@ -67,6 +67,8 @@ kinds! {
     BuildKind BuildId "build";
     /// A long operation.
     OpKind OpId "op";
+    /// A VM's memory and drives at one moment.
+    CheckpointKind CheckpointId "checkpoint";
     /// A command in a VM. The upper half of its number identifies the boot, see [`CommandId::is_of_boot`].
     CommandKind CommandId "command";
     /// One boot of a VM.

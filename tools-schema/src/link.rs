@@ -12,7 +12,8 @@
 //!   bye    ─────────────────────────────>        before it shuts down; has the token
 //!          <───────────────────── welcome
 //! ```
-//! A restarted agent says hello again with its token and is configured again. The source port of every connection must be below 1024, so only root in
+//! A guest that was restored from a checkpoint says hello with the checkpoint's token and the `resumed` of this restore, which its host alone knows; its
+//! `configure` has `resume`, and its `ack` says what was renewed. A restarted agent says hello again with its token and is configured again. The source port of every connection must be below 1024, so only root in
 //! the guest can use this port.
 
 use std::collections::BTreeMap;
@@ -85,6 +86,9 @@ pub struct Hello {
     /// The token of this boot, on every hello except the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// The nonce of the restore that this guest goes on after, if it was restored from a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<String>,
     /// How the image starts.
     pub init: InitMode,
     /// `PRETTY_NAME` of the root filesystem's `os-release`, if it has one.
@@ -194,6 +198,77 @@ pub struct Configure {
     /// The proxy for connections through [`EGRESS_PORT`]; absent if the host does not serve that port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxyParams>,
+    /// What a guest that was restored from a checkpoint has to renew before any of its commands runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
+}
+
+/// Why a guest was restored from a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResumeKind {
+    /// As another VM, which needs an identity of its own.
+    Fork,
+    /// As the same VM, at an earlier time.
+    Rollback,
+}
+
+impl ResumeKind {
+    /// The kind as it is on the wire, and in the environment of hooks.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fork => "fork",
+            Self::Rollback => "rollback",
+        }
+    }
+}
+
+/// What a restored guest has to renew. Its clock, hostname, addresses and token are in the rest of [`Configure`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Why it was restored.
+    pub kind: ResumeKind,
+    /// Fresh random bytes of the host for the kernel's generator: 32, in base64.
+    pub entropy_base64: String,
+    /// The new machine id, 32 hexadecimal digits; absent to keep the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// Whether to run the image's hooks in `/etc/nexus/fork.d`.
+    #[serde(default)]
+    pub run_hooks: bool,
+}
+
+/// What a restored guest renewed before it let its commands run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// What was renewed, as short phrases.
+    pub renewed: Vec<String>,
+    /// What could not be renewed, as messages. If there is any, its commands still stand still, and the host ends the VM.
+    #[serde(default)]
+    pub failed: Vec<String>,
+    /// By how much its clock was behind, in milliseconds.
+    #[serde(default)]
+    pub clock_behind_ms: i64,
+}
+
+/// The host's MCP request before a checkpoint: commands stop and filesystems are synced until [`THAW_REQUEST`]. Returns [`Quiesced`]. A guest that is
+/// not asked to go on does so by itself after [`QUIET_MAX`] of its own time.
+pub const QUIESCE_REQUEST: &str = "nexus/quiesce";
+
+/// How long a guest's commands stand still at most, by the guest's own clock. A restored guest that does not prove in half of this time that it renewed
+/// what it must is ended by its host.
+pub const QUIET_MAX: std::time::Duration = std::time::Duration::from_secs(90);
+
+/// The host's MCP request after a checkpoint; takes [`ClockParams`]: sets the clock, which stood still, and lets the commands go on.
+pub const THAW_REQUEST: &str = "nexus/thaw";
+
+/// The answer to [`QUIESCE_REQUEST`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quiesced {
+    /// Whether all commands stand still.
+    pub frozen: bool,
+    /// Whether all filesystems were synced.
+    pub synced: bool,
 }
 
 /// A data drive's ext4 filesystem to mount.
@@ -351,6 +426,9 @@ pub struct Ack {
     /// What could not be applied, as messages; the VM becomes ready anyway.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// What a restored guest renewed; present if the configuration has `resume`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<Resumed>,
 }
 
 /// The guest is shutting down.

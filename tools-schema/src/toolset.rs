@@ -53,7 +53,7 @@ const WORK: [&str; 35] = [
 const WORDS: [(&str, Toolset, &[&str]); 6] = [
     ("work", Toolset::WORK, &WORK),
     ("images", Toolset::IMAGES, &["image_", "template_", "build_", "asset_", "kernel_", "provider_"]),
-    ("drives", Toolset::DRIVES, &["drive_"]),
+    ("drives", Toolset::DRIVES, &["drive_", "checkpoint_", "vm_checkpoint", "vm_fork", "vm_rollback"]),
     (
         "admin",
         Toolset::ADMIN,
@@ -71,7 +71,7 @@ impl Toolset {
     pub const WORK: Self = Self(1);
     /// Images, templates, builds, and what they are made of.
     pub const IMAGES: Self = Self(2);
-    /// Drives.
+    /// Drives and checkpoints.
     pub const DRIVES: Self = Self(4);
     /// Settings, providers, access, and cleanup.
     pub const ADMIN: Self = Self(8);

@@ -1,17 +1,20 @@
 //! Commands to the task that owns a VM.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use nexus_schema::id::{BootId, DriveId};
+use nexus_schema::id::{BootId, CheckpointId, DriveId};
+use nexus_schema::link::ResumeKind;
 use nexus_schema::tools::vm::{DeletedVm, NetworkParams};
 use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use tokio::sync::oneshot;
 
 use crate::progress::Progress;
+use crate::store::checkpoints::Manifest;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
-use crate::vmm::ShimClient;
+use crate::vmm::{Saved, ShimClient};
 
 /// A command to a VM's task.
 #[derive(Debug)]
@@ -55,6 +58,12 @@ pub(crate) enum Command {
     Take { drive: DriveId, if_boot: Option<BootId>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// A drive of the VM has grown.
     Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Save the VM's memory and copy its drives.
+    Checkpoint { take: Box<Take>, reply: oneshot::Sender<Result<Box<Taken>, ToolError>> },
+    /// Record that the VM goes on from a checkpoint of it.
+    Checkpointed { checkpoint: CheckpointId, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// End what runs of the VM, and restore it from a checkpoint. The reply has the id of the new boot.
+    Restore { restore: Box<RestoreFrom>, reply: oneshot::Sender<Result<BootId, ToolError>> },
     /// Return the client of the VM's shim, if the VM runs.
     Machine { reply: oneshot::Sender<Result<Option<Arc<ShimClient>>, ToolError>> },
     /// End the task; a running VM keeps running.
@@ -87,6 +96,55 @@ pub(crate) struct Attach {
     pub(crate) mount: Option<String>,
     /// Only if this is the VM's boot.
     pub(crate) if_boot: Option<BootId>,
+}
+
+/// What of a checkpoint the VM's task does.
+#[derive(Debug)]
+pub(crate) struct Take {
+    /// The directory of the checkpoint, with one for the copies of drives in it.
+    pub(crate) directory: PathBuf,
+    /// Only if this is the VM's boot.
+    pub(crate) if_boot: Option<BootId>,
+    /// For its cancellation.
+    pub(crate) progress: Progress,
+}
+
+/// A VM whose memory was saved. Its files are not synced yet.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// What the VMM saved.
+    pub(crate) saved: Saved,
+    /// The VM as it was.
+    pub(crate) record: VmRecord,
+    /// Its drives, in the order of their copies.
+    pub(crate) drives: Vec<DriveRecord>,
+    /// Whether the machine has a network card.
+    pub(crate) interface: bool,
+    /// Whether commands stood still and filesystems were synced.
+    pub(crate) quiesced: bool,
+    /// How long the guest stood still, in milliseconds.
+    pub(crate) pause_ms: u64,
+}
+
+/// A checkpoint to restore a VM from. Its files were checked.
+#[derive(Debug)]
+pub(crate) struct RestoreFrom {
+    /// Who asked.
+    pub(crate) who: String,
+    /// Why.
+    pub(crate) kind: ResumeKind,
+    /// The checkpoint's directory.
+    pub(crate) directory: PathBuf,
+    /// What a restore needs to know.
+    pub(crate) manifest: Manifest,
+    /// The token of the boot that was saved.
+    pub(crate) token: String,
+    /// The VM's drives that become as they were, with their copies and sizes; none of a fork, whose drives are made already.
+    pub(crate) drives: Vec<(DriveId, PathBuf, ByteSize)>,
+    /// Only if this is the VM's boot.
+    pub(crate) if_boot: Option<BootId>,
+    /// Its progress.
+    pub(crate) progress: Progress,
 }
 
 /// Decision about a request.

@@ -18,7 +18,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nexus_schema::id::InstanceId;
-use nexus_schema::tools::vm::DriverChoice;
 use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use tokio::sync::{Notify, RwLock};
 use tokio_util::task::TaskTracker;
@@ -26,7 +25,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use activity::Activity;
 pub use activity::Busy;
 pub(crate) use calls::{CallLog, record as record_calls};
-pub(crate) use command::{Attach, Change, Command, Decision};
+pub(crate) use command::{Attach, Change, Command, Decision, RestoreFrom, Take, Taken};
 pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
@@ -45,7 +44,7 @@ use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
 use crate::provision::Provision;
 use crate::store::Store;
-use crate::store::vms::VmRecord;
+use crate::store::vms::{VmRecord, VmSpec};
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
 
@@ -85,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     /// Notified when the life or the idle time of a VM may end sooner than before.
     pub(crate) lifetimes: Arc<Notify>,
+    /// Held for reading by what restores from checkpoints, for writing by what removes them.
+    pub(crate) checkpoints: RwLock<()>,
     /// Access tokens.
     pub(crate) tokens: Tokens,
     /// Confirmations that are pending.
@@ -128,13 +129,17 @@ impl Shared {
         Ok(host)
     }
 
-    /// Returns the VMM for a VM that requests `driver`.
-    pub(crate) async fn choose_driver(&self, driver: DriverChoice) -> Result<Choice, ToolError> {
-        if let Ok(choice) = self.host(false).await?.choose(driver) {
+    /// Returns the VMM for a VM.
+    pub(crate) async fn choose_driver(&self, spec: &VmSpec) -> Result<Choice, ToolError> {
+        let choose = |host: &doctor::Host| match spec.checkpoints {
+            false => host.choose(spec.driver),
+            true => host.choose_for_checkpoints(spec.driver),
+        };
+        if let Ok(choice) = choose(&*self.host(false).await?) {
             return Ok(choice);
         }
         // A VMM may have been installed since.
-        self.host(true).await?.choose(driver)
+        choose(&*self.host(true).await?)
     }
 
     /// Returns whether VMs boot a kernel here; with the `process` driver they do not.

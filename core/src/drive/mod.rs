@@ -221,6 +221,40 @@ impl Drives {
         blocking(move || stage::replace(&drive, &fresh)).await
     }
 
+    /// Makes a drive that is an exact copy of a file, synced to disk.
+    pub(crate) async fn copy_exactly(
+        &self,
+        file: &Path,
+        drive: &Path,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<(), DriveError> {
+        self.copy(file, drive, size, progress).await?;
+        if let Err(error) = self.settle(drive).await {
+            self.delete(drive).await?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// The same under a temporary name, which [`Drives::put_in_place`] makes its drive's. Without that it is removed at the next start.
+    pub(crate) async fn stage_copy(
+        &self,
+        file: &Path,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<PathBuf, DriveError> {
+        let fresh = stage::temporary(&self.directory);
+        self.copy_exactly(file, &fresh, size, progress).await?;
+        Ok(fresh)
+    }
+
+    /// Puts what [`Drives::stage_copy`] made in the place of a drive, and removes the old one. No VM may be using the drive.
+    pub(crate) async fn put_in_place(&self, drive: &Path, staged: &Path) -> Result<(), DriveError> {
+        let (drive, staged) = (drive.to_owned(), staged.to_owned());
+        blocking(move || stage::replace(&drive, &staged)).await
+    }
+
     /// What is wrong with a drive, if known.
     pub async fn problem(&self, drive: &Path) -> Option<String> {
         let drive = drive.to_owned();

@@ -3,8 +3,10 @@
 mod asset;
 mod audit;
 mod build;
+mod checkpoint;
 mod drive;
 mod events;
+mod fork;
 mod image;
 mod kernel;
 mod measures;
@@ -141,6 +143,7 @@ impl Nexus {
             paths.root().to_owned(),
             paths.vms(),
             paths.drives(),
+            paths.checkpoints(),
             paths.images(),
             paths.assets(),
             paths.builds(),
@@ -206,6 +209,7 @@ impl Nexus {
             events,
             tally: Tally::default(),
             lifetimes: Arc::default(),
+            checkpoints: tokio::sync::RwLock::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,

@@ -35,7 +35,7 @@ impl Shared {
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
         let mut spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
         packages::fill(self, &mut spec.network).await?;
-        let choice = self.choose_driver(spec.driver).await?;
+        let choice = self.choose_driver(&spec).await?;
         if spec.network.mode == NetworkMode::Nat {
             network::check(&*self.host(false).await?, &choice)?;
         }

@@ -14,7 +14,7 @@ use crate::store::ops::OpRecord;
 use crate::store::{builds, drives, images, ops};
 use crate::vm::actor::DAEMON;
 use crate::vm::create::Old;
-use crate::vm::{create, defaults, details};
+use crate::vm::{checkpoint, create, defaults, details};
 
 /// Resumes or ends the operations that were under way when the daemon ended.
 pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
@@ -46,6 +46,9 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 });
             }
             (tool, _) => {
+                if tool == "vm_fork" {
+                    checkpoint::undo_forks(shared, op).await?;
+                }
                 let result = finished_already(shared, &summary).await?;
                 let error =
                     ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was interrupted: nexusd ended"))

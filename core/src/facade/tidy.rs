@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::store::{StoreError, history, now, ops};
-use crate::vm::defaults;
+use crate::vm::{checkpoint, defaults};
 
 /// Interval between two checks of the reserve.
 const LOOK: Duration = Duration::from_secs(60);
@@ -31,6 +31,7 @@ pub(super) async fn keep_tidy(shared: Weak<Shared>) {
                 Err(error) => tracing::warn!(%error, "cannot delete old history and operations"),
             }
         }
+        checkpoint::expire(&now).await;
         drop(now);
         sleep(LOOK).await;
     }

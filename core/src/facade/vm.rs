@@ -493,7 +493,7 @@ pub(super) fn seen_rows<R>(
 pub(super) type AnyResult = StoredResult;
 
 /// Returns the subject of an operation on a VM: its id and name.
-fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
+pub(super) fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
 }
 

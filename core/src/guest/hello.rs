@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_schema::limits::{CONFIGURE_MAX, HELLO_MAX};
 use nexus_schema::link::{
-    Ack, Bye, ByeReason, Configure, GuestMessage, Hello, HostMessage, PROTOCOL, PROTOCOL_MIN,
+    Ack, Bye, ByeReason, Configure, GuestMessage, Hello, HostMessage, PROTOCOL, PROTOCOL_MIN, Resumed,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -66,6 +66,11 @@ pub enum GuestEvent {
         /// The version of its binary.
         build: String,
     },
+    /// A restored guest did not renew all that it must: its commands stand still, and it must be ended.
+    Unrenewed {
+        /// What it did not renew.
+        what: String,
+    },
     /// Something in the guest violated the protocol.
     Misbehaved {
         /// Description of the violation.
@@ -94,6 +99,15 @@ impl PartialEq for Recorded {
     }
 }
 
+/// How a guest that was restored from a checkpoint is known before it has the token of its new boot.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The nonce of this restore, which only its own guest is told.
+    pub nonce: String,
+    /// The token of the boot that was saved.
+    pub token: String,
+}
+
 /// Listens for one VM's guest. Dropping it stops listening and removes the socket.
 #[derive(Debug)]
 pub struct HelloServer {
@@ -113,10 +127,32 @@ impl HelloServer {
         first: bool,
         events: mpsc::Sender<GuestEvent>,
     ) -> io::Result<Self> {
+        Self::listen(directory, configure, first, None, events)
+    }
+
+    /// The same for a guest that goes on from a checkpoint. Until it has proved that it renewed what `configure` wants it to, only a hello with this
+    /// nonce is accepted.
+    pub fn bind_restored(
+        directory: &Path,
+        configure: Configure,
+        restored: Restored,
+        events: mpsc::Sender<GuestEvent>,
+    ) -> io::Result<Self> {
+        Self::listen(directory, configure, true, Some(restored), events)
+    }
+
+    fn listen(
+        directory: &Path,
+        configure: Configure,
+        first: bool,
+        restored: Option<Restored>,
+        events: mpsc::Sender<GuestEvent>,
+    ) -> io::Result<Self> {
         let listener = socket::bind_in_tokio(directory, vm_files::HELLO)?;
         let token = configure.token.clone();
         let first = AtomicBool::new(first);
-        let session = Arc::new(Session { configure: Mutex::new(configure), token, first, events });
+        let session = Session { configure: Mutex::new(configure), token, first, restored, events };
+        let session = Arc::new(session);
         let serving = Arc::clone(&session);
         let task = tokio::spawn(socket::serve_each(listener, CONNECTIONS_MAX, move |stream| {
             let session = Arc::clone(&serving);
@@ -149,8 +185,10 @@ impl Drop for HelloServer {
 struct Session {
     configure: Mutex<Configure>,
     token: String,
-    /// Whether a hello without a token is still accepted.
+    /// Whether a hello without a token is still accepted; of a restored guest, one with the token of its checkpoint.
     first: AtomicBool,
+    /// How a restored guest is known at first.
+    restored: Option<Restored>,
     events: mpsc::Sender<GuestEvent>,
 }
 
@@ -194,15 +232,7 @@ impl Session {
     }
 
     async fn hello(&self, hello: Hello, conversation: &mut Conversation) -> Result<(), Failed> {
-        match &hello.token {
-            Some(token) if !self.is_token(token) => {
-                return Err(Failed::Misbehaved("a hello with a wrong token".into()));
-            }
-            None if !self.first.load(Ordering::Acquire) => {
-                return Err(Failed::Misbehaved("a second hello without a token".into()));
-            }
-            Some(_) | None => {}
-        }
+        self.identify(&hello)?;
         if hello.protocol < PROTOCOL_MIN || hello.min_protocol > PROTOCOL {
             let reason = format!(
                 "this host speaks protocol {PROTOCOL_MIN} to {PROTOCOL}, the guest {} to {}",
@@ -215,6 +245,7 @@ impl Session {
         let mut configure = self.configure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let apply_max = APPLY_MAX + Duration::from_secs(configure.wait_for_init_s.into());
         configure.protocol = PROTOCOL.min(hello.protocol);
+        let must_resume = configure.resume.is_some();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         configure.time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         conversation.say(&HostMessage::Configure(configure)).await?;
@@ -223,6 +254,10 @@ impl Session {
         };
         if !self.is_token(&ack.token) {
             return Err(Failed::Misbehaved("an ack with a wrong token".into()));
+        }
+        if must_resume && let Err(what) = renewed(ack.resumed.as_mut()) {
+            self.tell(GuestEvent::Unrenewed { what: what.clone() }).await;
+            return conversation.say(&HostMessage::Refused { reason: what }).await;
         }
         ack.problems.truncate(PROBLEMS_MAX);
         ack.problems.iter_mut().for_each(|problem| *problem = cut(problem));
@@ -237,9 +272,36 @@ impl Session {
         if is_lost.load(Ordering::Acquire) {
             return Ok(());
         }
-        // Files are sent once, and not to an agent that reconnects.
-        self.configure.lock().unwrap_or_else(PoisonError::into_inner).files.clear();
+        // Files are sent once, and not to an agent that reconnects; nor does that one renew anything again.
+        {
+            let mut configure = self.configure.lock().unwrap_or_else(PoisonError::into_inner);
+            configure.files.clear();
+            configure.resume = None;
+        }
         conversation.say(&HostMessage::Welcome {}).await
+    }
+
+    /// Checks whether a guest that says hello is the one of this boot.
+    fn identify(&self, hello: &Hello) -> Result<(), Failed> {
+        let wrong = |what: &str| Err(Failed::Misbehaved(what.to_owned()));
+        let is_first = self.first.load(Ordering::Acquire);
+        match (&hello.token, &self.restored) {
+            (Some(token), Some(restored)) if is_first => {
+                let nonce = hello.resumed.as_deref().unwrap_or_default();
+                if !same_secret(nonce.as_bytes(), restored.nonce.as_bytes()) {
+                    return wrong("a hello of another restore than this one");
+                }
+                // It has the new token already if its first exchange was cut off.
+                if !self.is_token(token) && !same_secret(token.as_bytes(), restored.token.as_bytes()) {
+                    return wrong("a hello with a wrong token");
+                }
+                Ok(())
+            }
+            (None, Some(_)) => wrong("a hello without a token of a restored guest"),
+            (Some(token), _) if !self.is_token(token) => wrong("a hello with a wrong token"),
+            (None, None) if !is_first => wrong("a second hello without a token"),
+            (Some(_) | None, _) => Ok(()),
+        }
     }
 
     async fn bye(&self, bye: &Bye, conversation: &mut Conversation) -> Result<(), Failed> {
@@ -291,6 +353,22 @@ impl Conversation {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Failed::Gone),
         }
+    }
+}
+
+/// Checks what a restored guest renewed, and shortens its texts.
+fn renewed(resumed: Option<&mut Resumed>) -> Result<(), String> {
+    let Some(resumed) = resumed else { return Err("the guest did not say what it renewed".into()) };
+    for texts in [&mut resumed.renewed, &mut resumed.failed] {
+        texts.truncate(PROBLEMS_MAX);
+        texts.iter_mut().for_each(|text| *text = cut(text));
+    }
+    if !resumed.failed.is_empty() {
+        return Err(resumed.failed.join("; "));
+    }
+    match resumed.renewed.is_empty() {
+        true => Err("the guest renewed nothing".into()),
+        false => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod boot_id;
 pub mod busy_poll;
 pub(crate) mod clock;
 pub(crate) mod confine;
+pub(crate) mod cpu;
 pub(crate) mod disk;
 pub mod failpoint;
 pub(crate) mod given;
@@ -15,6 +16,7 @@ pub mod memory;
 #[cfg(test)]
 pub(crate) mod mounted;
 pub(crate) mod own_mounts;
+pub(crate) mod passing;
 pub mod paths;
 pub mod process;
 pub mod random;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nexus_schema::id::{AssetId, BuildId, DriveId, ImageId, VmId};
+use nexus_schema::id::{AssetId, BuildId, CheckpointId, DriveId, ImageId, VmId};
 
 /// The layout of a state directory.
 #[derive(Debug, Clone)]
@@ -54,6 +54,21 @@ impl Paths {
     /// The directory of one drive.
     pub fn drive(&self, id: DriveId) -> PathBuf {
         self.drives().join(id.to_string())
+    }
+
+    /// The directory of all checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// The directory of one checkpoint.
+    pub fn checkpoint(&self, id: CheckpointId) -> PathBuf {
+        self.checkpoints().join(id.to_string())
+    }
+
+    /// The directory of a checkpoint that is being made.
+    pub fn checkpoint_part(&self, id: CheckpointId) -> PathBuf {
+        self.checkpoints().join(format!("{id}.part"))
     }
 
     /// The directory of all images.
@@ -164,6 +179,9 @@ pub(crate) const QEMU_FILES: [&str; 3] =
 pub(crate) const PLAIN_DEVICES: [&str; 5] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
+/// The kernel's description of the processors.
+pub(super) const CPUINFO: &str = "/proc/cpuinfo";
+
 /// The kernel's directory of processes.
 pub(super) const PROCESSES: &str = "/proc";
 
@@ -218,4 +236,16 @@ pub mod vm_files {
     pub const SHIM_LOG: &str = "shim.log";
     /// Locked by the live shim; holds its pid and start time.
     pub const SHIM_LOCK: &str = "shim.lock";
+}
+
+/// Names of files in a checkpoint's directory.
+pub mod checkpoint_files {
+    /// What a restore needs to know, as JSON.
+    pub const MANIFEST: &str = "manifest.json";
+    /// The state of the VM's devices.
+    pub const STATE: &str = "state";
+    /// The VM's memory, a sparse file.
+    pub const RAM: &str = "ram";
+    /// The directory of the copies of its drives.
+    pub const DRIVES: &str = "drives";
 }

@@ -7,6 +7,7 @@ pub mod assets;
 mod backup;
 pub mod builds;
 pub mod calls;
+pub mod checkpoints;
 mod columns;
 pub mod drives;
 pub mod events;
@@ -33,7 +34,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 12;
+pub const SCHEMA_VERSION: u32 = 13;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -49,6 +50,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0011.sql")),
         M::up(include_str!("migrations/0012.sql")),
         M::up(include_str!("migrations/0013.sql")),
+        M::up(include_str!("migrations/0014.sql")),
     ])
 }
 

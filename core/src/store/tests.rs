@@ -1,3 +1,4 @@
+mod checkpoints;
 mod leases;
 mod upgrades;
 
@@ -10,6 +11,7 @@ use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
 use nexus_schema::tools::vm::{DriverChoice, VmState};
 use nexus_schema::{ByteSize, Reference, Timestamp};
 
+pub(crate) use self::checkpoints::checkpoint;
 use super::vms::{TmpPlace, VmRecord, VmSpec};
 use super::*;
 
@@ -45,7 +47,9 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             kernel: "debian".into(),
             start: true,
             idle_stop: None,
+            checkpoints: false,
             run: None,
+            checkpoints: false,
         },
         image_id: None,
         image_name: "debian".into(),
@@ -61,6 +65,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
         created_at: Timestamp::from_millis(now().as_millis()),
         started_at: None,
         expires_at: None,
+        lineage: vms::Lineage::default(),
     }
 }
 

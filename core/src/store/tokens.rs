@@ -98,7 +98,7 @@ pub struct Usage {
     pub vcpus: u64,
     /// Their memory, in bytes.
     pub memory: u64,
-    /// Their drives and those of their own, and by how much drives of others were grown, in bytes. A VM whose root drive is not made yet
+    /// Their drives and those of their own, their checkpoints, and by how much drives of others were grown, in bytes. A VM whose root drive is not made yet
     /// counts with the size that it asks for.
     pub disk: u64,
 }
@@ -137,7 +137,14 @@ pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result
                 AND drives.owner NOT IN (SELECT value FROM json_each(?1)) AND (?2 IS NULL OR drives.made_for IS NOT ?2)",
         )?
         .query_row(params![Json(owners), except], |row| row.unsigned("n"))?;
-    Ok(Usage { disk: vms.disk.saturating_add(drives).saturating_add(grown), ..vms })
+    let checkpoints = db
+        .prepare_cached(
+            "SELECT coalesce(sum(memory_bytes + disk_bytes), 0) AS n FROM checkpoints
+             WHERE owner IN (SELECT value FROM json_each(?1))",
+        )?
+        .query_row([Json(owners)], |row| row.unsigned("n"))?;
+    let disk = [vms.disk, drives, grown, checkpoints].into_iter().fold(0, u64::saturating_add);
+    Ok(Usage { disk, ..vms })
 }
 
 fn total(sizes: &[ByteSize]) -> u64 {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use nexus_schema::id::{AssetId, BootId, ImageId, VmId, VmKind};
-use nexus_schema::link::{Hello, InitMode};
+use nexus_schema::id::{AssetId, BootId, CheckpointId, ImageId, VmId, VmKind};
+use nexus_schema::link::{Hello, InitMode, Resumed};
 use nexus_schema::network::NetworkPolicy;
 use nexus_schema::tools::vm::{DriverChoice, VmFile, VmState, VmTimings};
 use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Timestamp};
@@ -62,6 +62,9 @@ pub struct VmSpec {
     /// How long it may be idle before it is stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// Whether it is made so that checkpoints of it can be taken.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub checkpoints: bool,
     /// The only command that it exists for: it is deleted when that has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
@@ -69,6 +72,10 @@ pub struct VmSpec {
 
 const fn yes() -> bool {
     true
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Where `/tmp` of a VM is.
@@ -95,6 +102,18 @@ pub struct GuestRecord {
     /// The parts of its configuration that could not be applied.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// What it renewed, if it was restored from a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<Resumed>,
+}
+
+/// Where a VM comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lineage {
+    /// The VM that it was forked from; it may be deleted since.
+    pub parent: Option<VmId>,
+    /// The checkpoint that it goes on from: the last one that was taken of it, or that it was restored from.
+    pub checkpoint: Option<CheckpointId>,
 }
 
 /// The processes of a running VM.
@@ -161,6 +180,8 @@ pub struct VmRecord {
     pub started_at: Option<Timestamp>,
     /// When its life is over.
     pub expires_at: Option<Timestamp>,
+    /// Where it comes from.
+    pub lineage: Lineage,
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
@@ -198,6 +219,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         created_at: row.time("created_at")?,
         started_at: row.time_opt("started_at")?,
         expires_at: row.time_opt("expires_at")?,
+        lineage: Lineage { parent: row.id_opt("parent_id")?, checkpoint: row.id_opt("checkpoint_id")? },
     })
 }
 
@@ -220,8 +242,8 @@ pub fn free_cid(tx: &Connection) -> Result<u32, StoreError> {
 pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
     tx.prepare_cached(
         "INSERT INTO vms (id, name, state, reason, generation, owner, tags, protected, arch, cid, spec, image_id,
-            image_name, kernel_id, created_at, expires_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            image_name, kernel_id, created_at, expires_at, parent_id, checkpoint_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
     )?
     .execute(params![
         vm.id.as_i64(),
@@ -240,6 +262,8 @@ pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
         vm.kernel_id.map(|id| id.as_i64()),
         vm.created_at.as_millis(),
         vm.expires_at.map(Timestamp::as_millis),
+        vm.lineage.parent.map(|id| id.as_i64()),
+        vm.lineage.checkpoint.map(|id| id.as_i64()),
     ])
     .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     Ok(())
@@ -252,7 +276,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             "UPDATE vms SET state = ?3, reason = ?4, generation = ?5, tags = ?6, protected = ?7, image_id = ?8,
                 kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
                 timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
-                spec = ?22, name = ?23, expires_at = ?24
+                spec = ?22, name = ?23, expires_at = ?24, checkpoint_id = ?25
              WHERE id = ?1 AND generation = ?2",
         )?
         .execute(params![
@@ -280,6 +304,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             Json(&vm.spec),
             vm.name.as_str(),
             vm.expires_at.map(Timestamp::as_millis),
+            vm.lineage.checkpoint.map(|id| id.as_i64()),
         ])
         .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     if changed == 1 { Ok(()) } else { Err(StoreError::Changed { what: format!("vm {}", vm.name) }) }
@@ -340,11 +365,10 @@ pub fn count_by_state(db: &Connection) -> Result<BTreeMap<String, u64>, StoreErr
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// How many VMs use a kernel.
+/// How many VMs and checkpoints use a kernel.
 pub fn count_by_kernel(db: &Connection, kernel: AssetId) -> Result<u64, StoreError> {
-    Ok(db.query_row("SELECT count(*) AS n FROM vms WHERE kernel_id = ?1", [kernel.as_i64()], |row| {
-        row.unsigned("n")
-    })?)
+    let sql = "SELECT (SELECT count(*) FROM vms WHERE kernel_id = ?1) + (SELECT count(*) FROM checkpoints WHERE kernel_id = ?1) AS n";
+    Ok(db.query_row(sql, [kernel.as_i64()], |row| row.unsigned("n"))?)
 }
 
 /// Whether a name is in use.

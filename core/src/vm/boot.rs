@@ -10,20 +10,21 @@ use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::{
     ByeReason, Configure, GuestFile, HOSTNAME_REQUEST, HostnameParams, InitMode, MCP_PORT, Mount, PROTOCOL,
-    PROTOCOL_MIN, PROXY_REQUEST, ProxyParams,
+    PROTOCOL_MIN, PROXY_REQUEST, ProxyParams, QUIET_MAX,
 };
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::actor::thaw;
 use super::mishap;
 use super::network::{self, Leased};
 use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
 use crate::egress::{Egress, EgressServer};
-use crate::guest::{self, ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
+use crate::guest::{self, ClockKeeper, GuestEvent, HelloServer, Link, LinkState, Restored};
 use crate::os::disk::is_full;
 use crate::os::failpoint;
 use crate::os::paths::vm_files;
@@ -197,6 +198,7 @@ pub(super) fn configure(
         mounts: mounts.collect(),
         files: files.collect(),
         proxy: Some(ProxyParams { enabled: policy.mode == NetworkMode::Proxy }),
+        resume: None,
     }
 }
 
@@ -261,24 +263,34 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
+        link: if record.spec.checkpoints { crate::vmm::Link::Serial } else { crate::vmm::Link::Vsock },
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
+        restore: None,
     }
 }
 
 impl Boot {
-    /// Launches a VMM. The guest may connect from here on.
+    /// Launches a VMM, which `restored` restores from a checkpoint. The guest may connect from here on.
     pub(super) async fn launch(
         shared: &Shared,
         plan: &LaunchPlan,
         configure: Configure,
+        restored: Option<Restored>,
         egress: Arc<Egress>,
         clock: Clock,
     ) -> Result<Self, VmmError> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
-        let hello = HelloServer::bind(&plan.directory, configure, true, events_tx).map_err(|source| {
-            VmmError::File { action: "listen on", path: plan.directory.join(vm_files::HELLO), source }
+        let is_restored = restored.is_some();
+        let hello = match restored {
+            Some(restored) => HelloServer::bind_restored(&plan.directory, configure, restored, events_tx),
+            None => HelloServer::bind(&plan.directory, configure, true, events_tx),
+        };
+        let hello = hello.map_err(|source| VmmError::File {
+            action: "listen on",
+            path: plan.directory.join(vm_files::HELLO),
+            source,
         })?;
         let egress = EgressServer::bind(&plan.directory, egress).map_err(|source| VmmError::File {
             action: "listen on",
@@ -288,8 +300,11 @@ impl Boot {
         failpoint::reach("start-hello-bound");
         let shim = ShimClient::launch(&shared.config.shim_binary, plan).await?;
         let listeners = (Some(hello), Some(egress));
-        let boot = Self::new(shim, plan.accel, listeners, events, shared.boot_timeout(plan.accel), clock);
-        let watched = (plan.accel == Accel::Tcg).then(|| mishap::until_timer_lost(plan.directory.clone()));
+        // One that does not prove in time what it renewed is ended before its commands could go on.
+        let patience = if is_restored { QUIET_MAX / 2 } else { shared.boot_timeout(plan.accel) };
+        let boot = Self::new(shim, plan.accel, listeners, events, patience, clock);
+        let watched = (plan.accel == Accel::Tcg && !is_restored)
+            .then(|| mishap::until_timer_lost(plan.directory.clone()));
         let has_interface = plan.interface.is_some();
         Ok(Self {
             has_interface,
@@ -377,6 +392,10 @@ impl Boot {
         let is_up = matches!(record.state, VmState::Running | VmState::Ready | VmState::Unreachable);
         if is_up && is_configured(record) && !is_outdated {
             self.dial(shared, record);
+            // An earlier daemon may have ended within a checkpoint.
+            if let Some(link) = self.link.clone().filter(|_| record.spec.checkpoints) {
+                tokio::spawn(async move { thaw(&link).await });
+            }
         }
     }
 

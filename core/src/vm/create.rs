@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::tokens::Usage;
-use crate::store::vms::{VmRecord, VmSpec};
+use crate::store::vms::{Lineage, VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, leases, now, random_id, vms};
 
 /// Begins to create a VM and returns the operation's id; the operation runs in the background. Fails on bad arguments before anything changes.
@@ -47,7 +47,7 @@ pub(crate) async fn begin(
     }
     let mut spec = spec::check(&params, &name, &defaults)?;
     packages::fill(shared, &mut spec.network).await?;
-    let choice = shared.choose_driver(spec.driver).await?;
+    let choice = shared.choose_driver(&spec).await?;
     let last_address = match spec.network.mode {
         NetworkMode::Nat => {
             network::check(&*shared.host(false).await?, &choice)?;
@@ -95,6 +95,7 @@ pub(crate) async fn begin(
                 created_at: now(),
                 started_at: None,
                 expires_at,
+                lineage: Lineage::default(),
                 spec,
             };
             let taken = Usage {
@@ -243,7 +244,7 @@ async fn prepare(
     progress.step("cloning the root drive");
     let drive = DriveRecord {
         id: random_id(),
-        name: drive_name(&record.name, record.id)?,
+        name: root_name(&record.name, record.id)?,
         image_id: Some(image.id),
         parent_id: None,
         made_for: Some(record.id),
@@ -480,7 +481,7 @@ fn made_up_name(id: VmId) -> Result<Name, ToolError> {
 }
 
 /// Returns the root drive's name: the VM's name, truncated if necessary, and a part of its id.
-fn drive_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
+fn root_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
     let id = id.to_string();
     let head: String = vm.as_str().chars().take(nexus_schema::name::NAME_MAX - 12).collect();
     format!("{head}-root-{}", &id[id.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))

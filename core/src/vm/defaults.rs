@@ -15,6 +15,7 @@ use crate::store::vms::TmpPlace;
 
 pub(crate) const DEFAULT_VCPUS: &str = "default.vcpus";
 pub(crate) const DEFAULT_MEMORY: &str = "default.memory";
+pub(crate) const DEFAULT_CHECKPOINTS: &str = "default.checkpoints";
 pub(crate) const DEFAULT_DISK: &str = "default.disk";
 pub(crate) const DEFAULT_NETWORK: &str = "default.network";
 pub(crate) const DEFAULT_TTL: &str = "default.ttl";
@@ -33,7 +34,12 @@ pub(crate) const SUBNET: &str = "network.subnet";
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 17] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 18] = [
+    (
+        DEFAULT_CHECKPOINTS,
+        "false",
+        "whether VMs are made so that checkpoints of them can be taken, which needs driver qemu: `true` or `false`",
+    ),
     (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
     (DEFAULT_IDLE_STOP, "0", "stop a VM after it was idle for so long, such as `30m`; 0: never"),
     (DEFAULT_IMAGE, spec::DEFAULT_IMAGE, "image of root drives: anything that `from` of vm_create accepts"),
@@ -178,6 +184,11 @@ impl Values {
                     other => return Err(ToolError::invalid(format!("`{other}` is neither disk nor tmpfs"))),
                 };
             }
+            DEFAULT_CHECKPOINTS => {
+                defaults.checkpoints = value
+                    .parse()
+                    .map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
+            }
             DEFAULT_TTL => defaults.ttl = span(value)?,
             DEFAULT_IDLE_STOP => defaults.idle_stop = span(value)?,
             DEFAULT_WAIT_FOR_INIT => {
@@ -284,6 +295,7 @@ mod tests {
             (DEFAULT_WAIT_FOR_INIT, "yes"),
             (DEFAULT_TTL, "1 week"),
             (DEFAULT_IDLE_STOP, ""),
+            (DEFAULT_CHECKPOINTS, "yes"),
             (HISTORY_DAYS, "0"),
             (HISTORY_PER_VM, "19"),
             (HISTORY_PER_VM, "many"),

@@ -12,11 +12,14 @@
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
 //! calls bypass it. Pure functions in [`policy`] decide what is allowed; [`stop`] has the steps of a stop as data.
+//! A checkpoint ([`checkpoint`]) is taken of a ready VM, which stays ready. A VM that is rolled back to one, or forked from one, starts from it: it is
+//! `running` when its guest says hello, and `ready` once that has proved what it renewed.
 //! How long a VM lives and how long it may be idle is kept by [`lifetime`], one task for all VMs.
 //! Nothing here knows how a VMM is run (`vmm`) or how bytes reach a guest (`guest`).
 
 pub(crate) mod actor;
 mod boot;
+pub(crate) mod checkpoint;
 pub(crate) mod create;
 pub(crate) mod defaults;
 pub(crate) mod guest_call;

@@ -5,6 +5,7 @@ use nexus_schema::tools::vm::VmState;
 use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use crate::context::Decision;
+use crate::store::vms::VmRecord;
 use crate::vmm::Caps;
 use VmState::{
     Crashed, Created, Creating, Failed, Paused, Ready, Running, Starting, Stopped, Stopping, Unreachable,
@@ -91,6 +92,53 @@ pub(crate) fn pausable(name: &str, driver: &str) -> Result<(), ToolError> {
     );
     Err(ToolError::new(ErrorCode::HostUnsuitable, message)
         .hint("create VMs that are to be paused with driver: qemu; vm_stop frees the processors, too"))
+}
+
+/// Decides whether a checkpoint of a VM may be taken.
+pub(crate) fn checkpoint(name: &str, state: VmState) -> Result<(), ToolError> {
+    let ready = "only a VM that is ready can be saved";
+    match state {
+        Ready => Ok(()),
+        Paused => Err(wrong_state(name, state, ready).hint("call vm_start, which resumes it")),
+        Starting | Running => {
+            Err(wrong_state(name, state, ready).hint("call vm_start, which waits until it is ready"))
+        }
+        Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
+            .hint("call vm_restart with force: true")),
+        Created | Stopped | Crashed | Failed => Err(wrong_state(name, state, ready).hint(
+            "call vm_start first; to keep a stopped VM's disk, clone it with drive_create from: drive:NAME",
+        )),
+        Stopping => Err(wrong_state(name, state, ready)
+            .hint("call vm_restart, which waits until it is stopped and starts it")),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
+}
+
+/// Refuses a checkpoint of a VM that cannot be saved, with how to make one that can.
+pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
+    let driver = vm.driver.as_deref().unwrap_or_default();
+    // One that was never started is of no driver yet.
+    let can =
+        driver.is_empty() || DriverKind::named(driver).is_some_and(|driver| Caps::of(driver).checkpoint);
+    let message = match (can, vm.spec.checkpoints) {
+        (true, true) => return Ok(()),
+        (true, false) => format!("{} was made without checkpoints: true, so it cannot be saved", vm.name),
+        (false, _) => format!("{} runs under {driver}, which cannot save a VM", vm.name),
+    };
+    Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(
+        "make a VM that can: vm_create with checkpoints: true and driver: qemu; settings_set default.checkpoints makes that the default",
+    ))
+}
+
+/// Decides whether a VM may go on from a checkpoint: what runs of it is ended.
+pub(crate) fn restore(name: &str, state: VmState) -> Result<(), ToolError> {
+    match state {
+        Created | Starting | Running | Ready | Unreachable | Paused | Stopping | Stopped | Crashed
+        | Failed => Ok(()),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
 }
 
 /// Decides whether a VM may be resumed.
@@ -284,6 +332,8 @@ mod tests {
                 delete("x", state, false, false).err(),
                 change_drives("x", state).err(),
                 guest_call("x", state, None).err(),
+                checkpoint("x", state).err(),
+                restore("x", state).err(),
             ];
             for error in refusals.into_iter().flatten() {
                 let hint = error.hint.unwrap_or_else(|| panic!("{state}: {} has no hint", error.message));
@@ -303,6 +353,26 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::HostUnsuitable);
         assert!(refused.message.contains("firecracker") && refused.hint.unwrap().contains("qemu"));
         pausable("x", "").unwrap_err();
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_saved_is_told_how_to_make_one_that_can() {
+        let mut vm = crate::store::tests::vm("web", 3);
+        for (driver, checkpoints, said) in [
+            (None, false, "made without checkpoints: true"),
+            (Some("process"), true, "runs under process, which cannot save"),
+            (Some("qemu"), false, "made without checkpoints: true"),
+        ] {
+            vm.driver = driver.map(str::to_owned);
+            vm.spec.checkpoints = checkpoints;
+            let error = checkpointable(&vm).unwrap_err();
+            assert_eq!(error.code, ErrorCode::HostUnsuitable);
+            assert!(error.message.contains(said), "{error}");
+            assert!(error.hint.unwrap().contains("vm_create with checkpoints: true"));
+        }
+        vm.driver = Some("qemu".into());
+        vm.spec.checkpoints = true;
+        checkpointable(&vm).unwrap();
     }
 
     #[test]

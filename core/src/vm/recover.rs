@@ -11,10 +11,10 @@ use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
-use super::create;
 use super::last_words;
 use super::network;
 use super::policy;
+use super::{checkpoint, create};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
 use crate::progress::Progress;
@@ -35,6 +35,10 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         taken?;
     }
     network::settle(shared, !connected.is_empty()).await;
+    or_later(
+        checkpoint::sweep(shared).await,
+        "the disk is full: half-made checkpoints are removed at the next start",
+    )?;
     or_later(sweep(shared).await, "the disk is full: unused files and rows are removed at the next start")
 }
 

@@ -129,6 +129,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         kernel,
         start: params.start.unwrap_or(true),
         idle_stop: Some(params.idle_stop.unwrap_or(defaults.idle_stop)).filter(|limit| !limit.is_zero()),
+        checkpoints: params.checkpoints.unwrap_or(defaults.checkpoints),
         run: params.run.clone(),
     })
 }
@@ -171,6 +172,8 @@ pub(crate) struct Defaults {
     pub(crate) ttl: TimeSpan,
     /// How long they may be idle; zero for ever.
     pub(crate) idle_stop: TimeSpan,
+    /// Whether checkpoints of them can be taken.
+    pub(crate) checkpoints: bool,
 }
 
 impl Defaults {
@@ -188,6 +191,7 @@ impl Defaults {
             network: NetworkMode::Proxy,
             ttl: TimeSpan::default(),
             idle_stop: TimeSpan::default(),
+            checkpoints: false,
         }
     }
 }

@@ -122,6 +122,8 @@ impl View {
             expires_at: record.expires_at,
             idle_stop: record.spec.idle_stop,
             idle_stop_at: None,
+            parent_id: record.lineage.parent,
+            checkpoint_id: record.lineage.checkpoint,
             run: None,
             generation: record.generation,
         }

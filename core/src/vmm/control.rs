@@ -12,7 +12,7 @@ use nexus_schema::id::{BootId, VmId};
 use serde::{Deserialize, Serialize};
 
 use super::exit::Exit;
-use super::plan::LaunchPlan;
+use super::plan::{LaunchPlan, SavedKind};
 
 /// Maximum length of a line that either side accepts, in bytes.
 pub(crate) const LINE_MAX: usize = 16 << 10;
@@ -68,6 +68,17 @@ pub(crate) enum Request {
     },
     /// End `hold`. A pause by `pause` stays. Since generation 3.
     Release,
+    /// Pause the guest as `hold` does, and write its state and memory to the two files that come with the request. The time of the hold
+    /// starts anew with the answer. Since generation 4.
+    Save {
+        /// The time in milliseconds, at most [`HOLD_MAX`].
+        hold_ms: u32,
+    },
+    /// Connect the guest's network interface, or disconnect it. Since generation 4.
+    SetLink {
+        /// Whether it is connected.
+        up: bool,
+    },
     /// Answer when the VMM has ended.
     Wait,
     /// Report why the VMM has paused the guest, now and at each change. Since generation 2.
@@ -88,6 +99,39 @@ pub(crate) enum Reply {
     Ended(Exit),
     /// To `watch`: why the VMM has paused the guest; `None` if it has not.
     Stalled(Option<Stall>),
+    /// To `save`.
+    Saved(Saved),
+}
+
+/// A saved guest: what was written, and by which VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// SHA-256 of the file with the state of the guest's devices and processors, in hexadecimal.
+    pub state_sha256: String,
+    /// Length of that file.
+    pub state_bytes: u64,
+    /// SHA-256 of the memory, in hexadecimal: over each page of 4096 bytes that is not all zeros, in order, its offset (64 bits,
+    /// little-endian) and its content.
+    pub ram_sha256: String,
+    /// Total length of these pages.
+    pub ram_bytes: u64,
+    /// Time that the state took, in milliseconds.
+    pub state_ms: u64,
+    /// Time that the memory took, in milliseconds.
+    pub ram_ms: u64,
+    /// How the memory was saved.
+    pub kind: SavedKind,
+    /// The VMM that wrote the state, which only the same VMM reads.
+    pub qemu: SavedQemu,
+}
+
+/// The VMM that saved a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedQemu {
+    /// Its version, as it reports it.
+    pub version: String,
+    /// SHA-256 of its binary, in hexadecimal.
+    pub binary_sha256: String,
 }
 
 /// Why a VMM has paused its guest by itself, or refuses its writes.

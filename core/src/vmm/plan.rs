@@ -27,6 +27,23 @@ impl Accel {
     }
 }
 
+/// What carries the connections between host and guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// A vsock device. QEMU cannot save its state.
+    #[default]
+    Vsock,
+    /// The ports of a virtio-serial device, for VMs that can be checkpointed. Their memory is in a file that the shim holds.
+    Serial,
+}
+
+impl Link {
+    fn is_vsock(&self) -> bool {
+        *self == Self::Vsock
+    }
+}
+
 /// One boot of one VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +76,9 @@ pub struct LaunchPlan {
     pub drives: Vec<PlanDrive>,
     /// The vsock context id, 3 or more.
     pub cid: u32,
+    /// What carries the connections between host and guest.
+    #[serde(default, skip_serializing_if = "Link::is_vsock")]
+    pub link: Link,
     /// Its network interface, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<PlanInterface>,
@@ -67,6 +87,33 @@ pub struct LaunchPlan {
     pub jail: bool,
     /// Size at which the console's file is rotated. One rotated file is kept.
     pub console_bytes: ByteSize,
+    /// The saved guest that goes on, instead of a boot of the kernel. Size, drives and interface of the plan must be as when it was saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
+}
+
+/// A saved guest to go on with. The caller has verified the files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The file with the state of its devices and processors. Only the shim reads it.
+    pub state: PathBuf,
+    /// The file with its memory. Only the shim reads it.
+    pub ram: PathBuf,
+    /// How its memory was saved.
+    pub kind: SavedKind,
+    /// What the guest's agent has to repeat, so that it is known to be this guest after this restore.
+    pub nonce: String,
+}
+
+/// How a guest's memory was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SavedKind {
+    /// From the memory file that VMM and shim share.
+    Shared,
+    /// From the VMM's private pages over another guest's memory file. No driver saves or restores these.
+    Private,
 }
 
 fn jailed() -> bool {
@@ -132,9 +179,11 @@ pub(crate) mod tests {
                 read_only: false,
             }],
             cid: 3,
+            link: Link::Vsock,
             interface: None,
             jail: true,
             console_bytes: ByteSize::mib(1),
+            restore: None,
         }
     }
 }

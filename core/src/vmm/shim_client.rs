@@ -163,7 +163,7 @@ impl ShimClient {
         self.request(Request::Limit { rx, tx }, "limit the bandwidth").await
     }
 
-    async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {
+    pub(super) async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {
         self.request_within(request, action, ANSWER_OF_VMM).await
     }
 
@@ -177,7 +177,7 @@ impl ShimClient {
         match self.ask(request, limit).await.map_err(unanswered)? {
             Reply::Refused(message) => Err(VmmError::Refused { action, message }),
             Reply::Done => Ok(()),
-            Reply::Status(_) | Reply::Ended(_) | Reply::Stalled(_) => {
+            Reply::Status(_) | Reply::Ended(_) | Reply::Stalled(_) | Reply::Saved(_) => {
                 Err(unanswered(io::ErrorKind::InvalidData.into()))
             }
         }
@@ -194,12 +194,22 @@ impl ShimClient {
 
     /// Sends a request. Returns the connection, on which the replies arrive.
     pub(super) async fn send(&self, request: Request) -> io::Result<BufReader<UnixStream>> {
-        // Until the shim has answered, use the oldest generation.
-        let protocol = self.inner.status.get().map_or(wire::PROTOCOL_MIN, |status| status.protocol);
-        let line = wire::request_line(request, protocol).map_err(io::Error::other)?;
-        let mut stream = connect_in_tokio(&self.inner.directory, vm_files::SHIM).await?;
+        let line = self.line(request)?;
+        let mut stream = self.connect().await?;
         stream.write_all(&line).await?;
         Ok(BufReader::new(stream))
+    }
+
+    /// Returns a request as the shim's generation writes it.
+    pub(super) fn line(&self, request: Request) -> io::Result<Vec<u8>> {
+        // Until the shim has answered, use the oldest generation.
+        let protocol = self.inner.status.get().map_or(wire::PROTOCOL_MIN, |status| status.protocol);
+        wire::request_line(request, protocol).map_err(io::Error::other)
+    }
+
+    /// Connects to the shim.
+    pub(super) async fn connect(&self) -> io::Result<UnixStream> {
+        connect_in_tokio(&self.inner.directory, vm_files::SHIM).await
     }
 
     /// Kills the VMM. Works also if the shim hangs or has ended. Succeeds if the VMM has already ended. [`ShimClient::wait`] resolves when

@@ -18,20 +18,25 @@ fn has_walls(job: &Job) -> bool {
     !confine::is_root() && job.plan.driver != DriverKind::Process
 }
 
-/// Returns the files that the VMM of a job opens. The working directory is the VM's.
+/// Returns the files that the VMM of a job and its shim open. The working directory is the VM's.
 fn files_of(job: &Job) -> VmmFiles {
     let plan = &job.plan;
     let drives = |read_only| {
         plan.drives.iter().filter(move |drive| drive.read_only == read_only).map(|drive| drive.path.clone())
     };
+    let kernel = [plan.kernel.clone(), plan.initramfs.clone()];
+    // A restored guest has its kernel in its memory.
+    let kernel = if plan.restore.is_some() { Vec::new() } else { Vec::from(kernel) };
+    let saved = plan.restore.iter().flat_map(|restore| [restore.state.clone(), restore.ram.clone()]);
     // The pipe of the VMM's log, if the driver has made one.
     let pipe = Some(PathBuf::from(vm_files::VMM_PIPE)).filter(|pipe| pipe.exists());
     VmmFiles {
         binary: plan.binary.clone(),
         directory: Path::new(".").to_owned(),
-        read: [plan.kernel.clone(), plan.initramfs.clone()].into_iter().chain(drives(true)).collect(),
+        read: kernel.into_iter().chain(drives(true)).collect(),
         write: drives(false).chain(pipe).collect(),
         dials: driver::facts(plan.driver).dials,
+        read_by_shim: saved.collect(),
     }
 }
 

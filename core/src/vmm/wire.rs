@@ -61,7 +61,7 @@ pub(crate) fn request_line(request: Request, protocol: u32) -> Result<Vec<u8>, W
         | Request::Wait => true,
         Request::Watch => protocol >= 2,
         Request::Hold { .. } | Request::Release => protocol >= 3,
-        Request::Limit { .. } => protocol >= 4,
+        Request::Limit { .. } | Request::Save { .. } | Request::SetLink { .. } => protocol >= 4,
     };
     if !is_known {
         return Err(WireError::Unknown { protocol });

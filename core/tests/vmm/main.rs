@@ -5,4 +5,5 @@ mod firecracker;
 mod lifecycle;
 mod pauses;
 mod qemu;
+mod saves;
 mod support;

@@ -33,7 +33,7 @@ fn kernel() -> PathBuf {
 }
 
 /// An initramfs with one file in it (newc, as in the kernel's early-userspace documentation).
-fn initramfs(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
+pub(crate) fn initramfs(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
     let mut archive = Vec::new();
     for (name, mode, content) in [(name, mode, content), ("TRAILER!!!", 0, &b""[..])] {
         let fields = [1, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
@@ -50,21 +50,17 @@ fn initramfs(name: &str, mode: u32, content: &[u8]) -> Vec<u8> {
     archive
 }
 
+/// Where a program's code is in its memory.
+const CODE: u64 = BASE + HEADERS;
+const BASE: u64 = 0x40_0000;
+const HEADERS: u64 = 64 + 56;
+
 /// A program without a library: writes `text` to stdout, then restarts the machine, or loops when it is not PID 1's right.
 /// x86_64 machine code in the smallest ELF file that loads.
 fn init_that_prints_and_restarts(text: &str) -> Vec<u8> {
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 64 + 56;
     let mut code: Vec<u8> = Vec::new();
     let code_length = 5 + 5 + 10 + 5 + 2 + 5 + 5 + 5 + 5 + 2 + 2;
-    let text_at = BASE + HEADERS + code_length;
-    code.extend([0xb8, 1, 0, 0, 0]); // mov eax, 1: write
-    code.extend([0xbf, 1, 0, 0, 0]); // mov edi, 1
-    code.extend([0x48, 0xbe]); // movabs rsi, text
-    code.extend(text_at.to_le_bytes());
-    code.push(0xba); // mov edx, length
-    code.extend(u32::try_from(text.len()).unwrap().to_le_bytes());
-    code.extend([0x0f, 0x05]); // syscall
+    print(&mut code, CODE + code_length, text);
     code.extend([0xb8, 169, 0, 0, 0]); // mov eax, 169: reboot
     code.push(0xbf); // mov edi, LINUX_REBOOT_MAGIC1
     code.extend(0xfee1_deadu32.to_le_bytes());
@@ -75,14 +71,54 @@ fn init_that_prints_and_restarts(text: &str) -> Vec<u8> {
     code.extend([0x0f, 0x05]); // syscall
     code.extend([0xeb, 0xfe]); // jmp to itself
     assert_eq!(code.len() as u64, code_length);
-    let size = HEADERS + code_length + text.len() as u64;
+    code.extend(text.as_bytes());
+    elf(&code)
+}
 
+/// A program without a library: writes `first` to stdout, then `again` twenty times a second, for ever.
+pub(crate) fn init_that_ticks(first: &str, again: &str) -> Vec<u8> {
+    const PRINT: u64 = 5 + 5 + 10 + 5 + 2;
+    const SLEEP: u64 = 5 + 10 + 2 + 2;
+    let mut code: Vec<u8> = Vec::new();
+    let data = CODE + 2 * PRINT + SLEEP + 2;
+    print(&mut code, data + 16, first);
+    print(&mut code, data + 16 + first.len() as u64, again);
+    code.extend([0xb8, 35, 0, 0, 0]); // mov eax, 35: nanosleep
+    code.extend([0x48, 0xbf]); // movabs rdi, data
+    code.extend(data.to_le_bytes());
+    code.extend([0x31, 0xf6]); // xor esi, esi
+    code.extend([0x0f, 0x05]); // syscall
+    let back = i8::try_from(PRINT + SLEEP + 2).unwrap();
+    code.extend([0xeb, back.wrapping_neg().to_le_bytes()[0]]); // jmp to the second print
+    assert_eq!(CODE + code.len() as u64, data);
+    for value in [0u64, 50_000_000] {
+        code.extend(value.to_le_bytes());
+    }
+    code.extend(first.as_bytes());
+    code.extend(again.as_bytes());
+    elf(&code)
+}
+
+/// Adds code that writes the text at an address to stdout.
+fn print(code: &mut Vec<u8>, address: u64, text: &str) {
+    code.extend([0xb8, 1, 0, 0, 0]); // mov eax, 1: write
+    code.extend([0xbf, 1, 0, 0, 0]); // mov edi, 1
+    code.extend([0x48, 0xbe]); // movabs rsi, address
+    code.extend(address.to_le_bytes());
+    code.push(0xba); // mov edx, length
+    code.extend(u32::try_from(text.len()).unwrap().to_le_bytes());
+    code.extend([0x0f, 0x05]); // syscall
+}
+
+/// An ELF file that loads this code, with its data behind it, at [`CODE`] and starts there.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let size = HEADERS + code.len() as u64;
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
     elf.extend(2u16.to_le_bytes());
     elf.extend(62u16.to_le_bytes());
     elf.extend(1u32.to_le_bytes());
-    for value in [BASE + HEADERS, 64, 0] {
+    for value in [CODE, 64, 0] {
         elf.extend(value.to_le_bytes());
     }
     elf.extend(0u32.to_le_bytes());
@@ -95,11 +131,10 @@ fn init_that_prints_and_restarts(text: &str) -> Vec<u8> {
         elf.extend(value.to_le_bytes());
     }
     elf.extend(code);
-    elf.extend(text.as_bytes());
     elf
 }
 
-fn vm(initramfs: &[u8]) -> Vm {
+pub(crate) fn vm(initramfs: &[u8]) -> Vm {
     let mut vm = Vm::new(DriverKind::Qemu);
     vm.plan.binary = "/usr/bin/qemu-system-x86_64".into();
     vm.plan.kernel = kernel();
@@ -199,6 +234,19 @@ async fn the_shim_with_its_vsock_device_is_small() {
     .await;
     let memory = own_memory(shim.identity().pid);
     assert!(memory < 6 << 20, "{memory}");
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+}
+
+#[tokio::test]
+async fn a_guest_with_a_vsock_device_is_not_saved_and_runs_on() {
+    let vm = vm(&initramfs("none", 0o100_644, b""));
+    let shim = vm.launch().await;
+    let error = in_time(shim.save(vm.scratch(), std::time::Duration::from_secs(10))).await.unwrap_err();
+    let why =
+        "qemu cannot save this VM: its guest link is a vsock device; make a VM with `checkpoints: true`";
+    assert!(error.to_string().ends_with(why), "{error}");
+    in_time(shim.pause()).await.unwrap();
     in_time(shim.kill()).await.unwrap();
     ended(&shim).await;
 }

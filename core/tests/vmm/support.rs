@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nexus_core::internals::{Accel, Exit, LaunchPlan, ShimClient, VmmError};
+use nexus_core::internals::{Accel, Exit, LaunchPlan, Link, ShimClient, VmmError};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::{ByteSize, DriverKind};
 
@@ -50,9 +50,11 @@ impl Vm {
             cmdline: vec![],
             drives: vec![],
             cid: 3,
+            link: Link::Vsock,
             interface: None,
             jail: true,
             console_bytes: ByteSize::bytes(64 << 10),
+            restore: None,
         };
         Self { plan, root }
     }

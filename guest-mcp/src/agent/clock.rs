@@ -53,6 +53,17 @@ impl Agent {
         let time_unix_ns = u64::try_from(now().as_nanos()).unwrap_or(u64::MAX);
         Ok(ClockAnswer { time_unix_ns })
     }
+
+    /// Sets the clock of a VM to the host's time, after its processors stood still.
+    pub(super) fn set_clock(&self, host_unix_ns: u64) -> io::Result<()> {
+        self.host_clock.saw(host_unix_ns);
+        let host = Duration::from_nanos(host_unix_ns);
+        match self.place {
+            // Never back: the message was on its way.
+            Place::Vm { .. } if host > now() => set(host),
+            Place::Vm { .. } | Place::Process { .. } => Ok(()),
+        }
+    }
 }
 
 /// Returns this system's time since 1970.

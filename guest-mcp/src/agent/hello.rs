@@ -14,7 +14,7 @@ use nexus_schema::tools::os::{SystemState, SystemStatus};
 use tokio::io::AsyncWriteExt;
 
 use super::stream::{Duplex, dial_host};
-use super::{Agent, Place, Settings, configure, services};
+use super::{Agent, Place, Settings, configure, resume, services};
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
 use crate::proxy;
@@ -95,18 +95,36 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     agent.host_clock.saw(configure.time_unix_ns);
     let wait = Duration::from_secs(configure.wait_for_init_s.into());
     let proxy = configure.proxy;
+    let restored = match configure.resume.clone() {
+        // Before anything else: what comes after it may need random numbers.
+        Some(asked) => Some((resume::begin(agent, &asked, &configure).await, asked)),
+        None => None,
+    };
     agent.proxy.set_interface(agent.is_in_vm() && !configure.interfaces.is_empty());
     let mut problems = apply(agent, configure).await;
     if let Some(params) = proxy {
         problems.extend(proxy::apply(agent, params).await);
     }
-    if agent.is_beside_init() {
-        problems.extend(unready(&system::wait(wait).await));
-    }
-    problems.extend(services::start(agent).await);
-    host.say(&GuestMessage::Ack(Ack { token, problems })).await?;
+    let resumed = match restored {
+        // Its init and its services go on as they were.
+        Some((resumed, asked)) => Some(resume::finish(agent, asked, resumed, &problems).await),
+        None => {
+            if agent.is_beside_init() {
+                problems.extend(unready(&system::wait(wait).await));
+            }
+            problems.extend(services::start(agent).await);
+            None
+        }
+    };
+    host.say(&GuestMessage::Ack(Ack { token, problems, resumed })).await?;
     match host.hear().await? {
-        HostMessage::Welcome {} => Ok(()),
+        HostMessage::Welcome {} => {
+            // An agent that ended while commands stood still for a checkpoint left them so; a restored guest has let them go on by now.
+            if let Err(error) = resume::thaw(agent) {
+                say(format_args!("let commands go on: {error}"));
+            }
+            Ok(())
+        }
         HostMessage::Configure(_) | HostMessage::Refused { .. } => {
             Err(HelloError::Unexpected { expected: "a welcome" })
         }
@@ -179,6 +197,7 @@ fn introduce(agent: &Agent, token: Option<String>) -> Hello {
         kernel_boot_id,
         uptime_ms: u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX),
         token,
+        resumed: agent.quiet.nonce(),
         init,
         os,
         image,
@@ -219,7 +238,7 @@ struct Host {
 
 impl Host {
     async fn dial(agent: &Agent) -> Result<Self, HelloError> {
-        let stream = dial_host(&agent.place).await.map_err(HelloError::Unreachable)?;
+        let stream = dial_host(agent).await.map_err(HelloError::Unreachable)?;
         Ok(Self { lines: LineReader::new(stream, CONFIGURE_MAX, CONFIGURE_MAX as u64 * 2) })
     }
 

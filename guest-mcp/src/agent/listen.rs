@@ -1,4 +1,4 @@
-//! Accepts the host's connections: on vsock ports, or on the one Unix socket that replaces them.
+//! Accepts the host's connections: on vsock ports, from the serial ports or on the one Unix socket that replace them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,11 +8,12 @@ use std::time::Duration;
 use nexus_schema::link::{MCP_PORT, STREAM_PORT};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 use super::stream::{SOCKET, ShortPath};
-use super::{Agent, Place, mcp, open};
+use super::{Agent, Place, mcp, open, serial};
+use crate::console::say;
 use nexus_wire::duplex;
 
 /// The maximum number of connections for calls; further ones are closed at once.
@@ -25,9 +26,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts listening.
-pub(super) fn start(agent: &Arc<Agent>) -> io::Result<()> {
+pub(super) async fn start(agent: &Arc<Agent>) -> io::Result<()> {
     let room = Room { calls: limit(CONNECTIONS_MAX), streams: limit(STREAMS_MAX) };
     match &agent.place {
+        Place::Vm { .. } if serial::is_here() => {
+            let (serial, events) = serial::start().await?;
+            if agent.serial.set(serial).is_ok() {
+                tokio::spawn(accept_serial(agent.clone(), events, room));
+            }
+        }
         Place::Vm { .. } => {
             for port in [MCP_PORT, STREAM_PORT] {
                 let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
@@ -93,6 +100,25 @@ async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, roo
             }
             drop(place);
         });
+    }
+}
+
+async fn accept_serial(agent: Arc<Agent>, mut events: mpsc::UnboundedReceiver<serial::Event>, room: Room) {
+    while let Some(event) = events.recv().await {
+        match event {
+            serial::Event::Accepted(port, socket) => {
+                let Some(place) = room.take(port) else { continue };
+                let agent = agent.clone();
+                tokio::spawn(async move {
+                    let _ = serve(agent, port, socket).await;
+                    drop(place);
+                });
+            }
+            serial::Event::Relinked(nonce) => {
+                say(format_args!("this VM was restored; the link to the host has begun anew"));
+                super::resume::relinked(&agent, nonce.to_string());
+            }
+        }
     }
 }
 

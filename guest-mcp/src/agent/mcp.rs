@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
     ByeReason, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, ClockParams, CommandEnded, GROW_REQUEST,
-    HOSTNAME_REQUEST, HostnameParams, PROXY_REQUEST, REFUSED_REQUEST,
+    HOSTNAME_REQUEST, HostnameParams, PROXY_REQUEST, QUIESCE_REQUEST, REFUSED_REQUEST, THAW_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
@@ -142,6 +142,25 @@ impl Server {
                             Ok(Ok(())) => Ok(json!({})),
                             Ok(Err(error)) => Err(Failure::new(INTERNAL_ERROR, reason(&error))),
                             Err(error) => Err(Failure::new(INTERNAL_ERROR, error.to_string())),
+                        }
+                    });
+                }
+                Err(failure) => self.answers.refuse(&id, &failure),
+            },
+            QUIESCE_REQUEST => {
+                let agent = self.agent.clone();
+                self.later(id, async move { Ok(json!(super::resume::quiesce(&agent).await)) });
+            }
+            THAW_REQUEST => match decode::<ClockParams>(params) {
+                Ok(params) => {
+                    let agent = self.agent.clone();
+                    self.later(id, async move {
+                        // The clock first: what runs then sees no jump.
+                        let clock = agent.set_clock(params.time_unix_ns);
+                        let thawed = super::resume::thaw(&agent);
+                        match clock.and(thawed) {
+                            Ok(()) => Ok(json!({})),
+                            Err(error) => Err(Failure::new(INTERNAL_ERROR, reason(&error))),
                         }
                     });
                 }

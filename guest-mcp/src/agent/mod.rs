@@ -1,6 +1,7 @@
 //! The agent: says hello to the host, applies its configuration, and serves MCP to it.
 //!
 //! ```text
+//! serial ── the ports of a virtio-serial device, where there is one in place of vsock
 //! listen ── port 201 ──> open ── streams: those of commands go to the holder, all others are served here
 //!        ── port 200 ──> mcp ── tool calls ──> calls ──> crate::tools
 //! proxy  ── 127.0.0.1:3128, for programs ──> crate::proxy ── host port 1025
@@ -17,7 +18,9 @@ mod mcp;
 mod mounts;
 mod network;
 mod open;
+mod resume;
 pub(crate) mod rpc;
+mod serial;
 mod services;
 mod stream;
 mod tcp;
@@ -30,7 +33,7 @@ pub(crate) use stream::{SOCKET, ShortPath, privileged_socket};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use nexus_schema::link::{ByeReason, InitMode};
@@ -110,6 +113,10 @@ pub(crate) struct Agent {
     protocol: u32,
     settings: RwLock<Arc<Settings>>,
     host_clock: clock::HostClock,
+    /// How long commands may stand still for a checkpoint.
+    quiet: resume::Quiet,
+    /// The way to the host, in a VM that has no vsock device.
+    serial: OnceLock<serial::Serial>,
     /// The process that holds all commands.
     pub(crate) holder: Holder,
     /// The proxy to other machines.
@@ -134,6 +141,8 @@ impl Agent {
             protocol,
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
+            quiet: resume::Quiet::default(),
+            serial: OnceLock::new(),
             holder,
             proxy: Proxy::default(),
             uploads: Uploads::default(),
@@ -158,6 +167,11 @@ impl Agent {
     /// Returns where this agent runs.
     pub(crate) const fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Returns the way to the host, in a VM that has no vsock device.
+    pub(crate) fn serial(&self) -> Option<&serial::Serial> {
+        self.serial.get()
     }
 
     /// Returns whether this agent runs in a VM, and so manages cgroups and OOM scores.
@@ -267,7 +281,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     let mut going_down = agent.going_down.subscribe();
 
     agent.holder.find_again().await;
-    listen::start(agent).map_err(AgentError::Listen)?;
+    listen::start(agent).await.map_err(AgentError::Listen)?;
     tokio::spawn(hello::until_welcome(agent.clone()));
 
     let (mut was_asked, mut guessed) = (false, false);

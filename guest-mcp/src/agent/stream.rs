@@ -1,4 +1,4 @@
-//! One connection to or from the host, over vsock or a Unix socket.
+//! One connection to or from the host, over vsock, a serial port or a Unix socket.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockStream};
 
-use super::Place;
+use super::{Agent, Place};
 
 /// The name of the socket that replaces the vsock device.
 pub(crate) const SOCKET: &str = "v.sock";
@@ -21,8 +21,12 @@ pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 /// Connects to the host's hello port.
-pub(super) async fn dial_host(place: &Place) -> io::Result<Box<dyn Duplex>> {
-    match place {
+pub(super) async fn dial_host(agent: &Agent) -> io::Result<Box<dyn Duplex>> {
+    if let Some(serial) = agent.serial() {
+        let socket = std::os::unix::net::UnixStream::from(serial.dial(HOST_PORT)?);
+        return Ok(Box::new(UnixStream::from_std(socket)?));
+    }
+    match &agent.place {
         Place::Vm { .. } => {
             let connected = tokio::task::spawn_blocking(connect_from_privileged_port).await;
             let socket = connected.map_err(io::Error::other)??;

@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::os::read_small;
 
-const ROOT: &str = "/sys/fs/cgroup";
-const OURS: &str = "/sys/fs/cgroup/nexus";
+pub(super) const ROOT: &str = "/sys/fs/cgroup";
+pub(super) const OURS: &str = "/sys/fs/cgroup/nexus";
 /// The memory events of all commands together.
 pub(super) const MEMORY_EVENTS: &str = "/sys/fs/cgroup/nexus/memory.events";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.

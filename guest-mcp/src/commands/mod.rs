@@ -12,6 +12,7 @@ mod attach;
 mod calls;
 mod cgroup;
 mod command;
+pub(crate) mod freeze;
 mod kept;
 mod launch;
 mod mcp;

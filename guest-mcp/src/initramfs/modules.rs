@@ -13,10 +13,13 @@ const DIRECTORY: &str = "/modules";
 const ORDER: &str = "order";
 /// The devices of the virtio bus; the file `device` of each holds its type.
 const DEVICES: &str = "/sys/bus/virtio/devices";
-/// The type of a network interface (virtio 1.2, section 5), as the kernel writes it.
-const NETWORK: &str = "0x0001";
-/// Modules that are loaded only for network interfaces.
-const FOR_NETWORK: [&str; 3] = ["failover", "net_failover", "virtio_net"];
+/// Modules that are loaded only for a device of a type (virtio 1.2, section 5), as the kernel writes it: network interfaces, serial
+/// ports, vsock.
+const ONLY_FOR: [(&str, &[&str]); 3] = [
+    ("0x0001", &["failover", "net_failover", "virtio_net"]),
+    ("0x0003", &["virtio_console"]),
+    ("0x0013", &["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"]),
+];
 
 /// Loads the needed modules. A module that the kernel refuses is reported and skipped; what depends on it fails with a better
 /// reason. Returns how many modules came with the initramfs.
@@ -26,7 +29,8 @@ pub(super) fn load() -> Result<usize, BootError> {
     let names = || order.lines().map(str::trim).filter(|name| !name.is_empty());
     for name in names() {
         // Checked for each of them, because one of the first modules provides the bus itself.
-        if FOR_NETWORK.contains(&plain(name)) && !has_network() {
+        let needed_for = ONLY_FOR.iter().find(|(_, modules)| modules.contains(&plain(name)));
+        if needed_for.is_some_and(|(kind, _)| !has_device(kind)) {
             continue;
         }
         let path = directory.join(name);
@@ -49,12 +53,12 @@ fn plain(file: &str) -> &str {
     name.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('-')
 }
 
-/// Returns whether there is a network interface; also true if that is unknown.
-fn has_network() -> bool {
+/// Returns whether there is a device of this type; also true if that is unknown.
+fn has_device(wanted: &str) -> bool {
     let Ok(devices) = std::fs::read_dir(DEVICES) else { return true };
     devices
         .flatten()
-        .any(|device| read_small(device.path().join("device"), 64).is_none_or(|kind| kind.trim() == NETWORK))
+        .any(|device| read_small(device.path().join("device"), 64).is_none_or(|kind| kind.trim() == wanted))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_vsock::VMADDR_CID_HOST;
 
-use crate::agent::{Place, SOCKET, ShortPath, privileged_socket};
+use crate::agent::{Agent, Place, SOCKET, ShortPath, privileged_socket};
 
 /// Timeout of the connection to the host.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,13 +34,13 @@ pub(super) struct Made {
 }
 
 /// Asks the host for a connection.
-pub(super) async fn open(place: &Place, host: &str, port: u16, how: EgressKind) -> Result<Made, EgressError> {
+pub(super) async fn open(agent: &Agent, host: &str, port: u16, how: EgressKind) -> Result<Made, EgressError> {
     let failed = |failure, why: String| EgressError::new(failure, why);
     let lost = |error: io::Error| {
         failed(EgressFailure::Failed, format!("cannot reach the VM's host for a connection: {error}"))
     };
     let late = |_| failed(EgressFailure::Timeout, "the VM's host did not answer".to_owned());
-    let socket = timeout(DIAL_TIMEOUT, dial(place)).await.map_err(late)?.map_err(lost)?;
+    let socket = timeout(DIAL_TIMEOUT, dial(agent)).await.map_err(late)?.map_err(lost)?;
     let (mut reader, mut writer) = duplex::split(socket).map_err(lost)?;
     let opening = EgressOpening { version: VERSION, host: host.to_owned(), port, how };
     let mut line = serde_json::to_vec(&opening).map_err(|error| lost(error.into()))?;
@@ -74,8 +74,11 @@ impl Made {
     }
 }
 
-async fn dial(place: &Place) -> io::Result<OwnedFd> {
-    match place {
+async fn dial(agent: &Agent) -> io::Result<OwnedFd> {
+    if let Some(serial) = agent.serial() {
+        return serial.dial(EGRESS_PORT);
+    }
+    match agent.place() {
         Place::Vm { .. } => dial_vsock().await,
         Place::Process { directory } => {
             let directory = ShortPath::of(directory)?;

@@ -90,7 +90,7 @@ async fn serve(agent: &Agent, stream: TcpStream) -> io::Result<()> {
 
 /// Requests a connection from the host, and records a refusal.
 pub(super) async fn open(agent: &Agent, host: &str, port: u16, how: EgressKind) -> Result<Made, EgressError> {
-    let made = host::open(agent.place(), host, port, how).await;
+    let made = host::open(agent, host, port, how).await;
     if let Err(error) = &made {
         agent.proxy.refused.add(host, port, error);
     }

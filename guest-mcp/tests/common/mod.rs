@@ -51,6 +51,7 @@ pub(crate) fn configure() -> Configure {
         mounts: Vec::new(),
         files: vec![],
         proxy: None,
+        resume: None,
     }
 }
 

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, audit, build, call, completion, cp, drive, events, exec, firewall, forward, guest, image, kernel,
-    launch, mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
+    asset, audit, build, call, checkpoint, completion, cp, drive, events, exec, firewall, forward, guest,
+    image, kernel, launch, mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -55,6 +55,9 @@ pub(crate) enum Command {
     /// Disks that VMs start from or keep their data on
     #[command(subcommand, aliases = ["drives", "dr", "ws"])]
     Drive(drive::Command),
+    /// A VM's memory and drives at one moment
+    #[command(subcommand, alias = "checkpoints")]
+    Checkpoint(checkpoint::Command),
     /// Kernels and other verified files
     #[command(subcommand)]
     Asset(asset::Command),
@@ -277,6 +280,12 @@ mod tests {
             "ws attach data web-1 --mount /data",
             "drive grow data 20G",
             "drive rm data other",
+            "checkpoint create web-1 clean --ttl 2h --tag a=b",
+            "checkpoint ls web-1",
+            "checkpoint rm clean aaaaaaaaaaaac -y",
+            "vm rollback web-1 clean --discard -y",
+            "vm fork web-1 --name try-1 --name try-2 --ttl 1h",
+            "vm fork --checkpoint clean -c 3",
             "template create web --source debian -p nginx --overlay /etc/motd=motd --size 2G",
             "template update web --no-packages --remove-overlay /etc/motd",
             "build start web --no-cache -d",

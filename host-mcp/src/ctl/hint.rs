@@ -22,6 +22,7 @@ const OPTIONS: &[(&str, &str)] = &[
     (" with force: true", " --force"),
     (" with protected: false", " --unprotect"),
     (" with wait_s", " --wait"),
+    (" with checkpoints: true", " --checkpoints"),
 ];
 
 /// A call that has a command of its own.

@@ -9,6 +9,7 @@ mod audit;
 mod bridge;
 mod build;
 mod call;
+mod checkpoint;
 mod client;
 mod completion;
 mod confirm;
@@ -130,6 +131,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::Vm(command) => vm::run(app, command).await,
         Command::Guest(command) => guest::run(app, command).await,
+        Command::Checkpoint(command) => checkpoint::run(app, command).await,
         Command::Drive(command) => drive::run(app, command).await,
         Command::Image(command) => image::run(app, command).await,
         Command::Template(command) => template::run(app, command).await,

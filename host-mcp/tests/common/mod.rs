@@ -67,6 +67,7 @@ impl Guest {
             mounts: Vec::new(),
             files: Vec::new(),
             proxy: None,
+            resume: None,
         };
         let (sender, mut events) = mpsc::channel(16);
         let hello = HelloServer::bind(directory.path(), configure, true, sender).unwrap();

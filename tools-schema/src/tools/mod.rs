@@ -3,6 +3,7 @@
 pub mod asset;
 pub mod audit;
 pub mod build;
+pub mod checkpoint;
 pub mod command;
 pub mod drive;
 pub mod event;
@@ -46,6 +47,8 @@ macro_rules! for_each_host_tool {
             $crate::tools::build::BuildList => build_list,
             $crate::tools::build::BuildLogs => build_logs,
             $crate::tools::build::BuildStart => build_start,
+            $crate::tools::checkpoint::CheckpointDelete => checkpoint_delete,
+            $crate::tools::checkpoint::CheckpointList => checkpoint_list,
             $crate::tools::drive::DriveAttach => drive_attach,
             $crate::tools::drive::DriveCreate => drive_create,
             $crate::tools::drive::DriveDelete => drive_delete,
@@ -88,8 +91,10 @@ macro_rules! for_each_host_tool {
             $crate::tools::token::TokenCreate => token_create,
             $crate::tools::token::TokenList => token_list,
             $crate::tools::token::TokenRevoke => token_revoke,
+            $crate::tools::checkpoint::VmCheckpoint => vm_checkpoint,
             $crate::tools::vm::VmCreate => vm_create,
             $crate::tools::vm::VmDelete => vm_delete,
+            $crate::tools::checkpoint::VmFork => vm_fork,
             $crate::tools::vm::VmHistory => vm_history,
             $crate::tools::vm::VmInspect => vm_inspect,
             $crate::tools::vm::VmList => vm_list,
@@ -99,6 +104,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::vm::VmRename => vm_rename,
             $crate::tools::vm::VmRestart => vm_restart,
             $crate::tools::vm::VmResume => vm_resume,
+            $crate::tools::checkpoint::VmRollback => vm_rollback,
             $crate::tools::vm::VmStart => vm_start,
             $crate::tools::vm::VmStop => vm_stop,
             $crate::tools::vm::VmUnpublish => vm_unpublish,

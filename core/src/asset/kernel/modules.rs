@@ -10,14 +10,16 @@ use crate::asset::error::KernelProblem;
 /// The most that one module may have, unpacked.
 pub(crate) const MAX_MODULE: u64 = 64 << 20;
 
-/// The modules needed for booting: virtio over MMIO with block, network, vsock and entropy, and ext4. Others are added
+/// The modules needed for booting: virtio over MMIO with block, network, vsock, entropy and serial ports, and ext4. Others are added
 /// as their dependencies.
-const ROOTS: [(&str, Need); 6] = [
+const ROOTS: [(&str, Need); 7] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
     ("virtio_net", Need::Must),
     ("vmw_vsock_virtio_transport", Need::Must),
     ("virtio_rng", Need::May),
+    // For VMs that can be checkpointed.
+    ("virtio_console", Need::May),
     ("ext4", Need::Must),
 ];
 

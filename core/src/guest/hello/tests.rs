@@ -80,6 +80,7 @@ fn plain() -> Configure {
         mounts: Vec::new(),
         files: Vec::new(),
         proxy: None,
+        resume: None,
     }
 }
 
@@ -199,4 +200,68 @@ async fn garbage_is_refused_and_does_no_harm() {
         silent.push(socket::connect_in_tokio(fixture.directory.path(), vm_files::HELLO).await.unwrap());
     }
     assert_eq!(fixture.talk(&[hello(json!({})), ack("secret")]).await[1]["type"], "welcome");
+}
+
+/// A server for a guest that was restored.
+fn restored() -> (tempfile::TempDir, HelloServer, mpsc::Receiver<GuestEvent>) {
+    let directory = tempfile::tempdir().unwrap();
+    let (sender, events) = mpsc::channel(16);
+    let resume = nexus_schema::link::Resume {
+        kind: nexus_schema::link::ResumeKind::Fork,
+        entropy_base64: "AAAA".into(),
+        machine_id: None,
+        run_hooks: true,
+    };
+    let configure = Configure { resume: Some(resume), ..plain() };
+    let known = Restored { nonce: "nonce".into(), token: "of the checkpoint".into() };
+    let server = HelloServer::bind_restored(directory.path(), configure, known, sender).unwrap();
+    (directory, server, events)
+}
+
+#[tokio::test]
+async fn a_restored_guest_is_known_by_its_nonce_and_has_to_renew() {
+    let (directory, server, events) = restored();
+    // Takes events and stores them at once.
+    let (recorder, taken) = mpsc::channel(64);
+    tokio::spawn(async move {
+        let mut events = events;
+        while let Some(mut event) = events.recv().await {
+            if let GuestEvent::Ready { recorded, .. } = &mut event {
+                *recorded = Recorded { _held: mpsc::channel(1).0, is_lost: Arc::default() };
+            }
+            recorder.send(event).await.unwrap();
+        }
+    });
+    let mut fixture = Fixture { directory, events: taken, _server: server };
+    let said = |token: &str, nonce: &str| hello(json!({ "token": token, "resumed": nonce }));
+    for wrong in [
+        hello(json!({})),
+        hello(json!({ "token": "of the checkpoint" })),
+        hello(json!({ "token": "secret" })),
+        said("of the checkpoint", "of another restore"),
+        said("made up", "nonce"),
+    ] {
+        assert_eq!(fixture.talk(&[wrong.clone()]).await[0]["type"], "refused", "{wrong}");
+        assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
+    }
+    let first = said("of the checkpoint", "nonce");
+    // Without a word of what it renewed, or with something that it could not renew, it does not become ready.
+    let failed = json!({ "type": "ack", "token": "secret", "resumed": { "renewed": ["clock"], "failed": ["renew x"] } });
+    for bad in [ack("secret"), failed.to_string()] {
+        let answers = fixture.talk(&[first.clone(), bad]).await;
+        assert_eq!((&answers[0]["resume"]["kind"], &answers[1]["type"]), (&json!("fork"), &json!("refused")));
+        assert!(matches!(fixture.event().await, GuestEvent::Hello(_)));
+        assert!(matches!(fixture.event().await, GuestEvent::Unrenewed { .. }));
+    }
+    let good = json!({ "type": "ack", "token": "secret", "resumed": { "renewed": ["clock"], "clock_behind_ms": 9 } });
+    let answers = fixture.talk(&[first.clone(), good.to_string()]).await;
+    assert_eq!(answers[1]["type"], "welcome");
+    assert!(matches!(fixture.event().await, GuestEvent::Hello(_)));
+    let GuestEvent::Ready { ack: said, .. } = fixture.event().await else { panic!("it is ready") };
+    assert_eq!(said.resumed.unwrap().clock_behind_ms, 9);
+    // The token of the checkpoint was good once.
+    assert_eq!(fixture.talk(&[first]).await[0]["type"], "refused");
+    assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
+    let again = fixture.talk(&[hello(json!({ "token": "secret" })), ack("secret")]).await;
+    assert_eq!((&again[0]["type"], &again[0]["resume"]), (&json!("configure"), &Value::Null));
 }

@@ -65,6 +65,8 @@ pub(crate) struct VmmFiles {
     pub write: Vec<PathBuf>,
     /// Whether the VMM connects to sockets of the host.
     pub dials: bool,
+    /// What only the VMM's parent reads: a saved guest.
+    pub read_by_shim: Vec<PathBuf>,
 }
 
 /// The restrictions of a VMM: it may open its VM's files, the host's libraries and firmware, and KVM. It may make Unix sockets,
@@ -97,8 +99,10 @@ pub(crate) fn vmm(vm: &VmmFiles) -> Confinement {
 /// processes. System calls and limits are not restricted, because it has yet to start the VMM.
 pub(crate) fn shim(vm: &VmmFiles) -> Confinement {
     let vmm = vmm(vm);
-    let more =
-        |files: Files| files.allow(&vm.directory, Access::Manage).allow_if_there(PROCESSES, Access::Read);
+    let more = |files: Files| {
+        let files = files.allow(&vm.directory, Access::Manage).allow_if_there(PROCESSES, Access::Read);
+        vm.read_by_shim.iter().fold(files, |files, path| files.allow(path, Access::Read))
+    };
     Confinement { files: vmm.files.map(more), syscalls: Syscalls::All, limits: Vec::new(), ..vmm }
 }
 

@@ -180,6 +180,7 @@ fn a_vmm_of_a_user_sees_its_files_and_makes_sockets_only() {
         read: vec![kernel],
         write: vec![drive],
         dials: false,
+        read_by_shim: vec![plan.clone()],
     };
     let script = "cd \"$1\" || exit; for f in drive kernel plan.json; do \
         read -r x <$f && echo $f read; echo >>$f && echo $f written; done; : >new && echo made; echo */";

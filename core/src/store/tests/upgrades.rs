@@ -9,6 +9,7 @@ use nexus_schema::tools::vm::VmFile;
 use nexus_schema::{ErrorCode, Name};
 
 use super::*;
+use crate::store::checkpoints;
 use crate::store::drives::DriveRecord;
 use crate::store::images::ImageRecord;
 use crate::store::leases;
@@ -221,6 +222,14 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         assert_eq!((all.len(), all[0].event.seq, all[0].event.text.as_str()), (1, 77, "v1 is ready"));
         assert_eq!((all[0].owner.as_deref(), all[0].tags["team"].as_str()), (Some("uid:0"), "a"));
         assert_eq!(number(db, "SELECT count(*) FROM calls WHERE traceparent LIKE '00-0af7%'"), 1);
+    }
+    if version >= 13 {
+        let clean = &checkpoints::list(db, None, None, 10).unwrap()[0];
+        let manifest = clean.manifest.as_ref().unwrap();
+        assert_eq!((clean.name.as_str(), clean.token.as_deref()), ("clean", Some("secret-of-the-boot")));
+        assert_eq!((manifest.checkpoint, manifest.host.tsc_khz), (clean.id, Some(2_400_000)));
+        assert!(checkpoints::is_current(db, clean.id, VmId::from_i64(1).unwrap()).unwrap());
+        assert_eq!(checkpoints::drives_of(db, clean.id).unwrap()[0].size, ByteSize::gib(8));
     }
 }
 

@@ -8,6 +8,7 @@ use nexus_schema::{ByteSize, ErrorCode, ToolError};
 use super::Actor;
 use crate::context::Attach;
 use crate::drive::Locked;
+use crate::progress::Progress;
 use crate::store::drives::{self, Attachment, DriveRecord};
 use crate::vm::policy;
 
@@ -115,6 +116,21 @@ impl Actor {
         for drive in &self.drives {
             let settled = self.shared.drives.settle(&self.shared.paths.drive(drive.id)).await;
             settled.map_err(crate::context::drive_error)?;
+        }
+        Ok(())
+    }
+
+    /// Labels the data drives of a forked VM, which have the labels of the drives that they are copies of: its guest finds them by their own.
+    pub(super) async fn label_forked(&self) -> Result<(), ToolError> {
+        let is_copy = |drive: &&DriveRecord| {
+            !drive.is_root()
+                && drive.made_for == Some(self.record.id)
+                && self.record.lineage.checkpoint.is_some()
+        };
+        for drive in self.drives.iter().filter(is_copy) {
+            let (path, label) = (self.shared.paths.drive(drive.id), drive.id.to_string());
+            let labelled = self.shared.drives.label(&path, &label, &Progress::default()).await;
+            labelled.map_err(crate::context::drive_error)?;
         }
         Ok(())
     }

@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use nexus_schema::DriverKind;
-use nexus_schema::link::ByeReason;
+use nexus_schema::link::{ByeReason, Hello};
 use nexus_schema::tools::vm::VmState;
 
 use super::reboots::{self, Reboot};
-use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record, processes_of};
+use super::{Actor, DAEMON, DELETE_PATIENCE, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
+use crate::store::vms::GuestRecord;
 use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::last_words;
 use crate::vm::mishap;
@@ -57,7 +58,10 @@ impl Actor {
                 if self.record.state == VmState::Starting {
                     boot.clock.timings.boot_ms = boot.clock.step();
                     boot.clock.timings.guest_uptime_ms = hello.uptime_ms;
+                    // The init of a restored guest was waited for long ago.
+                    let is_restored = hello.resumed.is_some();
                     let wait = boot::wait_for_init_s(&self.shared, &self.record);
+                    let wait = if is_restored { 0 } else { wait };
                     boot.deadline = boot.deadline.map(|due| due + Duration::from_secs(wait.into()));
                     self.record.guest = Some(guest_record(hello));
                     self.settle(VmState::Running, None, "the agent said hello").await;
@@ -66,8 +70,16 @@ impl Actor {
             GuestEvent::Ready { hello, ack, recorded } => {
                 boot.clock.timings.configure_ms = boot.clock.step();
                 boot.dial(&self.shared, &self.record);
+                // A restored machine's network is cut until its guest has addresses of its own.
+                if ack.resumed.is_some()
+                    && boot.has_interface
+                    && let Err(error) = boot.shim.set_link(true).await
+                {
+                    tracing::error!(vm = %self.record.name, %error, "cannot connect the network of a restored vm");
+                }
                 let mut guest = guest_record(hello);
                 guest.problems = ack.problems;
+                guest.resumed = ack.resumed;
                 guest.configured = true;
                 self.record.guest = Some(guest);
                 // In the same write: files are written to the guest only once; later changes of them are up to the guest.
@@ -90,6 +102,12 @@ impl Actor {
                 }
                 let error = view::outdated(self.record.name.as_str(), protocol);
                 boot.misbehaved = Some(error.message);
+                if matches!(self.record.state, VmState::Starting | VmState::Running) {
+                    boot.deadline = Some(Instant::now());
+                }
+            }
+            GuestEvent::Unrenewed { what } => {
+                boot.misbehaved = Some(what);
                 if matches!(self.record.state, VmState::Starting | VmState::Running) {
                     boot.deadline = Some(Instant::now());
                 }
@@ -220,7 +238,7 @@ impl Actor {
     }
 
     /// Ends a boot at once, with its VMM.
-    async fn kill_boot(&mut self) {
+    pub(super) async fn kill_boot(&mut self) {
         let Some(boot) = self.boot.as_ref() else { return };
         if let Err(error) = boot.shim.kill().await {
             tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
@@ -376,4 +394,15 @@ fn failed_writes(drives: &[DriveRecord]) -> String {
     format!(
         "{DISK_FULL}the host has no space for what the guest writes, and its writes fail; its writable drives: {names}; free space on the host"
     )
+}
+
+fn guest_record(hello: Hello) -> GuestRecord {
+    let protocol = hello.protocol.min(nexus_schema::link::PROTOCOL);
+    GuestRecord {
+        hello: Hello { token: None, resumed: None, ..hello },
+        protocol,
+        configured: false,
+        problems: Vec::new(),
+        resumed: None,
+    }
 }

@@ -6,6 +6,8 @@ mod life;
 mod pause;
 mod reboots;
 mod remove;
+mod restore;
+mod save;
 mod update;
 
 use std::panic::AssertUnwindSafe;
@@ -16,27 +18,27 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
-use nexus_schema::link::Hello;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Activity, Command, Decision, Handle, Shared, View};
+use crate::context::{Activity, Command, Decision, Handle, RestoreFrom, Shared, View};
 use crate::op::{caught, message_of};
 use crate::os::{failpoint, random};
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
-use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
+use crate::store::vms::{VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
 use crate::vm::recover;
 use crate::vm::stop::Rung;
-use crate::vm::{network, packages, policy};
+use crate::vm::{checkpoint, network, packages, policy};
 use crate::vmm::{LaunchPlan, ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
+pub(in crate::vm) use save::thaw;
 
 /// Actor in the history of transitions that no caller requested.
 pub(crate) const DAEMON: &str = "nexusd";
@@ -251,6 +253,18 @@ impl Actor {
                 self.resized(drive, size);
                 reply.send(Ok(())).ok();
             }
+            Command::Checkpoint { take, reply } => {
+                let result = self.checkpoint(&take).await;
+                reply.send(result.map(Box::new)).ok();
+            }
+            Command::Checkpointed { checkpoint, reply } => {
+                self.record.lineage.checkpoint = Some(checkpoint);
+                reply.send(self.write(None).await).ok();
+            }
+            Command::Restore { restore, reply } => {
+                let result = Box::pin(self.restore(&restore)).await;
+                reply.send(result).ok();
+            }
             Command::Machine { reply } => {
                 reply.send(Ok(self.boot.as_ref().map(|boot| boot.shim.clone()))).ok();
             }
@@ -400,10 +414,24 @@ impl Actor {
 
     /// Launches the VMM from a state in which none runs, or after a reboot.
     async fn launch(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
+        self.launch_from(None, who, why, progress).await
+    }
+
+    /// The same, from a checkpoint if one is given.
+    async fn launch_from(
+        &mut self,
+        from: Option<&RestoreFrom>,
+        who: &str,
+        why: &str,
+        progress: &Progress,
+    ) -> Result<BootId, ToolError> {
         self.again_at = None;
         let mut clock = Clock::start();
         // All checks come before any change.
-        let choice = self.shared.choose_driver(self.record.spec.driver).await?;
+        let choice = match from {
+            Some(from) => checkpoint::choose(&self.shared, &from.manifest).await?,
+            None => self.shared.choose_driver(&self.record.spec).await?,
+        };
         let leased = match self.record.spec.network.mode {
             NetworkMode::Nat => {
                 network::check(&*self.shared.host(false).await?, &choice)?;
@@ -415,6 +443,9 @@ impl Actor {
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
         self.settle_drives().await?;
+        if from.is_none() {
+            self.label_forked().await?;
+        }
         progress.step("starting the VMM");
         let before = self.record.clone();
         packages::refill(&self.shared, &mut self.record.spec.network).await;
@@ -437,8 +468,9 @@ impl Actor {
             return Err(error);
         }
 
-        let configure =
+        let mut configure =
             boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token, leased.as_ref());
+        let (restore, restored) = from.map(|from| restore::begin(from, &mut configure)).unzip();
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
             let (shared, record, drives) = (&self.shared, &self.record, &self.drives);
@@ -452,6 +484,7 @@ impl Actor {
             };
             let plan = LaunchPlan {
                 interface,
+                restore,
                 ..boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs)
             };
             fs_err::create_dir_all(&plan.directory)
@@ -459,7 +492,7 @@ impl Actor {
             clock.timings.plan_ms = clock.step();
             let policy = network::of_proxy(&record.spec.network, leased.is_none());
             let egress = shared.egresses.of(record.id, &policy);
-            Boot::launch(&self.shared, &plan, configure, egress, clock)
+            Boot::launch(&self.shared, &plan, configure, restored, egress, clock)
                 .await
                 .map_err(|error| boot::launch_failed(self.record.name.as_str(), &error))
         }
@@ -561,9 +594,4 @@ fn processes_of(shim: &ShimClient) -> Option<VmProcesses> {
     let vmm = shim.vmm()?;
     let ShimIdentity { pid: shim_pid, start_time: shim_start } = shim.identity();
     Some(VmProcesses { shim_pid, shim_start, vmm_pid: vmm.pid })
-}
-
-fn guest_record(hello: Hello) -> GuestRecord {
-    let protocol = hello.protocol.min(nexus_schema::link::PROTOCOL);
-    GuestRecord { hello: Hello { token: None, ..hello }, protocol, configured: false, problems: Vec::new() }
 }

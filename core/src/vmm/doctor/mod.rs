@@ -113,6 +113,21 @@ impl Host {
         }
     }
 
+    /// Returns the driver for a VM of which checkpoints are to be taken.
+    pub(crate) fn choose_for_checkpoints(&self, choice: DriverChoice) -> Result<Choice, ToolError> {
+        let chosen = self.choose(choice)?;
+        if chosen.caps.checkpoint {
+            return Ok(chosen);
+        }
+        let is_open = choice.kind().is_none() && self.setting == DriverSetting::Auto;
+        let mut others = self.vmms.iter().filter(|found| is_open && Caps::of(found.kind).checkpoint);
+        others.find_map(|found| self.use_vmm(found).ok()).ok_or_else(|| {
+            let what = format!("checkpoints of VMs of driver {} cannot be taken", chosen.driver);
+            ToolError::new(ErrorCode::HostUnsuitable, what)
+                .hint("use driver qemu for this VM, or leave checkpoints out")
+        })
+    }
+
     /// Returns the first usable VMM. If there is none, fails with the error of the last one.
     fn choose_auto(&self) -> Result<Choice, ToolError> {
         let none = || Err(ToolError::internal("no driver was checked"));

@@ -95,6 +95,24 @@ fn auto_prefers_firecracker_where_the_hardware_allows_it() {
 }
 
 #[test]
+fn vms_that_can_be_checkpointed_get_a_driver_that_can() {
+    let chosen = host().choose_for_checkpoints(DriverChoice::Auto).unwrap();
+    assert_eq!(chosen.driver, DriverKind::Qemu);
+    for host in [host(), Host { setting: DriverSetting::Vmm(DriverKind::Firecracker), ..host() }] {
+        let refused = host.choose_for_checkpoints(DriverChoice::Firecracker).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::HostUnsuitable);
+        assert!(
+            refused.message.contains("driver firecracker") && refused.hint.unwrap().contains("driver qemu")
+        );
+    }
+    let fixed = Host { setting: DriverSetting::Vmm(DriverKind::Firecracker), ..host() };
+    assert!(fixed.choose_for_checkpoints(DriverChoice::Auto).is_err(), "the configuration decides");
+    assert!(fixed.choose_for_checkpoints(DriverChoice::Qemu).is_ok());
+    let guest = Host { setting: DriverSetting::Process { guest: "/g".into() }, ..host() };
+    assert!(guest.choose_for_checkpoints(DriverChoice::Auto).is_err());
+}
+
+#[test]
 fn the_configuration_decides_for_auto() {
     let host = Host { setting: DriverSetting::Vmm(DriverKind::Qemu), ..host() };
     assert_eq!(picked(&host, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));

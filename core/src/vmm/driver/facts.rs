@@ -92,6 +92,12 @@ pub struct Caps {
     pub takes_open_tap: bool,
     /// Whether the VMM itself holds the traffic of an interface to limits, which can change while it runs.
     pub limits_bandwidth: bool,
+    /// Whether a running guest can be saved and go on later from what was saved. Its VM must have been made for that.
+    pub checkpoint: bool,
+    /// Whether several VMs can go on from one saved guest.
+    pub fork: bool,
+    /// Whether connections to a guest survive that it is saved.
+    pub keeps_connections: bool,
     /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests
     /// do not react to it.
     pub can_ask_guest: bool,
@@ -160,6 +166,15 @@ mod tests {
             assert_eq!(driver.vmm.is_some(), DriverKind::VMMS.contains(&driver.kind));
         }
         assert!(!downloaded_programs().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_saved_cannot_be_forked() {
+        for Facts { caps, kind, .. } in DRIVERS {
+            assert!(caps.checkpoint || !(caps.fork || caps.keeps_connections), "{kind:?}");
+            assert!(caps.can_pause || !caps.checkpoint, "{kind:?}");
+        }
+        assert!(Caps::of(DriverKind::Qemu).checkpoint && !Caps::of(DriverKind::Process).checkpoint);
     }
 
     #[test]

@@ -18,13 +18,14 @@ pub(crate) use facts::{Closer, DRIVERS, Facts, Vmm, downloaded_programs, facts};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_schema::network::Bandwidth;
 
-use super::control::{Job, Stall};
+use super::control::{Job, Saved, Stall};
 use super::exit::{self, MachineEnd};
 use super::jail::JailError;
 use super::process::CommandLine;
@@ -35,6 +36,8 @@ use crate::os::process::ProcessHandle;
 pub(crate) const BRING_UP: Duration = Duration::from_secs(45);
 /// Timeout of a request to a VMM.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// Timeout of a VMM to write the state of a paused guest.
+pub(crate) const STATE: Duration = Duration::from_secs(30);
 /// Timeout of a pause: the VMM may write and sync what the guest has written before.
 pub(crate) const PAUSE: Duration = Duration::from_secs(30);
 
@@ -43,6 +46,11 @@ pub(crate) const PAUSE: Duration = Duration::from_secs(30);
 pub(crate) enum DriverError {
     #[error("start the vsock device")]
     Vsock {
+        #[source]
+        source: io::Error,
+    },
+    #[error("make the guest's memory")]
+    Memory {
         #[source]
         source: io::Error,
     },
@@ -77,6 +85,21 @@ pub(crate) enum DriverError {
     },
     #[error("{what} cannot do that")]
     Unsupported { what: &'static str },
+    #[error("{action}")]
+    Saving {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{action} of the saved guest {path}")]
+    Restoring {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{what} cannot {action} this VM: {why}")]
+    NoCheckpoints { what: &'static str, action: &'static str, why: &'static str },
 }
 
 fn jail_failed(source: JailError) -> DriverError {
@@ -134,6 +157,15 @@ pub(crate) trait BringUp {
     fn bring_up(self: Box<Self>, process: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError>;
 }
 
+/// The new, empty files that a guest is saved to.
+#[derive(Debug)]
+pub(crate) struct SaveFiles {
+    /// For the state of its devices and processors.
+    pub state: File,
+    /// For its memory.
+    pub ram: File,
+}
+
 /// A VMM that runs a guest.
 pub(crate) trait Machine: Send + Sync {
     /// Returns the VMM's version, as it reports it.
@@ -150,6 +182,22 @@ pub(crate) trait Machine: Send + Sync {
 
     /// Changes the limits of the guest's network interface, where [`Caps::limits_bandwidth`]. May take [`REQUEST`].
     fn limit(&self, _bandwidth: Bandwidth) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { what: "this VMM" })
+    }
+
+    /// Prepares for [`Machine::save`] while the guest still runs, with what takes time. Fails if this machine cannot be saved.
+    fn prepare_save(&self) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { what: "this VMM" })
+    }
+
+    /// Writes a paused guest to files. It stays paused, and can be resumed. `is_wanted` is asked from time to time; once it is not, this
+    /// fails. May take [`STATE`] and as long as the memory takes to be written.
+    fn save(&self, _files: &SaveFiles, _is_wanted: &dyn Fn() -> bool) -> Result<Saved, DriverError> {
+        Err(DriverError::Unsupported { what: "this VMM" })
+    }
+
+    /// Connects the guest's network interface, or disconnects it. May take [`REQUEST`].
+    fn set_link(&self, _up: bool) -> Result<(), DriverError> {
         Err(DriverError::Unsupported { what: "this VMM" })
     }
 

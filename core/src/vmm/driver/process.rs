@@ -33,6 +33,9 @@ const CAPS: Caps = Caps {
     limits_bandwidth: false,
     can_pause: true,
     pauses_on_full_disk: false,
+    checkpoint: false,
+    fork: false,
+    keeps_connections: false,
     can_ask_guest: false,
 };
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{DriverError, PAUSE, REQUEST};
+use crate::os::passing;
 use crate::os::process::timespec;
 
 const WHAT: &str = "qemu";
@@ -87,13 +88,38 @@ impl Monitor {
     pub(super) fn open(&self, deadline: Instant) -> Result<String, DriverError> {
         let version = self.pump_until(deadline, "the greeting", |incoming| incoming.version.take())?;
         // QEMU executes commands in its main loop, which it enters only after every device is set up.
-        for (number, command) in (1..).zip(["qmp_capabilities", "query-status"]) {
-            self.send(number, command, &Value::Null)?;
-            let reply = self.pump_until(deadline, command, |i| take_reply(i, number))?;
-            reply.map_err(|message| DriverError::Refused { what: WHAT, request: command.into(), message })?;
-            *lock(&self.turn) = number;
+        for command in ["qmp_capabilities", "query-status"] {
+            self.ask(deadline, command, &Value::Null)?;
         }
         Ok(version)
+    }
+
+    /// Executes a command while only this thread reads.
+    pub(super) fn ask(
+        &self,
+        deadline: Instant,
+        command: &'static str,
+        arguments: &Value,
+    ) -> Result<Value, DriverError> {
+        let mut turn = lock(&self.turn);
+        *turn += 1;
+        let number = *turn;
+        self.send(number, command, arguments, &[])?;
+        let reply = self.pump_until(deadline, command, |incoming| take_reply(incoming, number))?;
+        reply.map_err(|message| DriverError::Refused { what: WHAT, request: command.into(), message })
+    }
+
+    /// Waits until something arrives, at most for `most`, while only this thread reads.
+    pub(super) fn linger_alone(&self, most: Duration) {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        // An error or an interrupt is harmless: the caller checks again.
+        let _ = poll(&mut fds, Some(&timespec(most)));
+    }
+
+    /// Waits until something arrives, at most for `most`, while another thread calls [`Monitor::take`].
+    pub(super) fn linger(&self, most: Duration) {
+        let incoming = lock(&self.incoming);
+        drop(self.arrived.wait_timeout(incoming, most).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Executes a command. Another thread must call [`Monitor::take`] meanwhile.
@@ -103,7 +129,7 @@ impl Monitor {
 
     /// Executes `stop` or `cont`, which may take [`PAUSE`]. Another thread must call [`Monitor::take`] meanwhile.
     pub(super) fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
-        self.execute_within(if paused { "stop" } else { "cont" }, &Value::Null, PAUSE).map(drop)
+        self.exchange(if paused { "stop" } else { "cont" }, &Value::Null, PAUSE, &[]).map(drop)
     }
 
     /// Executes a command with arguments, an object or null. Another thread must call [`Monitor::take`] meanwhile.
@@ -112,19 +138,30 @@ impl Monitor {
         command: &'static str,
         arguments: &Value,
     ) -> Result<Value, DriverError> {
-        self.execute_within(command, arguments, REQUEST)
+        self.exchange(command, arguments, REQUEST, &[])
     }
 
-    fn execute_within(
+    /// Executes a command that takes an open file, such as `getfd`. Another thread must call [`Monitor::take`] meanwhile.
+    pub(super) fn execute_passing(
+        &self,
+        command: &'static str,
+        arguments: &Value,
+        file: BorrowedFd<'_>,
+    ) -> Result<Value, DriverError> {
+        self.exchange(command, arguments, REQUEST, &[file])
+    }
+
+    fn exchange(
         &self,
         command: &'static str,
         arguments: &Value,
         limit: Duration,
+        files: &[BorrowedFd<'_>],
     ) -> Result<Value, DriverError> {
         let mut turn = lock(&self.turn);
         *turn += 1;
         let number = *turn;
-        self.send(number, command, arguments)?;
+        self.send(number, command, arguments, files)?;
         let deadline = Instant::now() + limit;
         let mut incoming = lock(&self.incoming);
         loop {
@@ -173,14 +210,24 @@ impl Monitor {
         lock(&self.incoming).full_node.clone()
     }
 
-    fn send(&self, number: u64, command: &str, arguments: &Value) -> Result<(), DriverError> {
+    fn send(
+        &self,
+        number: u64,
+        command: &str,
+        arguments: &Value,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), DriverError> {
         let arguments = match arguments {
             Value::Null => String::new(),
             arguments => format!("\"arguments\":{arguments},"),
         };
         let line = format!("{{\"execute\":\"{command}\",{arguments}\"id\":{number}}}\n");
         // A short line always fits, unless QEMU has stopped reading.
-        (&self.stream).write_all(line.as_bytes()).map_err(|source| unanswered(command, source))
+        let sent = passing::send(&self.stream, line.as_bytes(), files).and_then(|sent| {
+            let rest = line.as_bytes().get(sent..).unwrap_or_default();
+            (&self.stream).write_all(rest)
+        });
+        sent.map_err(|source| unanswered(command, source))
     }
 
     fn pump_until<T>(

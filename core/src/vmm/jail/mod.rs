@@ -10,8 +10,9 @@
 
 mod program;
 
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -27,6 +28,9 @@ use crate::os::paths::{KVM, PLAIN_DEVICES, vm_files};
 /// user, derived from its context id.
 const UID_FIRST: u32 = 0x7000_0000;
 const UID_COUNT: u32 = 0x0fff_0000;
+
+/// Size of the file system for a guest's memory beyond that memory, in bytes.
+const MEMORY_MORE: u64 = 1 << 20;
 
 /// An error while a jail is made. Its paths are relative to the VM's directory.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +70,8 @@ pub(crate) struct Files {
     pub initramfs: PathBuf,
     /// In the order of the plan's drives.
     pub drives: Vec<PathBuf>,
+    /// The file that is the guest's memory, if it has one.
+    pub memory: Option<PathBuf>,
 }
 
 impl Files {
@@ -75,6 +81,7 @@ impl Files {
             kernel: plan.kernel.clone(),
             initramfs: plan.initramfs.clone(),
             drives: plan.drives.iter().map(|drive| drive.path.clone()).collect(),
+            memory: None,
         }
     }
 }
@@ -129,8 +136,11 @@ impl Jail {
         let uid = uid_of(plan);
         chown(&root, Some(uid), Some(uid)).map_err(file("change the owner of", &root))?;
         let mut jail = Self { root, uid, files: Files::of(plan) };
-        jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
-        jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
+        // A restored guest has its kernel in its memory.
+        if plan.restore.is_none() {
+            jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
+            jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
+        }
         for (index, drive) in plan.drives.iter().enumerate() {
             let inside = jail.bring(&drive.path, &format!("drive-{}", drive.id), !drive.read_only)?;
             jail.files.drives[index] = inside;
@@ -197,6 +207,21 @@ impl Jail {
         // The jail's user must not write to the directory itself, which holds mount points.
         chown(&self.root, Some(0), Some(0)).map_err(file("change the owner of", &self.root))?;
         open_up(&self.root)
+    }
+
+    /// Makes a file in memory for so many bytes, which belongs to the jail's user. Also returns its path inside.
+    pub(crate) fn make_memory(&self, bytes: u64) -> Result<(File, PathBuf), JailError> {
+        let directory = self.root.join("memory");
+        std::fs::create_dir(&directory).map_err(file("make", &directory))?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+        let options = format!("size={},nr_inodes=8,mode=0711", bytes.saturating_add(MEMORY_MORE));
+        mount(Some("memory"), &directory, Some("tmpfs"), flags, Some(options.as_str()))
+            .map_err(|source| JailError::Mounts { source })?;
+        let path = directory.join("guest");
+        let memory = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let memory = memory.map_err(file("make", &path))?;
+        self.give(&path)?;
+        Ok((memory, Path::new("/memory/guest").to_owned()))
     }
 
     /// Makes a device node of the host's KVM that belongs to the jail's user. The host's own node belongs to root and a group.

@@ -11,6 +11,7 @@
 mod lock;
 mod pause;
 mod pump;
+mod save;
 mod serve;
 mod stall;
 
@@ -29,7 +30,7 @@ use self::lock::Lock;
 use self::pause::Pauses;
 use self::pump::Pump;
 use super::control::{Job, Launched, Status, VmmInfo};
-use super::driver::{self, Machine};
+use super::driver::{self, DriverError, Machine};
 use super::exit::{self, Exit};
 use super::jail;
 use super::log::{self, LogWriter};
@@ -204,6 +205,11 @@ impl Live<'_> {
         let here = Path::new(HERE);
         let failed = |error: &dyn std::error::Error| Exit::never_ran(chain(error));
 
+        if plan.restore.is_some() && !driver::facts(plan.driver).caps.checkpoint {
+            let what = plan.driver.as_str();
+            let why = "the driver does not support checkpoints; use qemu";
+            return Err(failed(&DriverError::NoCheckpoints { what, action: "restore", why }));
+        }
         let separator = format!("\n--- boot {} ---\n", plan.boot_id);
         let open = |name, limit| {
             let log = LogWriter::open(here, name, limit, &separator).map_err(|e| failed(&e))?;

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::save::{self, Save};
 use super::say;
 use super::serve::{STACK, send};
 use crate::vmm::control::{HOLD_MAX, Reply};
@@ -34,16 +35,23 @@ pub(super) enum Order {
     GoOn,
 }
 
+/// An order, or a save, which needs the guest paused.
+enum Task {
+    /// The answer is sent to the caller, if there is one.
+    Order(Order, Option<UnixStream>),
+    Save(Save),
+}
+
 /// The pauses of a guest.
 pub(super) struct Pauses {
-    orders: Option<Sender<(Order, Option<UnixStream>)>>,
+    tasks: Option<Sender<Task>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Pauses {
     /// Starts the thread. It ends when this is dropped.
     pub(super) fn start(machine: &Arc<dyn Machine>, plan: &LaunchPlan) -> std::io::Result<Self> {
-        let (orders, taken) = channel();
+        let (tasks, taken) = channel();
         let machine = Arc::clone(machine);
         let drives = plan.drives.iter().filter(|drive| !drive.read_only).map(|drive| drive.path.clone());
         let drives: Vec<PathBuf> = drives.collect();
@@ -51,12 +59,21 @@ impl Pauses {
             .name("pauses".to_owned())
             .stack_size(STACK)
             .spawn(move || serve(&*machine, &drives, &taken))?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
+        Ok(Self { tasks: Some(tasks), thread: Some(thread) })
     }
 
     /// Passes an order on. The answer is sent to `caller`.
     pub(super) fn order(&self, order: Order, caller: Option<UnixStream>) {
-        let sent = self.orders.as_ref().map(|orders| orders.send((order, caller)));
+        self.pass_on(Task::Order(order, caller));
+    }
+
+    /// Passes a save on, which holds the guest. The answer is sent to its caller.
+    pub(super) fn save(&self, save: Save) {
+        self.pass_on(Task::Save(save));
+    }
+
+    fn pass_on(&self, task: Task) {
+        let sent = self.tasks.as_ref().map(|tasks| tasks.send(task));
         if !matches!(sent, Some(Ok(()))) {
             say("the thread for pauses has ended");
         }
@@ -66,7 +83,7 @@ impl Pauses {
 impl Drop for Pauses {
     /// Waits for the thread, which holds the machine.
     fn drop(&mut self) {
-        self.orders = None;
+        self.tasks = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -99,25 +116,26 @@ impl Reasons {
     }
 }
 
-fn serve(machine: &dyn Machine, drives: &[PathBuf], orders: &Receiver<(Order, Option<UnixStream>)>) {
-    let mut reasons = Reasons::default();
+fn serve(machine: &dyn Machine, drives: &[PathBuf], tasks: &Receiver<Task>) {
+    let mut guest = Guest { machine, drives, reasons: Reasons::default() };
     loop {
-        let taken = match reasons.held_until {
-            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(until) => orders.recv_timeout(until.saturating_duration_since(Instant::now())),
+        let taken = match guest.reasons.held_until {
+            None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => tasks.recv_timeout(until.saturating_duration_since(Instant::now())),
         };
         let (order, caller) = match taken {
-            Ok(taken) => taken,
+            Ok(Task::Order(order, caller)) => (order, caller),
+            Ok(Task::Save(save)) => {
+                save::serve(&mut guest, &save);
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => {
                 say("the daemon does not go on with what it paused the guest for: resuming the guest");
                 (Order::Release, None)
             }
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        let result = obey(machine, drives, &mut reasons, order);
-        if let Err(error) = &result {
-            say(&format!("{order:?} failed: {}", nexus_schema::error::chain(error)));
-        }
+        let result = guest.obey(order);
         if let Some(caller) = caller {
             let reply = match result {
                 Ok(()) => Reply::Done,
@@ -128,32 +146,52 @@ fn serve(machine: &dyn Machine, drives: &[PathBuf], orders: &Receiver<(Order, Op
     }
 }
 
-fn obey(
-    machine: &dyn Machine,
-    drives: &[PathBuf],
-    reasons: &mut Reasons,
-    order: Order,
-) -> Result<(), DriverError> {
-    let after = reasons.after(order, Instant::now());
-    if after.any() {
-        if order == Order::GoOn {
+/// The guest, as the thread for pauses knows it.
+pub(super) struct Guest<'a> {
+    pub(super) machine: &'a dyn Machine,
+    drives: &'a [PathBuf],
+    reasons: Reasons,
+}
+
+impl Guest<'_> {
+    /// Carries an order out. What fails is also said in the shim's log.
+    pub(super) fn obey(&mut self, order: Order) -> Result<(), DriverError> {
+        let result = self.carry_out(order);
+        if let Err(error) = &result {
+            say(&format!("{order:?} failed: {}", nexus_schema::error::chain(error)));
+        }
+        result
+    }
+
+    fn carry_out(&mut self, order: Order) -> Result<(), DriverError> {
+        let after = self.reasons.after(order, Instant::now());
+        if after.any() {
+            if order == Order::GoOn {
+                return Ok(());
+            }
+            if !self.reasons.any() {
+                sync(self.drives);
+            }
+            self.machine.set_paused(true)?;
+            self.reasons = after;
             return Ok(());
         }
-        if !reasons.any() {
-            sync(drives);
-        }
-        machine.set_paused(true)?;
-        *reasons = after;
-        return Ok(());
+        let resumed = self.machine.set_paused(false);
+        self.reasons = match &resumed {
+            // A guest never stays paused without a reason: the end of a hold is tried again.
+            Err(_) if order == Order::Release => {
+                Reasons { held_until: Some(Instant::now() + AGAIN), ..after }
+            }
+            Err(_) => self.reasons,
+            Ok(()) => after,
+        };
+        resumed
     }
-    let resumed = machine.set_paused(false);
-    *reasons = match &resumed {
-        // A guest never stays paused without a reason: the end of a hold is tried again.
-        Err(_) if order == Order::Release => Reasons { held_until: Some(Instant::now() + AGAIN), ..after },
-        Err(_) => *reasons,
-        Ok(()) => after,
-    };
-    resumed
+
+    /// Sets the time of a hold anew, while the guest is paused.
+    pub(super) fn extend(&mut self, time: Duration) {
+        self.reasons = self.reasons.after(Order::Hold(time), Instant::now());
+    }
 }
 
 /// Puts what the guest has written on the disk, since the VMM does so within its pause. Where the files cannot be opened, as in a jail, the

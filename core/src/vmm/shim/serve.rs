@@ -1,7 +1,8 @@
 //! Serves the control socket until the VMM has ended.
 
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +14,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::pause::{Order, Pauses};
+use super::save::Save;
 use super::stall::Stalls;
 use super::{Vmm, kill, say};
+use crate::os::passing;
 use crate::os::process::timespec;
 use crate::vmm::control::{LINE_MAX, Reply, Request, Status};
-use crate::vmm::driver::Machine;
+use crate::vmm::driver::{Machine, SaveFiles};
 use crate::vmm::exit::Exit;
 use crate::vmm::plan::LaunchPlan;
 use crate::vmm::wire;
@@ -44,6 +47,8 @@ impl Waiting {
 struct Connection {
     stream: UnixStream,
     line: Vec<u8>,
+    /// The files that came with it.
+    passed: Vec<OwnedFd>,
 }
 
 /// Serves until the VMM has ended. Sets `by_request` once the end is requested.
@@ -145,7 +150,7 @@ pub(super) fn serve(
                     if connections.len() + waiting.len() + stalls.watchers() < CONNECTIONS_MAX =>
                 {
                     if stream.set_nonblocking(true).is_ok() {
-                        connections.push(Connection { stream, line: Vec::new() });
+                        connections.push(Connection { stream, line: Vec::new(), passed: Vec::new() });
                     }
                 }
                 Ok(_) => {}
@@ -181,13 +186,16 @@ impl Connection {
     /// before the answer is read later.
     fn read_request(&mut self) -> io::Result<Option<Result<Request, wire::WireError>>> {
         let mut chunk = [0; 1024];
-        match self.stream.read(&mut chunk) {
+        match passing::receive(&self.stream, &mut chunk, &mut self.passed) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => self.line.extend_from_slice(&chunk[..read]),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 return Ok(None);
             }
             Err(e) => return Err(e),
+        }
+        if self.passed.len() > passing::FILES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
         }
         let Some(end) = self.line.iter().position(|b| *b == b'\n') else {
             return if self.line.len() > LINE_MAX {
@@ -251,6 +259,21 @@ fn answer(
         Request::Hold { ms } => ordered(Order::Hold(Duration::from_millis(ms.into())), connection.stream),
         Request::Limit { rx, tx } => {
             ask_machine(&vmm.machine, connection.stream, move |machine| machine.limit(Bandwidth { rx, tx }));
+            None
+        }
+        Request::Save { hold_ms } => {
+            let Ok([state, ram]) = <[OwnedFd; 2]>::try_from(connection.passed) else {
+                let why = "a save needs two files, for the state and the memory".to_owned();
+                send(&connection.stream, &Reply::Refused(why));
+                return None;
+            };
+            let files = SaveFiles { state: File::from(state), ram: File::from(ram) };
+            let hold = Duration::from_millis(hold_ms.into());
+            pauses.save(Save { files, hold, caller: connection.stream });
+            None
+        }
+        Request::SetLink { up } => {
+            ask_machine(&vmm.machine, connection.stream, move |machine| machine.set_link(up));
             None
         }
         Request::ResizeDrive { index, bytes } => {

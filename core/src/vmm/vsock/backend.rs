@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use nexus_vsock::{Device, Hybrid, SocketName, traits};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -19,8 +20,6 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use super::device::Device;
-use super::ports::SocketName;
 use super::ring;
 use super::vring::{Memory, Vring};
 
@@ -50,7 +49,7 @@ impl Backend {
     /// has run out of descriptors or threads.
     pub fn start(cid: u32, vhost: &Path, uds: &Path) -> io::Result<Backend> {
         let vhost = SocketName::new(vhost)?;
-        let device = Device::new(cid, uds)?;
+        let device = Device::new(traits(cid.into(), say), Hybrid::new(uds, false)?)?;
         let listener = vhost.bind()?;
         let stop = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let worker = Mutex::new(Worker { device, scratch: vec![] });
@@ -116,7 +115,7 @@ impl Stopper {
 /// State that only the worker thread uses while a VM runs.
 #[derive(Debug)]
 struct Worker {
-    device: Device,
+    device: Device<Hybrid>,
     scratch: Vec<u8>,
 }
 
@@ -136,6 +135,11 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("cid", &self.cid).finish_non_exhaustive()
     }
+}
+
+/// Logs what the device has to say.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    tracing::warn!("{line}");
 }
 
 /// Locks a mutex, also after a panic of another holder: a panic leaves no half-done changes here.
@@ -164,7 +168,7 @@ impl Shared {
         }
         drop(listener);
         let worker = lock(&self.worker);
-        for removed in [self.vhost.remove(), worker.device.remove_socket()] {
+        for removed in [self.vhost.remove(), worker.device.front().remove()] {
             if let Err(error) = removed {
                 tracing::warn!(%error, "cannot remove a vsock socket");
             }
@@ -200,7 +204,7 @@ impl Shared {
         drop(daemon);
         *lock(&self.memory) = None;
         self.restarted.store(true, Ordering::Release);
-        lock(&self.worker).device.guest_reset();
+        lock(&self.worker).device.far_reset(0);
         Ok(())
     }
 
@@ -297,7 +301,7 @@ impl VhostUserBackend for Shared {
             && receive.queue_next_avail() == 0
             && transmit.queue_next_avail() == 0
         {
-            device.guest_reset();
+            device.far_reset(0);
         }
         let more = ring::from_guest(device, transmit, &memory, scratch);
         if ring::to_guest(device, receive, &memory) || more {

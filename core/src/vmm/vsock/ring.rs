@@ -1,13 +1,11 @@
 //! Packets in and out of virtqueues. The guest writes the rings and may write anything: descriptors to invalid addresses, an index that
 //! keeps growing. All loops are bounded, and invalid data of the guest never makes these functions fail.
 
+use nexus_vsock::{BUFFER_SPACE, Device, HEADER_LEN, Header, Hybrid};
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::connection::BUFFER_SPACE;
-use super::device::Device;
-use super::packet::{HEADER_LEN, Header};
 use super::vring::{Memory, Vring};
 
 /// Maximum number of packets in one direction before the other direction gets its turn.
@@ -19,7 +17,7 @@ const RECEIVE_DESCRIPTORS_MAX: usize = 20;
 
 /// Handles packets from the guest. Returns whether there may be more.
 pub(super) fn from_guest(
-    device: &mut Device,
+    device: &mut Device<Hybrid>,
     vring: &Vring,
     memory: &GuestMemoryMmap,
     scratch: &mut Vec<u8>,
@@ -50,7 +48,7 @@ pub(super) fn from_guest(
         versions_cache = false;
         let head = chain.head_index();
         match gather(chain, memory, scratch) {
-            Some(header) => device.receive(&header, &scratch[..header.length as usize]),
+            Some(header) => device.receive(0, &header, &scratch[..header.length as usize]),
             None => device.malformed(),
         }
         if vring.add_used(head, 0).is_err() {
@@ -65,7 +63,7 @@ pub(super) fn from_guest(
 }
 
 /// Notifies the guest of used buffers, unless it has disabled notifications.
-fn tell(device: &mut Device, vring: &mut VringState<Memory>) {
+fn tell(device: &mut Device<Hybrid>, vring: &mut VringState<Memory>) {
     if vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
         device.malformed();
     }
@@ -113,14 +111,14 @@ fn gather(
 }
 
 /// Sends packets to the guest while there are packets and buffers. Returns whether there may be more of both.
-pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryMmap) -> bool {
+pub(super) fn to_guest(device: &mut Device<Hybrid>, vring: &Vring, memory: &GuestMemoryMmap) -> bool {
     let mut vring = vring.get_mut();
     if !vring.get_queue().ready() || !vring.is_enabled() {
         return false;
     }
     let (mut used, mut versions_cache, mut more) = (false, false, false);
     for turn in 0..=PACKETS_PER_TURN {
-        if !device.has_packet() {
+        if !device.has_packet(0) {
             break;
         }
         if turn == PACKETS_PER_TURN {
@@ -140,7 +138,7 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
         let mut written = 0;
         let buffers = Scatter::new(chain, memory);
         if buffers.room > HEADER_LEN {
-            device.next_packet(buffers.room - HEADER_LEN, |header, payload| {
+            device.next_packet(0, buffers.room - HEADER_LEN, |header, payload| {
                 written = buffers.write(header, payload).unwrap_or(0);
             });
         }

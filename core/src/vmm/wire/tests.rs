@@ -4,9 +4,10 @@ use nexus_schema::ByteSize;
 use serde::de::DeserializeOwned;
 
 use super::*;
-use crate::vmm::control::{Launched, Reply, Stall, Status};
+use crate::vmm::control::{Launched, Reply, Saved, SavedQemu, Stall, Status};
 use crate::vmm::exit::{self, Exit};
 use crate::vmm::plan::tests::plan;
+use crate::vmm::plan::{LaunchPlan, Restore, SavedKind};
 
 /// The files of one generation.
 struct Recording {
@@ -34,6 +35,11 @@ macro_rules! recording {
 /// Fixtures of each generation that this build supports.
 const RECORDINGS: [Recording; 4] = [recording!(1), recording!(2), recording!(3), recording!(4)];
 
+fn newest() -> Recording {
+    let [.., newest] = RECORDINGS;
+    newest
+}
+
 fn lines<T: DeserializeOwned>(text: &str) -> Vec<T> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
 }
@@ -47,6 +53,7 @@ fn requests() -> Vec<Request> {
         Request::Limit { rx: Some(ByteSize::mib(10)), tx: None },
         Request::Limit { rx: None, tx: None },
     ]);
+    requests.extend([Request::Save { hold_ms: 10_000 }, Request::SetLink { up: true }]);
     requests
 }
 
@@ -55,7 +62,7 @@ fn since(request: Request) -> u32 {
     match request {
         Request::Watch => 2,
         Request::Hold { .. } | Request::Release => 3,
-        Request::Limit { .. } => 4,
+        Request::Limit { .. } | Request::Save { .. } | Request::SetLink { .. } => 4,
         _ => 1,
     }
 }
@@ -101,11 +108,28 @@ fn answers_of_each_generation_are_understood() {
         assert!(matches!(&replies[2], Reply::Refused(why) if why.ends_with("cannot do that")));
         assert!(replies[3..5].iter().all(|reply| matches!(reply, Reply::Ended(_))));
         if protocol >= 2 {
-            assert_eq!(replies[5..], [None, Some(Stall::DiskFull { drive: 1 })].map(Reply::Stalled));
+            assert_eq!(replies[5..7], [None, Some(Stall::DiskFull { drive: 1 })].map(Reply::Stalled));
+        }
+        if protocol >= 4 {
+            assert_eq!(replies[7..], [Reply::Saved(saved())]);
         }
         let launched: Vec<Launched> = lines(launched);
         assert!(matches!(&launched[0], Launched::Running(status) if status.protocol == protocol));
         assert!(matches!(&launched[1], Launched::Failed(exit) if exit.message.starts_with("start /nowhere")));
+    }
+}
+
+/// The answer to a save that is recorded.
+fn saved() -> Saved {
+    Saved {
+        state_sha256: "5".repeat(64),
+        state_bytes: 55_234,
+        ram_sha256: "a".repeat(64),
+        ram_bytes: 93_323_264,
+        state_ms: 6,
+        ram_ms: 71,
+        kind: SavedKind::Shared,
+        qemu: SavedQemu { version: "7.2.22".into(), binary_sha256: "b".repeat(64) },
     }
 }
 
@@ -117,8 +141,24 @@ fn plans_of_each_generation_are_understood() {
         assert_eq!(job.plan.memory, ByteSize::mib(512));
     }
     let written = write_numbered(&Job { plan: plan(), tsc_khz: Some(2_445_432) }).unwrap();
-    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[3].plan).unwrap();
+    let newest: serde_json::Value = serde_json::from_str(newest().plan).unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), newest);
+}
+
+#[test]
+fn a_plan_says_what_it_restores() {
+    let restore = Restore {
+        state: "/var/lib/nexus/checkpoints/c/state".into(),
+        ram: "/var/lib/nexus/checkpoints/c/ram".into(),
+        kind: SavedKind::Shared,
+        nonce: "00ff".into(),
+    };
+    let plan = LaunchPlan { restore: Some(restore), ..plan() };
+    let job = Job { plan, tsc_khz: None };
+    let written = write_numbered(&job).unwrap();
+    let text = String::from_utf8(written.clone()).unwrap();
+    assert!(text.contains(r#""kind":"shared""#) && text.contains(r#""nonce":"00ff""#), "{text}");
+    assert_eq!(read_job(&written).unwrap(), job);
 }
 
 #[test]
@@ -138,7 +178,7 @@ fn exits_of_each_generation_are_understood() {
     }
     exit::write_exit(directory.path(), &expected).unwrap();
     let written = std::fs::read(directory.path().join("exit.json")).unwrap();
-    let newest: serde_json::Value = serde_json::from_str(RECORDINGS[3].exit).unwrap();
+    let newest: serde_json::Value = serde_json::from_str(newest().exit).unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&written).unwrap(), newest);
 }
 

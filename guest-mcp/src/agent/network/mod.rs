@@ -41,6 +41,34 @@ pub(super) fn bring_up(interface: &Interface) -> io::Result<()> {
     Ok(())
 }
 
+/// Has a restored guest's interface take over the addresses of a new one: its hardware address, and nothing of the old network. The interface
+/// stays down until it is configured.
+pub(super) fn take_over(interface: &Interface) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    let wanted = hardware_address(&interface.mac)?;
+    let links = netlink.links()?;
+    // What has this address already was not forked.
+    if links.iter().any(|link| link.address == wanted) {
+        return Ok(());
+    }
+    let is_card = |link: &&Link| {
+        link.index != LOOPBACK && Path::new("/sys/class/net").join(&link.name).join("device").exists()
+    };
+    let mut cards = links.iter().filter(is_card);
+    let (Some(card), None) = (cards.next(), cards.next()) else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is not exactly one network card"));
+    };
+    netlink.set_down(card.index)?;
+    netlink.remove_addresses(card.index)?;
+    netlink.set_hardware_address(card.index, &wanted)
+}
+
+fn hardware_address(mac: &str) -> io::Result<Vec<u8>> {
+    let bytes: Option<Vec<u8>> = mac.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    let bytes = bytes.filter(|bytes| bytes.len() == 6);
+    bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a hardware address"))
+}
+
 /// Brings up the interface `lo`.
 pub(crate) fn bring_up_loopback() -> io::Result<()> {
     Netlink::open()?.set_up(LOOPBACK, None)

@@ -18,6 +18,8 @@ const NLMSG_DONE: u16 = 3;
 pub(super) const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -43,6 +45,8 @@ const RTN_UNICAST: u8 = 1;
 const HEADER: usize = 16;
 /// The length of `struct ifinfomsg`, in bytes.
 const LINK: usize = 16;
+/// The length of `struct ifaddrmsg`, in bytes.
+const ADDRESS: usize = 8;
 /// The buffer size for the kernel's answers, in bytes: the largest that it sends.
 const ANSWER_MAX: usize = 32 << 10;
 
@@ -151,6 +155,53 @@ impl Netlink {
             message = message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
         }
         self.request(message)
+    }
+
+    /// Gives an interface another hardware address. It may not be up.
+    pub(super) fn set_hardware_address(&self, index: u32, address: &[u8]) -> io::Result<()> {
+        // struct ifinfomsg, without a change of flags
+        let mut fixed = vec![AF_UNSPEC, 0, 0, 0];
+        fixed.extend_from_slice(&index.to_ne_bytes());
+        fixed.extend_from_slice(&[0; 8]);
+        self.request(Message::new(RTM_NEWLINK, 0, &fixed).attribute(IFLA_ADDRESS, address))
+    }
+
+    pub(super) fn set_down(&self, index: u32) -> io::Result<()> {
+        let mut fixed = vec![AF_UNSPEC, 0, 0, 0];
+        fixed.extend_from_slice(&index.to_ne_bytes());
+        fixed.extend_from_slice(&0_u32.to_ne_bytes());
+        fixed.extend_from_slice(&IFF_UP.to_ne_bytes());
+        self.request(Message::new(RTM_NEWLINK, 0, &fixed))
+    }
+
+    /// Removes all addresses of an interface, and so the routes through it.
+    pub(super) fn remove_addresses(&self, index: u32) -> io::Result<()> {
+        self.send(Message::new(RTM_GETADDR, NLM_F_DUMP, &[0; ADDRESS]))?;
+        let (mut found, mut answer, mut is_done) = (Vec::new(), Vec::new(), false);
+        while !is_done {
+            self.receive(&mut answer)?;
+            for (kind, body) in messages(&answer) {
+                match kind {
+                    RTM_NEWADDR if u32_at(body, 4) == Some(index) => found.push(body.to_vec()),
+                    NLMSG_DONE => is_done = true,
+                    NLMSG_ERROR => error_of(body)?,
+                    _ => {}
+                }
+            }
+        }
+        for body in found {
+            let (Some(fixed), Some(rest)) = (body.get(..ADDRESS), body.get(ADDRESS..)) else { continue };
+            let local = [IFA_LOCAL, IFA_ADDRESS].into_iter().find_map(|wanted| {
+                attributes(rest).find(|(kind, _)| *kind == wanted).map(|(_, value)| value.to_vec())
+            });
+            let Some(local) = local else { continue };
+            match self.request(Message::new(RTM_DELADDR, 0, fixed).attribute(IFA_LOCAL, &local)) {
+                // It went with another one.
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {

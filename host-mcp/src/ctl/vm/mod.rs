@@ -33,6 +33,7 @@ pub(crate) use wait::{Args as WaitArgs, run as wait};
 
 use super::App;
 use super::args::{pair, word};
+use super::checkpoint::{ForkArgs, RollbackArgs, fork, rollback};
 use super::client::{Client, Options, Reply, raw};
 use super::confirm::{Yes, confirmed};
 use super::each::{each, show_deleted};
@@ -75,6 +76,10 @@ pub(crate) enum Command {
     Pause(PauseArgs),
     /// Resume paused VMs
     Resume(PauseArgs),
+    /// Take a VM back to one of its checkpoints
+    Rollback(RollbackArgs),
+    /// Make VMs that go on from a running VM, or from a checkpoint
+    Fork(ForkArgs),
     /// Wait for a VM: a state, a port, a file or a command's end
     Wait(WaitArgs),
     /// Cut the power of VMs: unwritten data is lost
@@ -174,6 +179,9 @@ pub(crate) struct CreateOptions {
     /// Stop it once nothing has been under way in it for so long, such as 30m [default: never]
     #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
+    /// Make it so that checkpoints of it can be taken; with driver qemu only
+    #[arg(long)]
+    checkpoints: bool,
     /// Run this shell line in it, show what it wrote, and delete the VM
     #[arg(long, value_name = "LINE", conflicts_with_all = ["no_start", "protect"])]
     run: Option<String>,
@@ -264,6 +272,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Restart(args) => restart(app, args).await,
         Command::Pause(args) => pause(app, args).await,
         Command::Resume(args) => resume(app, args).await,
+        Command::Rollback(args) => rollback(app, args).await,
+        Command::Fork(args) => fork(app, args).await,
         Command::Wait(args) => wait(app, args).await,
         Command::Kill(args) => kill(app, args).await,
         Command::Delete(args) => delete(app, args).await,
@@ -333,6 +343,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         start: args.no_start.then_some(false),
         ttl: args.ttl,
         idle_stop: args.idle_stop,
+        checkpoints: args.checkpoints.then_some(true),
         run: args.run,
         dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BootId, DriveId, ImageId, VmId, VmKind};
+use crate::id::{BootId, CheckpointId, DriveId, ImageId, VmId, VmKind};
 use crate::link::{ImageConfig, ImageMetadata, InitMode};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
@@ -59,7 +59,7 @@ pub struct VmCreateParams {
     /// as `oci:python:3.12-slim`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// The kernel: an installed kernel asset's name or id, or `file:PATH` on the host. Default: the distribution's.
+    /// Kernel: an installed asset's name or id, or `file:PATH` on the host (default: the distribution's).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
     /// Virtual CPUs, 1 to 32 (default 1).
@@ -69,7 +69,7 @@ pub struct VmCreateParams {
     /// Memory, 64MiB to 1TiB (default 1GiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
-    /// Size of the root drive (default 8GiB, sparse: only what is written takes room).
+    /// Size of the root drive, sparse (default 8GiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<ByteSize>,
     /// Which VMM to use (default auto).
@@ -87,14 +87,14 @@ pub struct VmCreateParams {
     /// Environment variables of every command in the VM.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Files to write once, before the VM is ready for the first time: absolute path to content, or to an object with a mode and an
-    /// owner. Missing directories are made. At most 1 MiB together; for more use guest_copy_in.
+    /// Files to write before it is ready for the first time: absolute path to content, or to an object with mode and owner.
+    /// Missing directories are made. At most 1 MiB together; for more use guest_copy_in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, VmFile>,
     /// Labels for finding it again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
-    /// Refuse deletion until vm_update takes the protection away (default false).
+    /// Refuse deletion until vm_update unprotects it (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected: Option<bool>,
     /// Start it at once (default true).
@@ -106,10 +106,13 @@ pub struct VmCreateParams {
     /// Stop it once it was idle so long: no command, call, stream or connection (default never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
-    /// A shell line to run in it; at its end the VM is deleted, and `run` of the result has its output and exit code.
+    /// Allow checkpoints of it, with qemu only (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<bool>,
+    /// A shell line to run in it; then the VM is deleted, and `run` of the result has output and exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
-    /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
+    /// Change nothing: the reply has a `plan` of what would be done (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
     /// How long to wait for it to be ready, in seconds (default 30, at most 45); 0 returns at once.
@@ -251,6 +254,12 @@ pub struct VmDetails {
     /// When it will be stopped if it stays idle; absent while something is under way in it, or if it is not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop_at: Option<Timestamp>,
+    /// The VM that it was forked from, while that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<VmId>,
+    /// The checkpoint that it goes on from: the last one that was taken of it, or the one that it was restored from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<CheckpointId>,
     /// How the command of `run` ended, in the result of the vm_create that had one; the VM is deleted then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<VmRun>,

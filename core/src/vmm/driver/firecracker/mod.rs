@@ -63,6 +63,9 @@ const CAPS: Caps = Caps {
     // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
     pauses_on_full_disk: false,
+    checkpoint: false,
+    fork: false,
+    keeps_connections: false,
     can_ask_guest: true,
 };
 

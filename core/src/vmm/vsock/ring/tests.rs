@@ -3,13 +3,13 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use nexus_vsock::{HOST_CID, Operation, STREAM, traits};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::GuestAddressSpace;
 
 use super::*;
-use crate::vmm::vsock::packet::{HOST_CID, Operation, STREAM};
 use crate::vmm::vsock::vring::Memory;
 
 const CID: u32 = 5;
@@ -88,7 +88,7 @@ fn write_descriptor(memory: &GuestMemoryMmap, at: u64, address: u64, length: u32
 }
 
 struct Bench {
-    device: Device,
+    device: Device<Hybrid>,
     memory: Memory,
     transmit: Driver,
     receive: Driver,
@@ -101,7 +101,7 @@ impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("v.sock");
-        let device = Device::new(CID, &path).unwrap();
+        let device = Device::new(traits(CID.into(), |_| {}), Hybrid::new(&path, false).unwrap()).unwrap();
         let listener = UnixListener::bind(directory.path().join("v.sock_5000")).unwrap();
         let memory = Memory::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
         let (transmit, receive) = (Driver::new(&memory, TRANSMIT), Driver::new(&memory, RECEIVE));

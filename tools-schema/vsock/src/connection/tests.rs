@@ -5,16 +5,18 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
+use crate::packet::HOST_CID;
 
 const CID: u64 = 5;
-const PORTS: Ports = Ports { host: 0x4000_0001, guest: 200 };
+const CIDS: Cids = Cids { near: HOST_CID, far: CID };
+const PORTS: Ports = Ports { near: 0x4000_0001, far: 200 };
 
-fn from_guest(operation: u16) -> Header {
+fn from_far(operation: u16) -> Header {
     Header {
         source_cid: CID,
         destination_cid: HOST_CID,
-        source_port: PORTS.guest,
-        destination_port: PORTS.host,
+        source_port: PORTS.far,
+        destination_port: PORTS.near,
         kind: STREAM,
         operation,
         buffer_space: 65_536,
@@ -23,14 +25,14 @@ fn from_guest(operation: u16) -> Header {
 }
 
 fn of(operation: Operation) -> Header {
-    from_guest(operation as u16)
+    from_far(operation as u16)
 }
 
 /// Sends all due packets and returns them.
-fn drain(connection: &mut Connection, host: HostSide) -> Vec<Operation> {
+fn drain(connection: &mut Connection, host: NearSide) -> Vec<Operation> {
     let mut sent = vec![];
-    while let Some(packet) = connection.next(HostSide { pending: 0, ..host }, 1) {
-        connection.sent(packet, CID);
+    while let Some(packet) = connection.next(NearSide { pending: 0, ..host }, 1) {
+        connection.sent(packet, CIDS);
         sent.push(packet.operation);
         assert!(sent.len() < 10, "there is no end to it: {sent:?}");
     }
@@ -38,15 +40,15 @@ fn drain(connection: &mut Connection, host: HostSide) -> Vec<Operation> {
 }
 
 fn open() -> Connection {
-    let mut connection = Connection::from_host(PORTS);
-    assert_eq!(drain(&mut connection, HostSide::default()), [Operation::Request]);
+    let mut connection = Connection::from_near(PORTS);
+    assert_eq!(drain(&mut connection, NearSide::default()), [Operation::Request]);
     assert_eq!(connection.receive(&of(Operation::Response)), Verdict::Accepted);
     connection
 }
 
 #[test]
 fn a_response_counts_only_after_the_request() {
-    let mut connection = Connection::from_host(PORTS);
+    let mut connection = Connection::from_near(PORTS);
     assert!(!connection.is_known());
     assert_eq!(connection.receive(&of(Operation::Response)), Verdict::Over { reset: true });
 
@@ -54,16 +56,16 @@ fn a_response_counts_only_after_the_request() {
     assert!(!connection.is_requesting());
     assert_eq!(connection.receive(&of(Operation::Response)), Verdict::Over { reset: true });
     assert_eq!(
-        Connection::from_guest(&of(Operation::Request)).receive(&of(Operation::Response)),
+        Connection::from_far(&of(Operation::Request)).receive(&of(Operation::Response)),
         Verdict::Over { reset: true }
     );
 }
 
 #[test]
 fn no_data_before_the_guest_has_accepted() {
-    let mut connection = Connection::from_host(PORTS);
+    let mut connection = Connection::from_near(PORTS);
     assert_eq!(connection.wants(), 0);
-    drain(&mut connection, HostSide::default());
+    drain(&mut connection, NearSide::default());
     assert_eq!(connection.wants(), 0);
     assert_eq!(connection.receive(&of(Operation::Data)), Verdict::Over { reset: true });
 }
@@ -77,7 +79,7 @@ fn the_guest_may_send_what_it_was_granted_and_no_byte_more() {
     let mut greedy = connection;
     assert_eq!(greedy.receive(&data(1)), Verdict::Over { reset: true });
     connection.forward(BUFFER_SPACE as usize / 4);
-    assert_eq!(drain(&mut connection, HostSide::default()), [Operation::CreditUpdate]);
+    assert_eq!(drain(&mut connection, NearSide::default()), [Operation::CreditUpdate]);
     assert_eq!(connection.receive(&data(BUFFER_SPACE / 4)), Verdict::Deliver);
     assert_eq!(connection.receive(&data(1)), Verdict::Over { reset: true });
 }
@@ -85,14 +87,14 @@ fn the_guest_may_send_what_it_was_granted_and_no_byte_more() {
 #[test]
 fn credit_is_asked_for_once() {
     let mut connection = open();
-    let host = HostSide { pending: 100_000, ..HostSide::default() };
+    let host = NearSide { pending: 100_000, ..NearSide::default() };
     let packet = connection.next(host, usize::MAX).unwrap();
     assert_eq!((packet.operation, packet.length), (Operation::Data, 65_536));
-    connection.sent(packet, CID);
+    connection.sent(packet, CIDS);
     assert_eq!(connection.wants(), 0);
     let packet = connection.next(host, usize::MAX).unwrap();
     assert_eq!(packet.operation, Operation::CreditRequest);
-    connection.sent(packet, CID);
+    connection.sent(packet, CIDS);
     assert_eq!(connection.next(host, usize::MAX), None);
     // A packet without room for it changes nothing.
     connection.receive(&of(Operation::CreditUpdate));
@@ -105,18 +107,18 @@ fn credit_is_asked_for_once() {
 #[test]
 fn ends_are_told_once_and_after_the_data() {
     let mut connection = open();
-    let ending = HostSide { pending: 10, ended: true, ..HostSide::default() };
+    let ending = NearSide { pending: 10, ended: true, ..NearSide::default() };
     assert_eq!(connection.next(ending, 100).unwrap().operation, Operation::Data);
-    let ended = HostSide { ended: true, ..HostSide::default() };
+    let ended = NearSide { ended: true, ..NearSide::default() };
     let packet = connection.next(ended, 100).unwrap();
     assert_eq!((packet.operation, packet.flags), (Operation::Shutdown, SHUT_SEND));
-    connection.sent(packet, CID);
+    connection.sent(packet, CIDS);
     assert_eq!(connection.next(ended, 100), None);
     assert!(!connection.is_closing());
-    let gone = HostSide { ended: true, deaf: true, ..HostSide::default() };
+    let gone = NearSide { ended: true, deaf: true, ..NearSide::default() };
     let packet = connection.next(gone, 100).unwrap();
     assert_eq!((packet.operation, packet.flags), (Operation::Shutdown, SHUT_BOTH));
-    connection.sent(packet, CID);
+    connection.sent(packet, CIDS);
     assert!(connection.is_closing());
     assert_eq!(connection.next(gone, 100), None);
     assert_eq!(connection.receive(&of(Operation::Data)), Verdict::Continue);
@@ -128,7 +130,7 @@ fn the_guest_ends_one_direction_and_then_the_other() {
     let mut connection = open();
     let shutdown = |flags| Header { flags, ..of(Operation::Shutdown) };
     assert_eq!(connection.receive(&shutdown(SHUT_SEND)), Verdict::Shut);
-    assert!(!connection.guest_sends() && connection.guest_receives());
+    assert!(!connection.far_sends() && connection.far_receives());
     assert!(connection.wants() > 0);
     let mut liar = connection;
     assert_eq!(liar.receive(&of(Operation::Data)), Verdict::Over { reset: true });
@@ -199,15 +201,15 @@ proptest! {
         start in prop_oneof![Just(0), Just(u32::MAX - 1000)],
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let mut connection = Connection::from_host(PORTS);
+        let mut connection = Connection::from_near(PORTS);
         // Counters wrap around.
-        (connection.sent, connection.guest_forwarded) = (start, start);
+        (connection.sent, connection.far_forwarded) = (start, start);
         (connection.received, connection.forwarded, connection.announced) = (start, start, start);
         let mut guest = Guest {
             space, held: 0, forwarded: start, sent: start, host_space: 0, host_forwarded: start, answers: VecDeque::new(),
         };
         let (mut pending, mut kept) = (0u64, 0u32);
-        let (mut written, mut arrived, mut from_guest, mut at_host) = (0u64, 0u64, 0u64, 0u64);
+        let (mut written, mut arrived, mut from_far, mut at_host) = (0u64, 0u64, 0u64, 0u64);
 
         let mut act = |step: &Step| -> bool {
             let mut moved = false;
@@ -218,9 +220,9 @@ proptest! {
                 }
                 Step::DeviceSends(room) => {
                     let at_hand = pending.min(connection.wants() as u64) as usize;
-                    let host = HostSide { pending: at_hand, readable: pending > 0, ..HostSide::default() };
+                    let host = NearSide { pending: at_hand, readable: pending > 0, ..NearSide::default() };
                     if let Some(packet) = connection.next(host, room.into()) {
-                        let header = connection.sent(packet, CID);
+                        let header = connection.sent(packet, CIDS);
                         pending -= u64::from(packet.length);
                         guest.receive(&header);
                         moved = true;
@@ -242,7 +244,7 @@ proptest! {
                     let count = count.min(guest.host_space.saturating_sub(used));
                     if count > 0 && !connection.is_requesting() {
                         guest.sent = guest.sent.wrapping_add(count);
-                        from_guest += u64::from(count);
+                        from_far += u64::from(count);
                         guest.answers.push_back(guest.header(Operation::Data, count));
                     }
                 }
@@ -277,25 +279,25 @@ proptest! {
             rest += 1;
             assert!(rest < 1_000_000, "no rest");
         }
-        prop_assert_eq!((arrived, at_host), (written, from_guest));
+        prop_assert_eq!((arrived, at_host), (written, from_far));
     }
 
     #[test]
     fn a_guest_that_follows_no_rules_breaks_no_invariant(
-        by_guest: bool,
+        by_far: bool,
         script in proptest::collection::vec(
             (0..10u16, any::<u32>(), any::<u32>(), any::<u32>(), 0..5u32, any::<[bool; 5]>()), 1..300),
     ) {
         let mut connection =
-            if by_guest { Connection::from_guest(&of(Operation::Request)) } else { Connection::from_host(PORTS) };
+            if by_far { Connection::from_far(&of(Operation::Request)) } else { Connection::from_near(PORTS) };
         let mut requested = false;
         for (operation, length, buffer_space, forwarded, flags, [sends, ended, deaf, readable, flush]) in script {
-            let header = Header { length: length % 100_000, buffer_space, forwarded, flags, ..from_guest(operation) };
+            let header = Header { length: length % 100_000, buffer_space, forwarded, flags, ..from_far(operation) };
             let held = connection.held();
             match connection.receive(&header) {
                 Verdict::Over { .. } => break,
                 Verdict::Deliver => prop_assert_eq!(connection.held(), held + header.length),
-                Verdict::Accepted => prop_assert!(requested && !by_guest),
+                Verdict::Accepted => prop_assert!(requested && !by_far),
                 Verdict::Continue | Verdict::Shut => prop_assert_eq!(connection.held(), held),
             }
             prop_assert!(connection.held() <= BUFFER_SPACE);
@@ -303,12 +305,12 @@ proptest! {
             if flush {
                 connection.forward(connection.held() as usize);
             }
-            let host = HostSide { pending: (length % 5000) as usize, readable, ended, deaf };
+            let host = NearSide { pending: (length % 5000) as usize, readable, ended, deaf };
             if sends && let Some(packet) = connection.next(host, 1000) {
                 prop_assert!(packet.length as usize <= host.pending.min(1000).min(connection.wants()));
                 requested |= packet.operation == Operation::Request;
-                let sent = connection.sent(packet, CID);
-                prop_assert_eq!(sent.destination_port, connection.ports().guest);
+                let sent = connection.sent(packet, CIDS);
+                prop_assert_eq!(sent.destination_port, connection.ports().far);
                 // What was sent is not due again, except for data.
                 prop_assert!(packet.length > 0 || connection.next(host, 1000) != Some(packet));
             }

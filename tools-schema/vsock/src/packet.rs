@@ -1,22 +1,22 @@
 //! The header of a vsock packet, as defined in virtio 1.2, section 5.10.6: 44 bytes, little-endian.
 
 /// Length of a header, in bytes.
-pub(super) const HEADER_LEN: usize = 44;
+pub const HEADER_LEN: usize = 44;
 /// Context id of the host.
-pub(super) const HOST_CID: u64 = 2;
+pub const HOST_CID: u64 = 2;
 /// The only supported socket type: a byte stream.
-pub(super) const STREAM: u16 = 1;
+pub const STREAM: u16 = 1;
 /// Flag of [`Operation::Shutdown`]: the sender of the packet receives no more.
-pub(super) const SHUT_RECEIVE: u32 = 1;
+pub const SHUT_RECEIVE: u32 = 1;
 /// Flag of [`Operation::Shutdown`]: the sender of the packet sends no more.
-pub(super) const SHUT_SEND: u32 = 2;
+pub const SHUT_SEND: u32 = 2;
 /// Both directions.
-pub(super) const SHUT_BOTH: u32 = SHUT_RECEIVE | SHUT_SEND;
+pub const SHUT_BOTH: u32 = SHUT_RECEIVE | SHUT_SEND;
 
 /// Purpose of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
-pub(super) enum Operation {
+pub enum Operation {
     /// Requests a connection.
     Request = 1,
     /// Accepts a connection.
@@ -45,34 +45,39 @@ impl Operation {
     ];
 }
 
-/// The header of one packet. A header from the guest is untrusted.
+/// The header of one packet. A header from a guest is untrusted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) source_cid: u64,
-    pub(super) destination_cid: u64,
-    pub(super) source_port: u32,
-    pub(super) destination_port: u32,
+pub struct Header {
+    /// Context id of the sender.
+    pub source_cid: u64,
+    /// Context id of the receiver.
+    pub destination_cid: u64,
+    /// Port of the sender.
+    pub source_port: u32,
+    /// Port of the receiver.
+    pub destination_port: u32,
     /// Length of the payload after the header, in bytes.
-    pub(super) length: u32,
+    pub length: u32,
     /// Socket type, see [`STREAM`].
-    pub(super) kind: u16,
+    pub kind: u16,
     /// An [`Operation`], or an unknown number.
-    pub(super) operation: u16,
-    pub(super) flags: u32,
+    pub operation: u16,
+    /// Flags of the operation; see [`SHUT_SEND`].
+    pub flags: u32,
     /// Size of the sender's receive buffer, in bytes.
-    pub(super) buffer_space: u32,
+    pub buffer_space: u32,
     /// Number of bytes that the sender has taken out of that buffer so far, modulo 2^32.
-    pub(super) forwarded: u32,
+    pub forwarded: u32,
 }
 
 impl Header {
     /// Returns the operation; `None` if it is unknown.
-    pub(super) fn operation(&self) -> Option<Operation> {
+    pub fn operation(&self) -> Option<Operation> {
         Operation::ALL.into_iter().find(|operation| *operation as u16 == self.operation)
     }
 
     /// Returns the reset in response to this packet; `None` for a reset.
-    pub(super) fn reset(&self) -> Option<Header> {
+    pub fn reset(&self) -> Option<Header> {
         (self.operation != Operation::Reset as u16).then(|| Header {
             source_cid: self.destination_cid,
             destination_cid: self.source_cid,
@@ -85,7 +90,7 @@ impl Header {
     }
 
     /// Encodes the header.
-    pub(super) fn encode(&self) -> [u8; HEADER_LEN] {
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[0..8].copy_from_slice(&self.source_cid.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.destination_cid.to_le_bytes());
@@ -101,7 +106,7 @@ impl Header {
     }
 
     /// Decodes a header.
-    pub(super) fn decode(bytes: &[u8; HEADER_LEN]) -> Header {
+    pub fn decode(bytes: &[u8; HEADER_LEN]) -> Header {
         Header {
             source_cid: u64::from_le_bytes(take(bytes, 0)),
             destination_cid: u64::from_le_bytes(take(bytes, 8)),

@@ -1,4 +1,4 @@
-//! The host's end of a connection: a non-blocking Unix socket, and buffers for both directions.
+//! The near end of a connection: a non-blocking Unix socket, and buffers for both directions.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -8,9 +8,9 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::epoll::EventFlags;
 
-use super::connection::HostSide;
+use super::connection::NearSide;
 
-/// Maximum number of bytes that are read from a host program at once.
+/// Maximum number of bytes that are read from a near program at once.
 pub(super) const CHUNK: usize = 64 << 10;
 /// Number of unused buffers that are kept.
 const SPARE_BUFFERS: usize = 4;
@@ -35,7 +35,7 @@ impl Buffers {
     }
 }
 
-/// Bytes from the host program that were not sent to the guest yet.
+/// Bytes from the near program that were not sent to the far side yet.
 #[derive(Debug)]
 struct Inbox {
     buffer: Box<[u8]>,
@@ -43,14 +43,14 @@ struct Inbox {
     end: usize,
 }
 
-/// A host program's socket.
+/// A near program's socket.
 #[derive(Debug)]
-pub(super) struct HostStream {
+pub(super) struct NearStream {
     socket: UnixStream,
     /// `readable` and `writable`: no read or write has returned "would block" since the last event (events are edge-triggered).
     readable: bool,
     writable: bool,
-    /// The host program has closed the connection.
+    /// The near program has closed the connection.
     hung_up: bool,
     /// Nothing more can be read.
     ended: bool,
@@ -62,7 +62,7 @@ pub(super) struct HostStream {
     outbox: VecDeque<u8>,
 }
 
-impl HostStream {
+impl NearStream {
     /// Wraps a socket that is already non-blocking.
     pub(super) fn new(socket: UnixStream) -> Self {
         Self {
@@ -90,18 +90,18 @@ impl HostStream {
         self.hung_up |= gone;
     }
 
-    /// Returns whether the host program has closed the connection.
+    /// Returns whether the near program has closed the connection.
     pub(super) fn is_gone(&self) -> bool {
         self.hung_up
     }
 
-    /// Returns whether all bytes from the guest have been written to the host program.
+    /// Returns whether all bytes from the far side have been written to the near program.
     pub(super) fn is_flushed(&self) -> bool {
         self.outbox.is_empty()
     }
 
-    pub(super) fn side(&self) -> HostSide {
-        HostSide {
+    pub(super) fn side(&self) -> NearSide {
+        NearSide {
             pending: self.pending().len(),
             readable: self.readable,
             ended: self.ended,
@@ -109,12 +109,12 @@ impl HostStream {
         }
     }
 
-    /// Returns the pending bytes for the guest.
+    /// Returns the pending bytes for the far side.
     pub(super) fn pending(&self) -> &[u8] {
         self.inbox.as_ref().map_or(&[], |inbox| &inbox.buffer[inbox.start..inbox.end])
     }
 
-    /// Drops the first `count` pending bytes after they were sent to the guest.
+    /// Drops the first `count` pending bytes after they were sent to the far side.
     pub(super) fn consume(&mut self, count: usize, buffers: &mut Buffers) {
         let Some(inbox) = &mut self.inbox else { return };
         inbox.start = (inbox.start + count).min(inbox.end);
@@ -162,7 +162,7 @@ impl HostStream {
         }
     }
 
-    /// Writes bytes from the guest to the host program, and queues what does not fit yet. Returns how many bytes were written or dropped.
+    /// Writes bytes from the far side to the near program, and queues what does not fit yet. Returns how many bytes were written or dropped.
     pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
         let written = if self.outbox.is_empty() { self.write(bytes) } else { 0 };
         self.outbox.extend(&bytes[written..]);
@@ -184,14 +184,14 @@ impl HostStream {
                 self.outbox = VecDeque::new();
             }
             if std::mem::take(&mut self.finish) {
-                // Fails harmlessly if the host program has disconnected.
+                // Fails harmlessly if the near program has disconnected.
                 self.shut(Shutdown::Write);
             }
         }
         settled
     }
 
-    /// Writes until the socket is full. If the host program does not read any more, all bytes count as written.
+    /// Writes until the socket is full. If the near program does not read any more, all bytes count as written.
     fn write(&mut self, bytes: &[u8]) -> usize {
         let mut written = 0;
         while self.writable && written < bytes.len() && !self.deaf {
@@ -205,22 +205,21 @@ impl HostStream {
         if self.deaf { bytes.len() } else { written }
     }
 
-    /// Handles that the guest sends no more: the host program reads an end of file after the queued bytes.
+    /// Handles that the far side sends no more: the near program reads an end of file after the queued bytes.
     pub(super) fn finish(&mut self) -> usize {
         self.finish = true;
         self.flush()
     }
 
-    /// Handles that the guest receives no more: the host program's writes fail from now on.
+    /// Handles that the far side receives no more: the near program's writes fail from now on.
     pub(super) fn refuse(&mut self, buffers: &mut Buffers) {
         self.discard(buffers);
         self.shut(Shutdown::Read);
     }
 
     fn shut(&self, how: Shutdown) {
-        if let Err(error) = self.socket.shutdown(how) {
-            tracing::trace!(%error, "cannot shut down a host socket");
-        }
+        // It fails if the near program has disconnected, which makes no difference.
+        let _ = self.socket.shutdown(how);
     }
 
     /// Returns the size of this end's buffers, in bytes.
@@ -230,7 +229,7 @@ impl HostStream {
     }
 }
 
-impl AsFd for HostStream {
+impl AsFd for NearStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::vmm::vsock::connection::BUFFER_SPACE;
-use crate::vmm::vsock::packet::{SHUT_BOTH, SHUT_SEND};
+use crate::connection::BUFFER_SPACE;
+use crate::hybrid::{FAR_CONNECTIONS_MAX, Hybrid, traits};
+use crate::packet::{HOST_CID, SHUT_BOTH, SHUT_SEND};
 
 const CID: u32 = 5;
 
 struct Bench {
-    device: Device,
+    device: Device<Hybrid>,
     directory: TempDir,
     payload: Vec<u8>,
 }
@@ -20,7 +21,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let device = Device::new(CID, &directory.path().join("v.sock")).unwrap();
+        let hybrid = Hybrid::new(&directory.path().join("v.sock"), false).unwrap();
+        let device = Device::new(traits(CID.into(), |_| {}), hybrid).unwrap();
         Self { device, directory, payload: vec![7; BUFFER_SPACE as usize] }
     }
 
@@ -49,8 +51,8 @@ impl Bench {
     /// Returns all packets for the guest.
     fn packets(&mut self) -> Vec<(Header, Vec<u8>)> {
         let mut all = vec![];
-        while self.device.has_packet() {
-            self.device.next_packet(4052, |header, payload| all.push((*header, payload.to_vec())));
+        while self.device.has_packet(0) {
+            self.device.next_packet(0, 4052, |header, payload| all.push((*header, payload.to_vec())));
             assert!(all.len() < 10_000, "there is no end to it");
         }
         all
@@ -65,7 +67,7 @@ impl Bench {
     }
 
     fn send(&mut self, header: Header) {
-        self.device.receive(&header, &self.payload[..header.length as usize]);
+        self.device.receive(0, &header, &self.payload[..header.length as usize]);
     }
 
     fn is_empty(&self) -> bool {
@@ -73,7 +75,7 @@ impl Bench {
         assert_eq!(device.counts.all, device.slots.len());
         device.slots.is_empty()
             && device.tokens.is_empty()
-            && device.senders.is_empty()
+            && device.lanes[0].senders.is_empty()
             && device.counts == Counts::default()
     }
 
@@ -220,7 +222,7 @@ fn the_guest_opens_no_more_than_its_share() {
     let mut bench = Bench::new();
     let listener = bench.listen(5000);
     let mut accepted = vec![];
-    for guest in 0..GUEST_CONNECTIONS_MAX as u32 {
+    for guest in 0..FAR_CONNECTIONS_MAX as u32 {
         bench.send(request(guest + 1, 5000));
         accepted.push(listener.accept().unwrap().0);
         bench.packet(Operation::Response);
@@ -228,7 +230,7 @@ fn the_guest_opens_no_more_than_its_share() {
     bench.send(request(3000, 5000));
     bench.packet(Operation::Reset);
     bench.open();
-    bench.device.guest_reset();
+    bench.device.far_reset(0);
     bench.packets();
     assert!(bench.is_empty());
     assert!(accepted.iter_mut().all(is_closed));
@@ -334,10 +336,10 @@ fn a_guest_that_takes_nothing_makes_nothing_grow() {
         bench.send(Header { operation: Operation::Reset as u16, ..request(2 + guest % 3, 5000) });
         bench.send(Header { operation: 99, ..request(9, 9) });
         while listener.accept().is_ok() {}
-        assert!(bench.device.has_packet());
+        assert!(bench.device.has_packet(0));
     }
-    assert!(bench.device.senders.len() <= 4, "{}", bench.device.senders.len());
-    assert_eq!(bench.device.answers.len(), ANSWERS_MAX);
+    assert!(bench.device.lanes[0].senders.len() <= 4, "{}", bench.device.lanes[0].senders.len());
+    assert_eq!(bench.device.lanes[0].answers.len(), ANSWERS_MAX);
 }
 
 #[derive(Debug, Clone)]
@@ -410,10 +412,10 @@ proptest! {
             match step {
                 Step::Packet { known, which, mut header } => {
                     let mut ports: Vec<Ports> = bench.device.tokens.keys().copied().collect();
-                    ports.sort_by_key(|ports| (ports.host, ports.guest));
+                    ports.sort_by_key(|ports| (ports.near, ports.far));
                     if known && !ports.is_empty() {
                         let ports = ports[which % ports.len()];
-                        (header.source_port, header.destination_port) = (ports.guest, ports.host);
+                        (header.source_port, header.destination_port) = (ports.far, ports.near);
                     }
                     bench.send(header);
                     streams.extend(std::iter::from_fn(|| listener.accept().ok()).map(|(stream, _)| {
@@ -449,15 +451,15 @@ proptest! {
                 }
                 Step::Receive { count } => {
                     for _ in 0..count {
-                        if bench.device.has_packet() {
-                            bench.device.next_packet(4052, |header, payload| {
+                        if bench.device.has_packet(0) {
+                            bench.device.next_packet(0, 4052, |header, payload| {
                                 assert_eq!(header.length as usize, payload.len());
                                 assert!(payload.len() <= 4052);
                             });
                         }
                     }
                 }
-                Step::GuestReset => bench.device.guest_reset(),
+                Step::GuestReset => bench.device.far_reset(0),
                 Step::Tick { seconds } => bench.device.tick(Instant::now() + Duration::from_secs(seconds)),
             }
             bench.device.poll();
@@ -465,8 +467,8 @@ proptest! {
             prop_assert!(device.slots.len() <= CONNECTIONS_MAX);
             prop_assert_eq!(device.slots.len(), device.counts.all);
             prop_assert!(device.tokens.len() <= device.slots.len());
-            prop_assert!(device.senders.len() <= device.slots.len());
-            prop_assert!(device.answers.len() <= ANSWERS_MAX);
+            prop_assert!(device.lanes[0].senders.len() <= device.slots.len());
+            prop_assert!(device.lanes[0].answers.len() <= ANSWERS_MAX);
             for slot in device.slots.values() {
                 let memory = match slot {
                     Slot::Greeting { stream, .. } | Slot::Draining { stream, .. } => stream.memory(),
@@ -482,11 +484,11 @@ proptest! {
         }
         // After a reset of the driver and the end of all host programs, nothing is left.
         streams.clear();
-        bench.device.guest_reset();
+        bench.device.far_reset(0);
         for _ in 0..20 {
             bench.device.poll();
         }
-        bench.device.guest_reset();
+        bench.device.far_reset(0);
         bench.packets();
         prop_assert!(bench.is_empty(), "{:?}", bench.device.slots);
         // The device still works.

@@ -1,54 +1,53 @@
-//! The device without its rings: all connections, the assignment of packets to them, and the host's sockets.
+//! A device without its transport: all connections, the assignment of packets to them, and the sockets of near programs.
 //!
 //! ```text
-//!  accept ─> Greeting ── CONNECT n ──> Live ── SHUTDOWN sent ────> Closing ── guest's reset ──> gone
-//!               │ garbage, slow         │ guest: REQUEST ─> Live     │ slow
+//!  accept ─> Greeting ── CONNECT n ──> Live ── SHUTDOWN sent ────> Closing ── far side's reset ──> gone
+//!  dial ───────────────────────────────> │
+//!               │ garbage, slow         │ far: REQUEST ─> Live       │ slow
 //!               v                       v                            v
 //!              gone              over; bytes left? ─> Draining ──>  gone
 //! ```
 //! Everything here has a limit: connections, those that one side may open, queued answers, and how long a connection may stay half-open.
 
+mod near;
+
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nexus_schema::link::{EGRESS_PORT, HOST_PORT};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-use super::connection::{Connection, Ports, Verdict};
-use super::greeting::{Greeting, LINE_MAX, Progress};
-use super::packet::{HOST_CID, Header, Operation, STREAM};
-use super::ports::SocketName;
-use super::stream::{Buffers, HostStream};
-use super::throttle::Throttle;
+use crate::connection::{Cids, Connection, Ports, Verdict};
+use crate::greeting::Greeting;
+use crate::packet::{Header, Operation, STREAM};
+use crate::stream::{Buffers, NearStream};
+use crate::throttle::Throttle;
 
 /// Maximum number of connections, by either side and in any state.
 pub(super) const CONNECTIONS_MAX: usize = 400;
-/// Maximum number of connections by the guest, so that it cannot block the host's: those to other machines, and a few for hello.
-pub(super) const GUEST_CONNECTIONS_MAX: usize = nexus_schema::egress::CONNECTIONS_MAX + 16;
-/// Maximum number of host connections that have not sent their `CONNECT` line.
+/// Maximum number of near connections that have not sent their `CONNECT` line.
 pub(super) const GREETINGS_MAX: usize = 64;
-/// Maximum number of queued answers to the guest; more are dropped.
+/// Maximum number of queued answers to the far side; more are dropped.
 pub(super) const ANSWERS_MAX: usize = 1024;
-/// Timeout of a host program to send its `CONNECT` line.
+/// Timeout of a near program to send its `CONNECT` line.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout of the guest to accept, counted from `CONNECT`. It includes the guest's boot.
+/// Timeout of the far side to accept, counted from `CONNECT`. It includes a guest's boot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Timeout of the guest to reset a connection whose host end is closed.
+/// Timeout of the far side to reset a connection whose near end is closed.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval between two checks of pending timeouts.
 const TICK: Duration = Duration::from_secs(1);
 /// Maximum number of connections that are accepted before other events get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Guest ports below this can be bound only by root.
-const PRIVILEGED_PORTS: u32 = 1024;
+
+/// Maximum number of events that are handled at once.
+const EVENTS: usize = 64;
 
 type Token = u64;
 const LISTENER: Token = 0;
@@ -58,36 +57,74 @@ const FIRST_STREAM: Token = 3;
 
 #[derive(Debug)]
 enum Slot {
-    Greeting { stream: HostStream, greeting: Greeting, since: Instant },
+    Greeting { stream: NearStream, greeting: Greeting, since: Instant },
     Live(Live),
-    Closing { connection: Connection, by_guest: bool, since: Instant },
-    Draining { stream: HostStream, by_guest: bool },
+    Closing { connection: Connection, by_far: bool, lane: usize, since: Instant },
+    Draining { stream: NearStream, by_far: bool },
 }
 
 #[derive(Debug)]
 struct Live {
     connection: Connection,
-    stream: HostStream,
-    by_guest: bool,
-    /// Whether it is in the queue of connections that may have a packet for the guest.
+    stream: NearStream,
+    by_far: bool,
+    /// Whether its program waits for the line `OK`.
+    greeted: bool,
+    /// The lane that its packets take.
+    lane: usize,
+    /// Whether it is in the queue of connections that may have a packet for the far side.
     queued: bool,
     since: Instant,
+}
+
+/// What is to be sent over one transport.
+#[derive(Debug, Default)]
+struct Lane {
+    senders: VecDeque<Token>,
+    answers: VecDeque<Header>,
 }
 
 /// Number of connections, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
     all: usize,
-    by_guest: usize,
+    by_far: usize,
     greeting: usize,
 }
 
-/// The vsock device of one guest.
+/// Where the far side's connections lead.
+pub trait Front {
+    /// Connects to the program that serves `port` on the near side; `far` is the port that the far side connects from. Must not wait. The
+    /// socket is non-blocking.
+    ///
+    /// # Errors
+    /// When the far side's request is to be refused. [`io::ErrorKind::PermissionDenied`] is logged.
+    fn connect(&mut self, port: u32, far: u32) -> io::Result<UnixStream>;
+
+    /// Returns the listener for near programs that say `CONNECT`, if there is one. It is non-blocking.
+    fn listener(&self) -> Option<&UnixListener>;
+}
+
+/// The properties of a device.
+#[derive(Debug, Clone, Copy)]
+pub struct Traits {
+    /// Context ids of its sides.
+    pub cids: Cids,
+    /// Maximum number of connections by the far side, so that it cannot block the near side's.
+    pub far_max: usize,
+    /// Number of transports that its packets take.
+    pub lanes: usize,
+    /// Returns the lane of connections to a port, whichever side opens them.
+    pub lane_of: fn(u32) -> usize,
+    /// Writes a line to the log of this process.
+    pub say: fn(fmt::Arguments<'_>),
+}
+
+/// The vsock device of one side.
 #[derive(Debug)]
-pub(super) struct Device {
-    cid: u64,
-    socket: SocketName,
-    listener: UnixListener,
+pub struct Device<F> {
+    traits: Traits,
+    front: F,
     epoll: OwnedFd,
     timer: OwnedFd,
     timer_runs: bool,
@@ -97,19 +134,19 @@ pub(super) struct Device {
     slots: HashMap<Token, Slot>,
     tokens: HashMap<Ports, Token>,
     counts: Counts,
-    senders: VecDeque<Token>,
-    answers: VecDeque<Header>,
+    lanes: Vec<Lane>,
     buffers: Buffers,
     next_token: Token,
     next_port: u32,
     refusals: Throttle,
 }
 
-impl Device {
-    /// Makes a device for the guest with the context id `cid`, with its host socket at `path`.
-    pub(super) fn new(cid: u32, path: &Path) -> io::Result<Self> {
-        let socket = SocketName::new(path)?;
-        let listener = socket.bind()?;
+impl<F: Front> Device<F> {
+    /// Makes a device.
+    ///
+    /// # Errors
+    /// When the process has run out of descriptors.
+    pub fn new(traits: Traits, front: F) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = rustix::time::timerfd_create(
             TimerfdClockId::Monotonic,
@@ -120,13 +157,14 @@ impl Device {
             rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC,
         )?;
         let edge = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), edge)?;
+        if let Some(listener) = front.listener() {
+            epoll::add(&epoll, listener, EventData::new_u64(LISTENER), edge)?;
+        }
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), edge)?;
         epoll::add(&epoll, &again, EventData::new_u64(AGAIN), edge)?;
         Ok(Self {
-            cid: cid.into(),
-            socket,
-            listener,
+            traits,
+            front,
             epoll,
             timer,
             timer_runs: false,
@@ -135,8 +173,7 @@ impl Device {
             slots: HashMap::new(),
             tokens: HashMap::new(),
             counts: Counts::default(),
-            senders: VecDeque::new(),
-            answers: VecDeque::new(),
+            lanes: (0..traits.lanes.max(1)).map(|_| Lane::default()).collect(),
             buffers: Buffers::default(),
             next_token: FIRST_STREAM,
             next_port: 0,
@@ -145,32 +182,41 @@ impl Device {
     }
 
     /// Returns a descriptor that becomes readable when [`Device::poll`] has something to do.
-    pub(super) fn events(&self) -> BorrowedFd<'_> {
+    pub fn events(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 
     /// Makes [`Device::events`] readable, to continue with remaining work after other events.
-    pub(super) fn come_back(&self) {
+    pub fn come_back(&self) {
         // Each write is a new edge. It fails only if the counter overflows, which does not happen.
         if let Err(error) = rustix::io::write(&self.again, &1u64.to_ne_bytes()) {
-            tracing::error!(%error, "cannot wake the vsock device");
+            (self.traits.say)(format_args!("cannot wake the vsock device: {error}"));
         }
     }
 
-    /// Removes the host socket's file.
-    pub(super) fn remove_socket(&self) -> io::Result<()> {
-        self.socket.remove()
+    /// Returns where the far side's connections lead.
+    pub fn front(&self) -> &F {
+        &self.front
     }
 
-    /// Handles events of the host's sockets and of the timer.
-    pub(super) fn poll(&mut self) {
-        let mut space = [const { MaybeUninit::<epoll::Event>::uninit() }; 64];
+    /// Returns where the far side's connections lead, to take them from there.
+    pub fn front_mut(&mut self) -> &mut F {
+        &mut self.front
+    }
+
+    /// Handles events of near sockets and of the timer. Returns whether there may be more of them.
+    pub fn poll(&mut self) -> bool {
+        let mut space = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENTS];
         let events = match epoll::wait(&self.epoll, &mut space, Some(&Timespec::default())) {
             Ok((events, _)) => events,
             // The descriptor stays readable, so this is called again.
-            Err(Errno::INTR) => return,
-            Err(error) => return tracing::error!(%error, "cannot wait for host sockets"),
+            Err(Errno::INTR) => return true,
+            Err(error) => {
+                (self.traits.say)(format_args!("cannot wait for sockets: {error}"));
+                return false;
+            }
         };
+        let more = events.len() == EVENTS;
         for event in events {
             // Copied out: the structure is packed.
             let (token, flags) = (event.data.u64(), event.flags);
@@ -182,51 +228,25 @@ impl Device {
                 token => self.on_stream(token, flags),
             }
         }
+        more
     }
 
-    fn accept(&mut self) {
-        self.accept_later = false;
-        for _ in 0..ACCEPTS_PER_TURN {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a host connection");
-                    self.accept_later = true;
-                    return self.start_timer();
-                }
-            };
-            if self.counts.all >= CONNECTIONS_MAX || self.counts.greeting >= GREETINGS_MAX {
-                self.refused("too many connections from the host");
-                continue;
-            }
-            let slot =
-                |stream| Slot::Greeting { stream, greeting: Greeting::default(), since: Instant::now() };
-            match stream.set_nonblocking(true).and_then(|()| self.add(stream, slot)) {
-                Ok(token) => {
-                    self.start_timer();
-                    self.greet(token);
-                }
-                Err(error) => tracing::warn!(%error, "cannot watch a host connection"),
-            }
-        }
-        self.accept_later = true;
-        self.come_back();
+    fn lane_of(&self, port: u32) -> usize {
+        (self.traits.lane_of)(port).min(self.lanes.len() - 1)
     }
 
-    fn add(&mut self, socket: UnixStream, slot: impl FnOnce(HostStream) -> Slot) -> io::Result<Token> {
+    fn add(&mut self, socket: UnixStream, slot: impl FnOnce(NearStream) -> Slot) -> io::Result<Token> {
         let token = self.next_token;
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&self.epoll, &socket, EventData::new_u64(token), flags)?;
         self.next_token += 1;
-        self.put(token, slot(HostStream::new(socket)));
+        self.put(token, slot(NearStream::new(socket)));
         Ok(token)
     }
 
     fn put(&mut self, token: Token, slot: Slot) {
         self.counts.all += 1;
-        self.counts.by_guest += usize::from(slot.by_guest());
+        self.counts.by_far += usize::from(slot.by_far());
         self.counts.greeting += usize::from(matches!(slot, Slot::Greeting { .. }));
         self.slots.insert(token, slot);
     }
@@ -235,7 +255,7 @@ impl Device {
     fn take(&mut self, token: Token) -> Option<Slot> {
         let slot = self.slots.remove(&token)?;
         self.counts.all -= 1;
-        self.counts.by_guest -= usize::from(slot.by_guest());
+        self.counts.by_far -= usize::from(slot.by_far());
         self.counts.greeting -= usize::from(matches!(slot, Slot::Greeting { .. }));
         Some(slot)
     }
@@ -266,111 +286,70 @@ impl Device {
         }
     }
 
-    /// Continues to read a host program's first line. Bytes after it stay in the socket.
-    fn greet(&mut self, token: Token) {
-        let Some(Slot::Greeting { stream, greeting, .. }) = self.slots.get_mut(&token) else { return };
-        let mut bytes = [0; LINE_MAX];
-        let progress = loop {
-            let room = greeting.room();
-            let seen = match rustix::net::recv(stream.socket(), &mut bytes[..room], RecvFlags::PEEK) {
-                Ok((0, _)) => break Progress::Refused,
-                Ok((count, _)) => count,
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => return,
-                Err(_) => break Progress::Refused,
-            };
-            let (taken, progress) = greeting.take(&bytes[..seen]);
-            // These bytes were peeked, so this reads all of them.
-            match rustix::net::recv(stream.socket(), &mut bytes[..taken], RecvFlags::empty()) {
-                Ok((count, _)) if count == taken => {}
-                _ => break Progress::Refused,
-            }
-            if progress != Progress::More {
-                break progress;
-            }
-        };
-        let Some(Slot::Greeting { stream, .. }) = self.take(token) else { return };
-        let Progress::Connect(guest) = progress else { return };
-        let ports = Ports { host: self.free_port(guest), guest };
-        let connection = Connection::from_host(ports);
-        self.tokens.insert(ports, token);
-        let since = Instant::now();
-        self.put(token, Slot::Live(Live { connection, stream, by_guest: false, queued: false, since }));
-        self.start_timer();
-        self.enqueue(token);
-    }
-
-    /// Returns a host port that is not in use with this guest port, far from the ports that programs listen on.
-    fn free_port(&mut self, guest: u32) -> u32 {
-        loop {
-            self.next_port = self.next_port.wrapping_add(1) & 0x3fff_ffff;
-            let host = 0x4000_0000 | self.next_port;
-            if !self.tokens.contains_key(&Ports { host, guest }) {
-                return host;
-            }
-        }
-    }
-
     fn enqueue(&mut self, token: Token) {
         if let Some(Slot::Live(live)) = self.slots.get_mut(&token)
             && !live.queued
         {
             live.queued = true;
-            self.senders.push_back(token);
+            self.lanes[live.lane].senders.push_back(token);
         }
     }
 
-    fn answer(&mut self, header: Option<Header>) {
+    fn answer(&mut self, lane: usize, header: Option<Header>) {
         let Some(header) = header else { return };
-        if self.answers.len() < ANSWERS_MAX {
-            self.answers.push_back(header);
+        let answers = &mut self.lanes[lane].answers;
+        if answers.len() < ANSWERS_MAX {
+            answers.push_back(header);
         } else {
-            self.refused("the guest does not receive its answers");
+            self.refused("the far side does not receive its answers");
         }
     }
 
     fn refused(&mut self, why: &'static str) {
         if let Some(suppressed) = self.refusals.admit(Instant::now()) {
-            tracing::warn!(cid = self.cid, why, suppressed, "vsock packet or connection refused");
+            (self.traits.say)(format_args!(
+                "vsock packet or connection refused: {why} (and {suppressed} not logged before it)"
+            ));
         }
     }
 
-    /// Logs malformed data of the guest, rate-limited.
-    pub(super) fn malformed(&mut self) {
-        self.refused("malformed packet from the guest");
+    /// Logs malformed data of the far side, rate-limited.
+    pub fn malformed(&mut self) {
+        self.refused("malformed packet from the far side");
     }
 
-    /// Ends a connection. Bytes that the guest sent before are still written.
+    /// Ends a connection. Bytes that the far side sent before are still written.
     fn drop_live(&mut self, token: Token, reset: bool) {
         let Some(Slot::Live(mut live)) = self.take(token) else { return };
         self.tokens.remove(&live.connection.ports());
         if live.queued {
-            // Remove it now: while the guest receives nothing, the queue is not cleared.
-            self.senders.retain(|sender| *sender != token);
+            // Remove it now: while the far side receives nothing, the queue is not cleared.
+            self.lanes[live.lane].senders.retain(|sender| *sender != token);
         }
         if reset && live.connection.is_known() {
-            let header = live.connection.reset(self.cid);
-            self.answer(Some(header));
+            let header = live.connection.reset(self.traits.cids);
+            self.answer(live.lane, Some(header));
         }
         live.stream.discard(&mut self.buffers);
         live.stream.flush();
         if !live.stream.is_flushed() {
-            self.put(token, Slot::Draining { stream: live.stream, by_guest: live.by_guest });
+            self.put(token, Slot::Draining { stream: live.stream, by_far: live.by_far });
         }
     }
 
-    /// Handles a packet from the guest; `payload` has the header's length.
-    pub(super) fn receive(&mut self, header: &Header, payload: &[u8]) {
-        if header.source_cid != self.cid || header.destination_cid != HOST_CID || header.kind != STREAM {
+    /// Handles a packet from the far side, which came by a lane; `payload` has the header's length.
+    pub fn receive(&mut self, lane: usize, header: &Header, payload: &[u8]) {
+        let Cids { near, far } = self.traits.cids;
+        if header.source_cid != far || header.destination_cid != near || header.kind != STREAM {
             self.refused("packet of another guest or kind");
-            return self.answer(header.reset());
+            return self.answer(lane, header.reset());
         }
-        let ports = Ports { host: header.destination_port, guest: header.source_port };
+        let ports = Ports { near: header.destination_port, far: header.source_port };
         let Some(&token) = self.tokens.get(&ports) else {
             if header.operation() == Some(Operation::Request) && self.open(header).is_some() {
                 return;
             }
-            return self.answer(header.reset());
+            return self.answer(lane, header.reset());
         };
         match self.slots.get_mut(&token) {
             Some(Slot::Live(live)) => {
@@ -382,7 +361,7 @@ impl Device {
                     self.take(token);
                     self.tokens.remove(&ports);
                     if reset {
-                        self.answer(header.reset());
+                        self.answer(lane, header.reset());
                     }
                 }
             }
@@ -395,9 +374,10 @@ impl Device {
         let Some(Slot::Live(live)) = self.slots.get_mut(&token) else { return };
         match verdict {
             Verdict::Continue => {}
+            Verdict::Accepted if !live.greeted => {}
             Verdict::Accepted => {
-                let line = format!("OK {}\n", live.connection.ports().host);
-                // Nothing has been written yet, so the line fits, unless the host program has disconnected.
+                let line = format!("OK {}\n", live.connection.ports().near);
+                // Nothing has been written yet, so the line fits, unless the near program has disconnected.
                 if live.stream.send(line.as_bytes()) < line.len() {
                     return self.drop_live(token, true);
                 }
@@ -407,10 +387,10 @@ impl Device {
                 live.connection.forward(settled);
             }
             Verdict::Shut => {
-                if !live.connection.guest_receives() {
+                if !live.connection.far_receives() {
                     live.stream.refuse(&mut self.buffers);
                 }
-                if !live.connection.guest_sends() {
+                if !live.connection.far_sends() {
                     let settled = live.stream.finish();
                     live.connection.forward(settled);
                 }
@@ -420,39 +400,39 @@ impl Device {
         self.enqueue(token);
     }
 
-    /// Opens a connection that the guest requests.
+    /// Opens a connection that the far side requests.
     fn open(&mut self, request: &Header) -> Option<()> {
-        let (host, guest) = (request.destination_port, request.source_port);
-        if matches!(host, HOST_PORT | EGRESS_PORT) && guest >= PRIVILEGED_PORTS {
-            self.refused("an unprivileged program of the guest connects to the host");
+        let (near, far) = (request.destination_port, request.source_port);
+        if self.counts.all >= CONNECTIONS_MAX || self.counts.by_far >= self.traits.far_max {
+            self.refused("too many connections from the far side");
             return None;
         }
-        if self.counts.all >= CONNECTIONS_MAX || self.counts.by_guest >= GUEST_CONNECTIONS_MAX {
-            self.refused("too many connections from the guest");
-            return None;
-        }
-        let socket = match self.socket.connect(host) {
+        let socket = match self.front.connect(near, far) {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::trace!(port = host, %error, "cannot connect for the guest");
+                if error.kind() == io::ErrorKind::PermissionDenied {
+                    self.refused("an unprivileged program of the guest connects to the host");
+                }
                 return None;
             }
         };
-        let connection = Connection::from_guest(request);
-        let since = Instant::now();
-        let slot = |stream| Slot::Live(Live { connection, stream, by_guest: true, queued: false, since });
+        let connection = Connection::from_far(request);
+        let (lane, since) = (self.lane_of(near), Instant::now());
+        let (by_far, greeted, queued) = (true, false, false);
+        let slot = |stream| Slot::Live(Live { connection, stream, by_far, greeted, lane, queued, since });
         let token = self.add(socket, slot).ok()?;
         self.tokens.insert(connection.ports(), token);
         self.enqueue(token);
         Some(())
     }
 
-    /// Returns whether there is a packet for the guest. Reads from host programs as far as the guest has credit.
-    pub(super) fn has_packet(&mut self) -> bool {
-        if !self.answers.is_empty() {
+    /// Returns whether a lane has a packet for the far side. Reads from near programs as far as the far side has credit.
+    pub fn has_packet(&mut self, lane: usize) -> bool {
+        let Lane { senders, answers } = &mut self.lanes[lane];
+        if !answers.is_empty() {
             return true;
         }
-        while let Some(token) = self.senders.front() {
+        while let Some(token) = senders.front() {
             if let Some(Slot::Live(live)) = self.slots.get_mut(token) {
                 live.stream.fill(live.connection.wants(), &mut self.buffers);
                 if live.connection.next(live.stream.side(), usize::MAX).is_some() {
@@ -460,56 +440,55 @@ impl Device {
                 }
                 live.queued = false;
             }
-            self.senders.pop_front();
+            senders.pop_front();
         }
         false
     }
 
-    /// Passes the next packet to `write`, with at most `room` bytes of payload (at least one). Call it only after
+    /// Passes a lane's next packet to `write`, with at most `room` bytes of payload (at least one). Call it only after
     /// [`Device::has_packet`] has returned true.
-    pub(super) fn next_packet(&mut self, room: usize, write: impl FnOnce(&Header, &[u8])) {
-        if let Some(header) = self.answers.pop_front() {
+    pub fn next_packet(&mut self, lane: usize, room: usize, write: impl FnOnce(&Header, &[u8])) {
+        let Lane { senders, answers } = &mut self.lanes[lane];
+        if let Some(header) = answers.pop_front() {
             return write(&header, &[]);
         }
-        let Some(token) = self.senders.pop_front() else { return };
+        let Some(token) = senders.pop_front() else { return };
         let Some(Slot::Live(live)) = self.slots.get_mut(&token) else { return };
         let Some(packet) = live.connection.next(live.stream.side(), room) else {
             live.queued = false;
             return;
         };
-        let header = live.connection.sent(packet, self.cid);
+        let header = live.connection.sent(packet, self.traits.cids);
         let length = packet.length as usize;
         write(&header, &live.stream.pending()[..length]);
         live.stream.consume(length, &mut self.buffers);
         if !live.connection.is_closing() {
             // Back to the end of the queue: each connection sends one packet in turn.
-            self.senders.push_back(token);
+            self.lanes[lane].senders.push_back(token);
         } else if let Some(Slot::Live(live)) = self.take(token) {
-            let Live { connection, by_guest, .. } = live;
-            self.put(token, Slot::Closing { connection, by_guest, since: Instant::now() });
+            let Live { connection, by_far, lane, .. } = live;
+            self.put(token, Slot::Closing { connection, by_far, lane, since: Instant::now() });
             self.start_timer();
         }
     }
 
-    /// Ends all connections that the guest knew of, since its reset has ended them. Connections that it does not know of yet stay.
-    pub(super) fn guest_reset(&mut self) {
-        self.answers.clear();
+    /// Ends all connections of a lane that the far side knew of, since its reset has ended them. Connections that it does not know of yet
+    /// stay.
+    pub fn far_reset(&mut self, lane: usize) {
+        self.lanes[lane].answers.clear();
         let tokens: Vec<Token> = self.slots.keys().copied().collect();
-        let mut ended = 0;
         for token in tokens {
             match self.slots.get(&token) {
-                Some(Slot::Live(live)) if live.connection.is_known() => {
+                Some(Slot::Live(live)) if live.lane == lane && live.connection.is_known() => {
                     self.drop_live(token, false);
-                    ended += 1;
                 }
-                Some(Slot::Closing { connection, .. }) => {
+                Some(Slot::Closing { connection, lane: own, .. }) if *own == lane => {
                     self.tokens.remove(&connection.ports());
                     self.take(token);
                 }
                 _ => {}
             }
         }
-        tracing::debug!(cid = self.cid, ended, "guest driver reset");
     }
 
     fn start_timer(&mut self) {
@@ -522,7 +501,7 @@ impl Device {
         };
         match rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
             Ok(_) => self.timer_runs = true,
-            Err(error) => tracing::error!(%error, "cannot set the vsock timer"),
+            Err(error) => (self.traits.say)(format_args!("cannot set the vsock timer: {error}")),
         }
     }
 
@@ -547,9 +526,9 @@ impl Device {
         for token in expired {
             if let Some(Slot::Live(_)) = self.slots.get(&token) {
                 self.drop_live(token, true);
-            } else if let Some(Slot::Closing { connection, .. }) = self.take(token) {
+            } else if let Some(Slot::Closing { connection, lane, .. }) = self.take(token) {
                 self.tokens.remove(&connection.ports());
-                self.answer(Some(connection.reset(self.cid)));
+                self.answer(lane, Some(connection.reset(self.traits.cids)));
             }
         }
         if waiting {
@@ -562,11 +541,11 @@ impl Device {
 }
 
 impl Slot {
-    fn by_guest(&self) -> bool {
+    fn by_far(&self) -> bool {
         match self {
             Slot::Greeting { .. } => false,
-            Slot::Live(Live { by_guest, .. }) => *by_guest,
-            Slot::Closing { by_guest, .. } | Slot::Draining { by_guest, .. } => *by_guest,
+            Slot::Live(Live { by_far, .. }) => *by_far,
+            Slot::Closing { by_far, .. } | Slot::Draining { by_far, .. } => *by_far,
         }
     }
 }

@@ -1,28 +1,37 @@
-//! The protocol state of one connection: its state, its credit, and what must be sent to the guest. No sockets, no clock.
+//! The protocol state of one connection: its state, its credit, and what must be sent to the far side. No sockets, no clock.
 //!
 //! ```text
-//!  host: CONNECT                                guest: REQUEST
+//!  near: connects                               far: REQUEST
 //!        │                                            │
-//!   Requesting ──────── guest: RESPONSE ──────> Open <┘ (owes RESPONSE)
+//!   Requesting ───────── far: RESPONSE ───────> Open <┘ (owes RESPONSE)
 //!        │                                      │  │
-//!        │             host gone: SHUTDOWN both │  │ guest: SHUTDOWN both, RESET,
+//!        │             near gone: SHUTDOWN both │  │ far: SHUTDOWN both, RESET,
 //!        │                                      v  │ or anything out of order
 //!        │                                Closing  │
-//!        │ guest: RESET, or out of order     │     │
+//!        │ far: RESET, or out of order       │     │
 //!        └────────────────> over <───────────┴─────┘
 //! ```
 //! [`Connection::next`] computes the next packet without changing anything; [`Connection::sent`] records the packet once it is sent.
 
-use super::packet::{HOST_CID, Header, Operation, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND, STREAM};
+use super::packet::{Header, Operation, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND, STREAM};
 
-/// Size of a connection's buffer for a host program that does not read, in bytes. It is announced to the guest.
-pub(super) const BUFFER_SPACE: u32 = 256 << 10;
+/// Size of a connection's buffer for a near program that does not read, in bytes. It is announced to the far side.
+pub const BUFFER_SPACE: u32 = 256 << 10;
+
+/// The context ids of the two sides of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cids {
+    /// Of the side that this code runs on.
+    pub near: u64,
+    /// Of the other one.
+    pub far: u64,
+}
 
 /// The two ports of a connection. They identify it, since both context ids are fixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Ports {
-    pub(super) host: u32,
-    pub(super) guest: u32,
+    pub(super) near: u32,
+    pub(super) far: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,16 +41,16 @@ enum State {
     Closing,
 }
 
-/// Present state of the host's end.
+/// Present state of the near end.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct HostSide {
-    /// Number of pending bytes for the guest.
+pub(super) struct NearSide {
+    /// Number of pending bytes for the far side.
     pub(super) pending: usize,
     /// There may be more bytes to read.
     pub(super) readable: bool,
     /// No more bytes come after the pending ones.
     pub(super) ended: bool,
-    /// The host program does not read the guest's bytes any more.
+    /// The near program does not read the far side's bytes any more.
     pub(super) deaf: bool,
 }
 
@@ -53,41 +62,41 @@ pub(super) struct Packet {
     pub(super) length: u32,
 }
 
-/// Effect of a packet from the guest on the host's end.
+/// Effect of a packet from the far side on the near end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// No effect.
     Continue,
-    /// The guest accepted the connection.
+    /// The far side accepted the connection.
     Accepted,
-    /// The payload must be passed on to the host program.
+    /// The payload must be passed on to the near program.
     Deliver,
-    /// The guest ended a direction: see [`Connection::guest_sends`] and [`Connection::guest_receives`].
+    /// The far side ended a direction: see [`Connection::far_sends`] and [`Connection::far_receives`].
     Shut,
     /// The connection is over.
     Over {
-        /// Whether to send a reset to the guest.
+        /// Whether to send a reset to the far side.
         reset: bool,
     },
 }
 
-/// One connection between a host program and the guest.
+/// One connection between a near program and the far side.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Connection {
     ports: Ports,
     state: State,
-    /// Directions that the guest has ended.
-    guest_shut: u32,
-    /// Ended directions of the host that were announced to the guest.
+    /// Directions that the far side has ended.
+    far_shut: u32,
+    /// Ended directions of the near side that were announced.
     told_shut: u32,
     owes_update: bool,
     /// A credit request was sent and not answered yet.
     asked: bool,
-    /// Number of bytes sent to the guest, modulo 2^32; then the size of the guest's buffer and its count of consumed bytes.
+    /// Number of bytes sent to the far side, modulo 2^32; then the size of its buffer and its count of consumed bytes.
     sent: u32,
-    guest_space: u32,
-    guest_forwarded: u32,
-    /// Number of bytes received from the guest, passed on, and announced to the guest as passed on; modulo 2^32.
+    far_space: u32,
+    far_forwarded: u32,
+    /// Number of bytes received from the far side, passed on, and announced as passed on; modulo 2^32.
     received: u32,
     forwarded: u32,
     announced: u32,
@@ -98,30 +107,30 @@ impl Connection {
         Self {
             ports,
             state,
-            guest_shut: 0,
+            far_shut: 0,
             told_shut: 0,
             owes_update: false,
             asked: false,
             sent: 0,
-            guest_space: 0,
-            guest_forwarded: 0,
+            far_space: 0,
+            far_forwarded: 0,
             received: 0,
             forwarded: 0,
             announced: 0,
         }
     }
 
-    /// Returns a connection requested by a host program.
-    pub(super) fn from_host(ports: Ports) -> Self {
+    /// Returns a connection requested by a near program.
+    pub(super) fn from_near(ports: Ports) -> Self {
         Self::new(ports, State::Requesting { sent: false })
     }
 
-    /// Returns a connection that the guest requested with `request` and that a host program has accepted.
-    pub(super) fn from_guest(request: &Header) -> Self {
-        let ports = Ports { host: request.destination_port, guest: request.source_port };
+    /// Returns a connection that the far side requested with `request` and that a near program has accepted.
+    pub(super) fn from_far(request: &Header) -> Self {
+        let ports = Ports { near: request.destination_port, far: request.source_port };
         let mut connection = Self::new(ports, State::Open { owes_response: true });
-        connection.guest_space = request.buffer_space;
-        connection.guest_forwarded = request.forwarded;
+        connection.far_space = request.buffer_space;
+        connection.far_forwarded = request.forwarded;
         connection
     }
 
@@ -129,49 +138,49 @@ impl Connection {
         self.ports
     }
 
-    /// Returns whether the guest has not accepted yet.
+    /// Returns whether the far side has not accepted yet.
     pub(super) fn is_requesting(&self) -> bool {
         matches!(self.state, State::Requesting { .. })
     }
 
-    /// Returns whether the guest knows of this connection.
+    /// Returns whether the far side knows of this connection.
     pub(super) fn is_known(&self) -> bool {
         self.state != State::Requesting { sent: false }
     }
 
-    /// Returns whether the host's end is closed and only the guest's reset is missing.
+    /// Returns whether the near end is closed and only the far side's reset is missing.
     pub(super) fn is_closing(&self) -> bool {
         self.state == State::Closing
     }
 
-    /// Returns whether the guest may send more.
-    pub(super) fn guest_sends(&self) -> bool {
-        self.guest_shut & SHUT_SEND == 0
+    /// Returns whether the far side may send more.
+    pub(super) fn far_sends(&self) -> bool {
+        self.far_shut & SHUT_SEND == 0
     }
 
-    /// Returns whether the guest receives more.
-    pub(super) fn guest_receives(&self) -> bool {
-        self.guest_shut & SHUT_RECEIVE == 0
+    /// Returns whether the far side receives more.
+    pub(super) fn far_receives(&self) -> bool {
+        self.far_shut & SHUT_RECEIVE == 0
     }
 
-    /// Returns the free space in the guest's buffer, in bytes.
+    /// Returns the free space in the far side's buffer, in bytes.
     fn credit(&self) -> u32 {
-        self.guest_space.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
+        self.far_space.saturating_sub(self.sent.wrapping_sub(self.far_forwarded))
     }
 
-    /// Returns how many bytes may be read from the host program now.
+    /// Returns how many bytes may be read from the near program now.
     pub(super) fn wants(&self) -> usize {
         match self.state {
-            State::Open { .. } if self.guest_receives() => self.credit() as usize,
+            State::Open { .. } if self.far_receives() => self.credit() as usize,
             _ => 0,
         }
     }
 
-    /// Handles a packet from the guest. After a [`Verdict::Deliver`], the caller must pass on or drop all bytes, and count them with
+    /// Handles a packet from the far side. After a [`Verdict::Deliver`], the caller must pass on or drop all bytes, and count them with
     /// [`Connection::forward`].
     pub(super) fn receive(&mut self, header: &Header) -> Verdict {
-        self.guest_space = header.buffer_space;
-        self.guest_forwarded = header.forwarded;
+        self.far_space = header.buffer_space;
+        self.far_forwarded = header.forwarded;
         if self.credit() > 0 {
             self.asked = false;
         }
@@ -190,17 +199,17 @@ impl Connection {
             }
             (State::Open { .. }, Operation::Data) => {
                 let received = self.received.wrapping_add(header.length);
-                if !self.guest_sends() || self.held().saturating_add(header.length) > BUFFER_SPACE {
+                if !self.far_sends() || self.held().saturating_add(header.length) > BUFFER_SPACE {
                     return out_of_order;
                 }
                 self.received = received;
                 Verdict::Deliver
             }
             (State::Open { .. }, Operation::Shutdown) => {
-                self.guest_shut |= header.flags & SHUT_BOTH;
-                if self.guest_shut == SHUT_BOTH { Verdict::Over { reset: true } } else { Verdict::Shut }
+                self.far_shut |= header.flags & SHUT_BOTH;
+                if self.far_shut == SHUT_BOTH { Verdict::Over { reset: true } } else { Verdict::Shut }
             }
-            // Sent before the guest received the host's shutdown.
+            // Sent before the far side received the near side's shutdown.
             (State::Closing, Operation::Data) => Verdict::Continue,
             (State::Closing, Operation::Shutdown) if header.flags & SHUT_BOTH != SHUT_BOTH => {
                 Verdict::Continue
@@ -209,20 +218,20 @@ impl Connection {
         }
     }
 
-    /// Returns the number of bytes from the guest that were received and not yet passed on.
+    /// Returns the number of bytes from the far side that were received and not yet passed on.
     pub(super) fn held(&self) -> u32 {
         self.received.wrapping_sub(self.forwarded)
     }
 
-    /// Counts bytes from the guest that were passed on or dropped.
+    /// Counts bytes from the far side that were passed on or dropped.
     pub(super) fn forward(&mut self, count: usize) {
         debug_assert!(count <= self.held() as usize);
         // The count is at most what was held, so it fits.
         self.forwarded = self.forwarded.wrapping_add(count as u32);
     }
 
-    /// Returns the next packet for the guest, if any. `room` is the space for its payload, in bytes (at least one).
-    pub(super) fn next(&self, host: HostSide, room: usize) -> Option<Packet> {
+    /// Returns the next packet for the far side, if any. `room` is the space for its payload, in bytes (at least one).
+    pub(super) fn next(&self, near: NearSide, room: usize) -> Option<Packet> {
         let bare = |operation| Some(Packet { operation, flags: 0, length: 0 });
         match self.state {
             State::Requesting { sent: false } => return bare(Operation::Request),
@@ -230,34 +239,34 @@ impl Connection {
             State::Requesting { sent: true } | State::Closing => return None,
             State::Open { owes_response: false } => {}
         }
-        let receives = self.guest_receives();
-        let length = host.pending.min(self.credit() as usize).min(room) as u32;
+        let receives = self.far_receives();
+        let length = near.pending.min(self.credit() as usize).min(room) as u32;
         if receives && length > 0 {
             return Some(Packet { operation: Operation::Data, flags: 0, length });
         }
-        let told = self.told_shut | self.shut_by(host);
+        let told = self.told_shut | self.shut_by(near);
         if told != self.told_shut {
             return Some(Packet { operation: Operation::Shutdown, flags: told, length: 0 });
         }
         if self.owes_update || self.forwarded.wrapping_sub(self.announced) >= BUFFER_SPACE / 4 {
             return bare(Operation::CreditUpdate);
         }
-        let waits = host.pending > 0 || (host.readable && !host.ended);
+        let waits = near.pending > 0 || (near.readable && !near.ended);
         if receives && waits && self.credit() == 0 && !self.asked {
             return bare(Operation::CreditRequest);
         }
         None
     }
 
-    /// Returns the directions that have ended on the host's side.
-    fn shut_by(&self, host: HostSide) -> u32 {
+    /// Returns the directions that have ended on the near side.
+    fn shut_by(&self, near: NearSide) -> u32 {
         let mut flags = 0;
-        if host.deaf {
+        if near.deaf {
             flags |= SHUT_RECEIVE;
         }
-        // Once the guest receives no more, the host's pending bytes do not matter.
+        // Once the far side receives no more, the near side's pending bytes do not matter.
         let ended =
-            if self.guest_receives() { host.ended && host.pending == 0 } else { host.deaf || host.ended };
+            if self.far_receives() { near.ended && near.pending == 0 } else { near.deaf || near.ended };
         if ended {
             flags |= SHUT_SEND;
         }
@@ -265,7 +274,7 @@ impl Connection {
     }
 
     /// Records that `packet` is sent, and returns its header.
-    pub(super) fn sent(&mut self, packet: Packet, guest_cid: u64) -> Header {
+    pub(super) fn sent(&mut self, packet: Packet, cids: Cids) -> Header {
         match packet.operation {
             Operation::Request => self.state = State::Requesting { sent: true },
             Operation::Response => self.state = State::Open { owes_response: false },
@@ -281,20 +290,20 @@ impl Connection {
         }
         self.owes_update = false;
         self.announced = self.forwarded;
-        self.header(packet, guest_cid)
+        self.header(packet, cids)
     }
 
     /// Returns the header of a reset for this connection.
-    pub(super) fn reset(&self, guest_cid: u64) -> Header {
-        self.header(Packet { operation: Operation::Reset, flags: 0, length: 0 }, guest_cid)
+    pub(super) fn reset(&self, cids: Cids) -> Header {
+        self.header(Packet { operation: Operation::Reset, flags: 0, length: 0 }, cids)
     }
 
-    fn header(&self, packet: Packet, guest_cid: u64) -> Header {
+    fn header(&self, packet: Packet, cids: Cids) -> Header {
         Header {
-            source_cid: HOST_CID,
-            destination_cid: guest_cid,
-            source_port: self.ports.host,
-            destination_port: self.ports.guest,
+            source_cid: cids.near,
+            destination_cid: cids.far,
+            source_port: self.ports.near,
+            destination_port: self.ports.far,
             length: packet.length,
             kind: STREAM,
             operation: packet.operation as u16,

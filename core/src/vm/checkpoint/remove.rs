@@ -1,0 +1,65 @@
+//! Removes checkpoints: asked for, expired, or half made by a daemon that ended.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use nexus_schema::{ErrorCode, ToolError};
+
+use crate::context::Shared;
+use crate::op::store_error;
+use crate::os::{failpoint, remove as files};
+use crate::store::checkpoints::{self, CheckpointRecord};
+use crate::store::{StoreError, now};
+
+/// Removes a checkpoint, unless something is being restored. The row goes first: what is left of the files is removed at the next start.
+pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
+    let Ok(_none_restores) = shared.checkpoints.try_write() else {
+        let message = format!("checkpoint {} may be in use: a VM is being restored", checkpoint.name);
+        return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
+    };
+    let id = checkpoint.id;
+    shared.store.write(move |tx| checkpoints::delete(tx, id)).await.map_err(store_error)?;
+    failpoint::reach("checkpoint-forgotten");
+    files::tree(&shared.paths.checkpoint(id)).await;
+    Ok(())
+}
+
+/// Removes the checkpoints whose life is over. What cannot be removed now is looked at again.
+pub(crate) async fn expire(shared: &Arc<Shared>) {
+    let expired = match shared.store.read(|db| checkpoints::expired(db, now())).await {
+        Ok(expired) => expired,
+        Err(error) => return tracing::warn!(%error, "cannot look for expired checkpoints"),
+    };
+    for checkpoint in expired {
+        match remove(shared, &checkpoint).await {
+            Ok(()) => {
+                tracing::info!(checkpoint = %checkpoint.name, vm = %checkpoint.vm_name, "removed an expired checkpoint")
+            }
+            Err(error) if error.code == ErrorCode::Busy => {}
+            Err(error) => {
+                tracing::warn!(checkpoint = %checkpoint.name, %error, "cannot remove an expired checkpoint")
+            }
+        }
+    }
+}
+
+/// For the start of the daemon: removes what an earlier one left half made.
+pub(crate) async fn sweep(shared: &Shared) -> Result<(), ToolError> {
+    let kept = shared.store.write(|tx| -> Result<HashSet<String>, StoreError> {
+        let (ready, half): (Vec<_>, Vec<_>) = checkpoints::all(tx)?.into_iter().partition(|row| row.ready);
+        half.iter().try_for_each(|row| checkpoints::delete(tx, row.id))?;
+        Ok(ready.iter().map(|row| row.id.to_string()).collect())
+    });
+    let kept = kept.await.map_err(store_error)?;
+    let names = |directory: &std::path::Path| -> Vec<String> {
+        let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    for name in names(&shared.paths.checkpoints()) {
+        if !kept.contains(&name) {
+            tracing::info!(name, "removing a half-made checkpoint");
+            files::tree(&shared.paths.checkpoints().join(name)).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! Checkpoints from the guest's side: commands stand still while one is taken, and a restored guest renews what it shares with its parent before any of
+//! its commands runs again.
+//!
+//! ```text
+//! quiesce ─> frozen, synced ─┬─ thaw: the guest that goes on sets its clock ───────────────────────────────────────────────> commands run
+//!                            └─ relinked: a restored guest says hello ─> random numbers ─> clock ─> addresses ─> token, hostname
+//!                                 ─> machine id, boot id, SSH host keys ─> hooks ─> all of it worked ───────────────────────> commands run
+//! ```
+//! A restored guest in which one of these steps failed says so, and its commands never run.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use nexus_schema::link::{Configure, QUIET_MAX, Quiesced, Resume, ResumeKind, Resumed};
+use tokio::process::Command;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Agent, Place, clock, configure, hello, network};
+use crate::commands::freeze;
+use crate::console::say;
+use crate::os::{read_small, reason};
+use crate::sys;
+
+/// Timeout for all filesystems to be synced before a checkpoint.
+const SYNC_MAX: Duration = Duration::from_secs(2);
+/// Timeout of new SSH host keys, and of all hooks together.
+const PROGRAM_MAX: Duration = Duration::from_secs(10);
+/// The image's hooks: programs that renew what only they know of.
+const HOOKS: &str = "/etc/nexus/fork.d";
+/// The id of the machine, and the copy that D-Bus has.
+const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+/// The kernel's id of its boot, and the file that covers it in a fork.
+const BOOT_ID: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/run/nexus/boot_id"];
+/// The directory of SSH host keys.
+const SSH: &str = "/etc/ssh";
+/// What of the rest of the configuration must have worked in a restored guest: the beginnings of its problems.
+const NEEDED: [&str; 4] = ["keep the token", "set the clock", "set the hostname", "bring up the interface"];
+
+/// The time for which commands stand still at most.
+#[derive(Debug, Default)]
+pub(super) struct Quiet {
+    lease: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// The nonce of the restore that this guest goes on after.
+    nonce: Mutex<Option<String>>,
+}
+
+impl Quiet {
+    fn set(&self, lease: Option<AbortOnDropHandle<()>>) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    /// Returns the nonce of the restore that this guest goes on after, if it was restored.
+    pub(super) fn nonce(&self) -> Option<String> {
+        self.nonce.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Stops commands and syncs filesystems for a checkpoint.
+pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
+    let Place::Vm { init } = agent.place else { return Quiesced::default() };
+    let waiting = agent.clone();
+    agent.quiet.set(Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        tokio::time::sleep(QUIET_MAX).await;
+        say(format_args!("the host did not end its checkpoint: commands go on"));
+        if let Err(error) = freeze::thaw(init) {
+            say(format_args!("let commands go on: {error}"));
+        }
+        // Last, because this ends the task.
+        waiting.quiet.set(None);
+    }))));
+    let frozen = freeze::freeze(init).await.unwrap_or_else(|error| {
+        say(format_args!("stop commands for a checkpoint: {error}"));
+        false
+    });
+    let sync = tokio::task::spawn_blocking(rustix::fs::sync);
+    let synced = matches!(tokio::time::timeout(SYNC_MAX, sync).await, Ok(Ok(())));
+    Quiesced { frozen, synced }
+}
+
+/// Lets commands go on, if they stand still.
+pub(super) fn thaw(agent: &Arc<Agent>) -> io::Result<()> {
+    agent.quiet.set(None);
+    let Place::Vm { init } = agent.place else { return Ok(()) };
+    if freeze::is_quiet() { freeze::thaw(init) } else { Ok(()) }
+}
+
+/// Goes on in a restored guest, whose link is made anew: only what it renews lets its commands run from here on.
+pub(super) fn relinked(agent: &Arc<Agent>, nonce: String) {
+    agent.quiet.set(None);
+    *agent.quiet.nonce.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce);
+    tokio::spawn(hello::until_welcome(agent.clone()));
+}
+
+/// Renews what everything else depends on: random numbers, the clock and hardware addresses.
+pub(super) async fn begin(agent: &Agent, resume: &Resume, configure: &Configure) -> Resumed {
+    if !agent.is_in_vm() {
+        let failed = vec!["this guest is a process of the host".into()];
+        return Resumed { failed, ..Resumed::default() };
+    }
+    let (resume, interfaces, time) =
+        (resume.clone(), configure.interfaces.clone(), Duration::from_nanos(configure.time_unix_ns));
+    blocking(Resumed::default(), move |mut steps| {
+        steps.note("kernel random numbers", reseed(&resume.entropy_base64));
+        let now = clock::now();
+        let behind = i64::try_from(time.abs_diff(now).as_millis()).unwrap_or(i64::MAX);
+        steps.0.clock_behind_ms = if time >= now { behind } else { behind.saturating_neg() };
+        steps.note("clock", clock::set(time));
+        for interface in &interfaces {
+            steps.note("network address", network::take_over(interface));
+        }
+        steps
+    })
+    .await
+}
+
+/// Renews the rest, and lets commands go on if all of it worked. `problems` are those of the configuration.
+pub(super) async fn finish(
+    agent: &Arc<Agent>,
+    resume: Resume,
+    resumed: Resumed,
+    problems: &[String],
+) -> Resumed {
+    let needed = problems.iter().filter(|problem| NEEDED.iter().any(|start| problem.starts_with(start)));
+    let failed: Vec<String> = needed.cloned().collect();
+    let (kind, run_hooks) = (resume.kind, resume.run_hooks);
+    let resumed = blocking(resumed, move |mut steps| {
+        if failed.is_empty() && steps.0.failed.is_empty() {
+            steps.0.renewed.extend(["hostname".to_owned(), "token".to_owned()]);
+        }
+        steps.0.failed.extend(failed);
+        if let Some(id) = &resume.machine_id {
+            steps.note("machine id", set_machine_id(id));
+        }
+        if resume.kind == ResumeKind::Fork {
+            steps.note("kernel boot id", cover_boot_id());
+        }
+        steps
+    })
+    .await;
+    let mut steps = Steps(resumed);
+    if kind == ResumeKind::Fork && has_host_keys(Path::new(SSH)) {
+        steps.note("SSH host keys", renew_host_keys(Path::new(SSH)).await);
+    }
+    if run_hooks && steps.0.failed.is_empty() {
+        match hooks(Path::new(HOOKS), kind).await {
+            Ok(0) => {}
+            ran => steps.note("hooks of the image", ran.map(drop)),
+        }
+    }
+    let resumed = steps.0;
+    if resumed.failed.is_empty()
+        && let Err(error) = thaw(agent)
+    {
+        let failed = vec![format!("let commands go on: {}", reason(&error))];
+        return Resumed { failed, ..resumed };
+    }
+    resumed
+}
+
+/// The steps so far.
+struct Steps(Resumed);
+
+impl Steps {
+    fn note(&mut self, what: &str, result: io::Result<()>) {
+        match result {
+            Ok(()) if self.0.renewed.iter().any(|known| known == what) => {}
+            Ok(()) => self.0.renewed.push(what.to_owned()),
+            Err(error) => self.0.failed.push(format!("renew {what}: {}", reason(&error))),
+        }
+    }
+}
+
+async fn blocking(before: Resumed, work: impl FnOnce(Steps) -> Steps + Send + 'static) -> Resumed {
+    match tokio::task::spawn_blocking(move || work(Steps(before)).0).await {
+        Ok(resumed) => resumed,
+        Err(_) => Resumed { failed: vec!["renewing crashed".into()], ..Resumed::default() },
+    }
+}
+
+fn reseed(entropy_base64: &str) -> io::Result<()> {
+    let bytes = BASE64.decode(entropy_base64.as_bytes()).map_err(io::Error::other)?;
+    let seed = bytes.try_into().map_err(|_| io::Error::other("not 32 bytes"))?;
+    Ok(sys::reseed(File::open("/dev/urandom")?, seed)?)
+}
+
+/// Writes the machine id where there is one, and where it belongs.
+fn set_machine_id(id: &str) -> io::Result<()> {
+    let text = format!("{id}\n");
+    for (index, path) in MACHINE_ID.iter().enumerate() {
+        let is_file = std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+        if is_file || index == 0 {
+            configure::replace(path, text.as_bytes(), 0o444)?;
+        }
+    }
+    Ok(())
+}
+
+/// Covers the kernel's id of its boot, which no kernel changes, with another one.
+fn cover_boot_id() -> io::Result<()> {
+    let [kernel, cover] = BOOT_ID;
+    let Some(fresh) = read_small("/proc/sys/kernel/random/uuid", 64) else {
+        return Err(io::Error::other("the kernel gives no uuid"));
+    };
+    // A fork of a fork has one already, on which the new one is laid.
+    configure::replace(cover, fresh.as_bytes(), 0o444)?;
+    Ok(rustix::mount::mount_bind(cover, kernel)?)
+}
+
+fn host_keys(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_key = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("ssh_host_") && (name.ends_with("_key") || name.ends_with("_key.pub"))
+    };
+    entries.map(|entry| entry.path()).filter(is_key).collect()
+}
+
+fn has_host_keys(directory: &Path) -> bool {
+    !host_keys(directory).is_empty()
+}
+
+/// Removes the host keys and makes new ones. Without the old ones nothing is shared, whatever becomes of the new ones.
+async fn renew_host_keys(directory: &Path) -> io::Result<()> {
+    for key in host_keys(directory) {
+        std::fs::remove_file(key)?;
+    }
+    let mut program = Command::new("ssh-keygen");
+    program.arg("-A");
+    match run(program, Instant::now() + PROGRAM_MAX).await {
+        // Slow ones are made while commands run.
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs the executable files of a directory in the order of their names; returns how many there are.
+async fn hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut hooks: Vec<PathBuf> = entries.collect::<io::Result<Vec<_>>>()?.iter().map(|e| e.path()).collect();
+    hooks.retain(|hook| {
+        std::fs::metadata(hook).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    });
+    hooks.sort_unstable();
+    let deadline = Instant::now() + PROGRAM_MAX;
+    for hook in &hooks {
+        let mut program = Command::new(hook);
+        program.env("NEXUS_RESUME", kind.as_str());
+        run(program, deadline).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {}", hook.display(), reason(&error)))
+        })?;
+    }
+    Ok(hooks.len())
+}
+
+/// Runs a program until a deadline; one that takes longer is left running, and is an error.
+async fn run(mut program: Command, deadline: Instant) -> io::Result<()> {
+    program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    program.env("PATH", crate::commands::PATH);
+    let mut child = program.spawn()?;
+    let status = tokio::time::timeout_at(deadline, child.wait()).await;
+    let status = status.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(directory: &Path, name: &str, text: &str, mode: u32) {
+        let path = directory.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn hooks_run_in_order_and_a_failure_is_told_by_name() {
+        let (own, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let said = out.path().join("said");
+        assert_eq!(hooks(&own.path().join("none"), ResumeKind::Fork).await.unwrap(), 0);
+        hook(own.path(), "20-b", &format!("echo b $NEXUS_RESUME >> {}", said.display()), 0o755);
+        hook(own.path(), "10-a", &format!("echo a >> {}", said.display()), 0o755);
+        hook(own.path(), "README", "exit 1", 0o644);
+        assert_eq!(hooks(own.path(), ResumeKind::Rollback).await.unwrap(), 2);
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\n");
+        hook(own.path(), "15-c", "exit 3", 0o755);
+        let error = hooks(own.path(), ResumeKind::Fork).await.unwrap_err().to_string();
+        assert!(error.contains("15-c") && error.contains('3'), "{error}");
+        // Those after it did not run.
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\na\n");
+    }
+
+    #[test]
+    fn old_host_keys_are_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!has_host_keys(directory.path()));
+        for name in ["ssh_host_rsa_key", "ssh_host_rsa_key.pub", "sshd_config"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        assert!(has_host_keys(directory.path()));
+        for key in host_keys(directory.path()) {
+            std::fs::remove_file(key).unwrap();
+        }
+        assert!(!has_host_keys(directory.path()) && directory.path().join("sshd_config").exists());
+    }
+
+    #[test]
+    fn a_failed_step_is_told_and_others_still_count() {
+        let mut steps = Steps(Resumed::default());
+        steps.note("clock", Ok(()));
+        steps.note("clock", Ok(()));
+        steps.note("machine id", Err(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(steps.0.renewed, ["clock"]);
+        assert_eq!(steps.0.failed.len(), 1);
+        assert!(steps.0.failed[0].starts_with("renew machine id: "), "{:?}", steps.0.failed);
+        assert!(reseed("AAAA").is_err() && reseed("?").is_err());
+    }
+}

@@ -1,0 +1,131 @@
+//! Stops all commands at once and lets them go on, for checkpoints. The agent uses it, not the holder: the holder goes on, and so does PID 1.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nexus_schema::link::InitMode;
+
+use super::cgroup::{OURS, ROOT};
+use crate::os::read_small;
+
+/// Timeout for all processes to stand still.
+const FREEZE_MAX: Duration = Duration::from_secs(1);
+/// The interval of checks whether they do.
+const STEP: Duration = Duration::from_millis(2);
+/// The cgroup in which the image's init itself is.
+const INIT: &str = "init.scope";
+/// How deep cgroups are looked for.
+const DEPTH_MAX: usize = 16;
+
+/// Stops all commands; beside the image's init also everything else but that init and this agent. Returns whether they stand still.
+pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
+    // The first command may start while the others stand still.
+    std::fs::create_dir_all(OURS)?;
+    let groups = groups(init);
+    for group in &groups {
+        std::fs::write(group.join("cgroup.freeze"), "1")?;
+    }
+    let deadline = Instant::now() + FREEZE_MAX;
+    loop {
+        if groups.iter().all(|group| is_frozen(group)) {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(STEP).await;
+    }
+}
+
+/// Lets everything go on that [`freeze`] stopped. Commands that are being killed stay as they are.
+pub(crate) fn thaw(init: InitMode) -> io::Result<()> {
+    let mut result = Ok(());
+    for group in groups(init) {
+        match std::fs::write(group.join("cgroup.freeze"), "0") {
+            // It has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            written => result = result.and(written),
+        }
+    }
+    result
+}
+
+/// Returns whether commands were told to stand still.
+pub(crate) fn is_quiet() -> bool {
+    read_small(Path::new(OURS).join("cgroup.freeze"), 16).is_some_and(|told| told.trim() == "1")
+}
+
+/// Returns the cgroups that are frozen as a whole.
+fn groups(init: InitMode) -> Vec<PathBuf> {
+    match init {
+        InitMode::Agent => vec![PathBuf::from(OURS)],
+        InitMode::System => {
+            let own = read_small("/proc/self/cgroup", 4 << 10).unwrap_or_default();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
+            all_but(Path::new(ROOT), Path::new(&own), 0)
+        }
+    }
+}
+
+/// Returns the largest cgroups below `root` that hold neither `own`, a path relative to it, nor the image's init.
+fn all_but(root: &Path, own: &Path, depth: usize) -> Vec<PathBuf> {
+    let mut own = own.components();
+    let next = own.next().map(|part| part.as_os_str().to_owned());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || (depth == 0 && entry.file_name() == INIT) {
+            continue;
+        }
+        if Some(entry.file_name()) != next {
+            found.push(entry.path());
+        } else if depth < DEPTH_MAX && own.clone().next().is_some() {
+            found.extend(all_but(&entry.path(), own.as_path(), depth + 1));
+        }
+    }
+    found
+}
+
+fn is_frozen(group: &Path) -> bool {
+    match read_small(group.join("cgroup.events"), 4 << 10) {
+        Some(events) => events.lines().any(|line| line == "frozen 1"),
+        // It has ended.
+        None => !group.exists(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_the_agent_or_init_is_not_frozen() {
+        let root = tempfile::tempdir().unwrap();
+        for group in [
+            "init.scope",
+            "nexus/a",
+            "system.slice/agent.service/x",
+            "system.slice/ssh.service",
+            "user.slice/u",
+        ] {
+            std::fs::create_dir_all(root.path().join(group)).unwrap();
+        }
+        std::fs::write(root.path().join("cgroup.events"), "").unwrap();
+        let mut found = all_but(root.path(), Path::new("system.slice/agent.service"), 0);
+        found.sort_unstable();
+        assert_eq!(
+            found,
+            ["nexus", "system.slice/ssh.service", "user.slice"].map(|name| root.path().join(name))
+        );
+    }
+
+    #[test]
+    fn a_group_stands_still_when_the_kernel_says_so() {
+        let group = tempfile::tempdir().unwrap();
+        for (events, expected) in [("populated 1\nfrozen 0\n", false), ("populated 1\nfrozen 1\n", true)] {
+            std::fs::write(group.path().join("cgroup.events"), events).unwrap();
+            assert_eq!(is_frozen(group.path()), expected, "{events}");
+        }
+        assert!(is_frozen(&group.path().join("gone")));
+    }
+}

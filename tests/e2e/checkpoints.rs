@@ -1,0 +1,178 @@
+//! Checkpoints of real machines: back to before a mistake, and several machines that go on from one moment.
+
+use std::collections::BTreeSet;
+
+use nexus_tests::client::{BOOT, Client};
+use nexus_tests::daemon::Daemon;
+use serde_json::{Value, json};
+
+/// Makes a machine that can be saved.
+fn create(client: &mut Client, name: &str) -> Value {
+    client.create(json!({
+        "name": name, "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "256MiB", "wait_s": 45
+    }))
+}
+
+/// Takes a VM back to a checkpoint; returns what became of it.
+fn roll_back(client: &mut Client, vm: &str, checkpoint: &str) -> Value {
+    let mut outcome =
+        client.must_confirmed("vm_rollback", json!({ "vm": vm, "checkpoint": checkpoint, "wait_s": 45 }));
+    while outcome["done"] != true {
+        outcome = client.must("op_get", json!({ "op_id": outcome["op_id"], "wait_s": 45 }));
+    }
+    assert!(outcome["error"].is_null(), "{outcome}");
+    outcome["result"]["vms"][0].clone()
+}
+
+fn words(restored: &Value, part: &str) -> Vec<String> {
+    let words = restored["contract"][part].as_array().expect("a list");
+    words.iter().map(|word| word.as_str().expect("a word").to_owned()).collect()
+}
+
+#[test]
+fn a_mistake_is_undone_with_memory_and_what_was_not_synced() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    // A command that goes on counting, and a file that is in the page cache only.
+    client.must(
+        "guest_command_start",
+        json!({ "vm": "web", "command":
+        "i=0; while true; do i=$((i+1)); echo $i > /run/count; sleep 0.1; done" }),
+    );
+    client.run(
+        "web",
+        "echo 30 > /proc/sys/vm/dirty_expire_centisecs; mkdir -p /srv/data; echo kept > /srv/data/file",
+    );
+    let taken = client.to_the_end("vm_checkpoint", json!({ "vm": "web", "name": "clean" }), BOOT);
+    assert_eq!((&taken["name"], &taken["quiesced"]), (&json!("clean"), &json!(true)), "{taken}");
+    assert!(taken["memory_bytes"].as_u64().expect("a size") < 256 << 20, "{taken}");
+    // The machine goes on as if nothing had been.
+    assert_eq!(client.inspect("web")["boot_id"], boot);
+    let count = |client: &mut Client| {
+        client.run("web", "cat /run/count").stdout.trim().parse::<u64>().unwrap_or_default()
+    };
+    let before = count(&mut client);
+    client.run("web", "rm -rf /srv/data; echo new > /srv/new; sync; sleep 2");
+    assert!(count(&mut client) > before);
+
+    let restored = roll_back(&mut client, "web", "clean");
+    assert_ne!(restored["boot_id"], boot, "{restored}");
+    assert!(words(&restored, "renewed").contains(&"kernel random numbers".to_owned()), "{restored}");
+    assert_eq!(client.run("web", "cat /srv/data/file; ls /srv").stdout, "kept\ndata\n");
+    // The command goes on where it was.
+    let then = count(&mut client);
+    let later = client.run("web", "sleep 1; cat /run/count").stdout.trim().parse::<u64>().expect("a number");
+    assert!(later > then, "{later} and {then}");
+    let skew = client.run("web", "date +%s").stdout.trim().parse::<i64>().expect("seconds")
+        - i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("a time").as_secs()).expect("a small number");
+    assert!(skew.abs() <= 3, "{skew} s");
+
+    // What was taken back is kept for an hour, and can be had again.
+    let listed = client.must("checkpoint_list", json!({ "vm": "web" }));
+    let names: Vec<_> =
+        listed["checkpoints"].as_array().expect("a list").iter().map(|row| row["name"].clone()).collect();
+    assert_eq!(names.len(), 2, "{listed}");
+    let kept = names[1].as_str().expect("a name");
+    assert!(kept.starts_with("before-rollback-"), "{kept}");
+    roll_back(&mut client, "web", kept);
+    assert_eq!(client.run("web", "cat /srv/new").stdout, "new\n");
+    // A stop and a start are as those of any other machine.
+    client.must("vm_stop", json!({ "vm": "web", "wait_s": 45 }));
+    client.wait_for_state("web", "stopped");
+    client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+    assert_eq!(client.run("web", "cat /srv/new").stdout, "new\n");
+    let clean = taken["id"].as_str().expect("an id");
+    client.must_confirmed("checkpoint_delete", json!({ "checkpoint": clean }));
+}
+
+#[test]
+fn forks_go_on_from_one_moment_and_share_no_secrets() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "base");
+    // A loop that is frozen in the middle, and takes random numbers as soon as it runs again.
+    client.must("guest_command_start", json!({ "vm": "base", "command":
+        "while true; do head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/random; echo >> /srv/random; done" }));
+    client.run("base", "echo prepared > /srv/state; until [ -s /srv/random ]; do sleep 0.1; done");
+    client.to_the_end("vm_checkpoint", json!({ "vm": "base", "name": "ready" }), BOOT);
+    let made = client.to_the_end(
+        "vm_fork",
+        json!({ "checkpoint": "ready", "names": ["try-1", "try-2", "try-3"], "tags": { "of": "base" } }),
+        BOOT,
+    );
+    let vms = made["vms"].as_array().expect("a list");
+    assert_eq!(vms.len(), 3, "{made}");
+    let all = ["base", "try-1", "try-2", "try-3"];
+    for vm in vms {
+        for part in ["kept", "renewed", "closed", "not_renewed"] {
+            assert!(!words(vm, part).is_empty(), "{part} of {vm}");
+        }
+        assert_eq!(vm["contract"]["quiesced"], true, "{vm}");
+    }
+    let distinct = |client: &mut Client, line: &str| {
+        let said: BTreeSet<String> = all.iter().map(|vm| client.run(vm, line).stdout).collect();
+        assert_eq!(said.len(), all.len(), "{line}: {said:?}");
+    };
+    for line in [
+        "head -c 16 /dev/urandom | od -An -tx1",
+        "cat /proc/sys/kernel/random/boot_id",
+        "cat /etc/machine-id || echo base",
+        "hostname",
+    ] {
+        distinct(&mut client, line);
+    }
+    let boots: BTreeSet<String> = all.iter().map(|vm| client.inspect(vm)["boot_id"].to_string()).collect();
+    assert_eq!(boots.len(), all.len());
+    // No random number that the loop took after the checkpoint is in two machines; those before it are in all.
+    let mut seen: Vec<BTreeSet<String>> = Vec::new();
+    for vm in all {
+        assert_eq!(client.run(vm, "cat /srv/state").stdout, "prepared\n");
+        let lines = client.run(vm, "head -n 400 /srv/random").stdout;
+        seen.push(lines.lines().filter(|line| line.len() == 32).map(str::to_owned).collect());
+    }
+    let common = seen.iter().skip(1).fold(seen[0].clone(), |common, lines| &common & lines);
+    for (at, one) in seen.iter().enumerate() {
+        for other in &seen[at + 1..] {
+            assert_eq!(&(one & other) - &common, BTreeSet::new(), "the same number in two machines");
+        }
+    }
+    for name in ["try-1", "try-2", "try-3"] {
+        let details = client.inspect(name);
+        assert_eq!(details["parent_id"], client.inspect("base")["id"], "{details}");
+        // What is alone in one stays there.
+        client.run(name, &format!("echo {name} > /srv/own"));
+    }
+    assert_eq!(client.run("try-2", "cat /srv/own").stdout, "try-2\n");
+    // They need the checkpoint no longer.
+    client.must_confirmed("checkpoint_delete", json!({ "checkpoint": "ready" }));
+    assert_eq!(client.run("try-1", "cat /srv/own").stdout, "try-1\n");
+    client.must_confirmed("vm_delete", json!({ "tags": { "of": "base" }, "force": true }));
+    let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_daemon_that_is_killed_within_a_checkpoint_leaves_the_machine_running() {
+    let mut daemon = Daemon::start();
+    let boot = create(&mut daemon.client(), "web")["boot_id"].clone();
+    for point in ["checkpoint-quiet", "checkpoint-saved", "checkpoint-written"] {
+        daemon.stop();
+        daemon.set("NEXUS_FAILPOINT", Some(point));
+        daemon.restart();
+        daemon.client().wait_for_state("web", "ready");
+        let call = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "wait_s": 45 } });
+        daemon.client().request("tools/call", &call).ok();
+        daemon.wait_until_ended();
+        daemon.set("NEXUS_FAILPOINT", None);
+        daemon.restart();
+        let mut client = daemon.client();
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "echo up").stdout, "up\n", "{point}");
+        assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
+        let listed = client.must("checkpoint_list", json!({}));
+        assert_eq!(listed["checkpoints"].as_array().map(Vec::len), Some(0), "{point}: {listed}");
+        let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
+        assert_eq!(left, 0, "{point}");
+    }
+}
