@@ -5,6 +5,7 @@ mod audit;
 mod build;
 mod drive;
 mod events;
+mod health;
 mod image;
 mod measures;
 mod network;
@@ -57,6 +58,7 @@ use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens}
 use crate::vm::recover;
 
 pub use self::events::News;
+pub use self::health::add_database_check;
 pub use self::measures::Measures;
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
 pub use crate::store::calls::CallRecord;

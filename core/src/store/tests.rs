@@ -1,3 +1,4 @@
+mod health;
 mod leases;
 mod upgrades;
 
