@@ -33,6 +33,10 @@ fn database_check(path: &Path) -> DoctorCheck {
             let found = format!("no damage found in {shown} (version {schema}{older}, {size} MiB)");
             (DoctorStatus::Ok, found, None)
         }
+        Ok(Health::Busy) => {
+            let found = format!("{shown} is not checked: the disk was full when its daemon started");
+            (DoctorStatus::Note, found, Some("free space, then restart nexusd".to_owned()))
+        }
         Ok(Health::Newer { schema }) => (
             DoctorStatus::Fail,
             format!("{shown} has version {schema}, and this nexusd knows versions up to {SCHEMA_VERSION}"),

@@ -1,11 +1,14 @@
 //! Looks for damage in a database, such as a bad disk or a copy of a database in use leaves behind. Changes nothing.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{SCHEMA_VERSION, StoreError};
 
+/// How long a daemon that has the database for itself alone is waited for; one does if the disk was full when it started.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How many faults of a database are named.
 const FAULTS_MAX: u32 = 3;
 
@@ -26,6 +29,8 @@ pub enum Health {
         /// The version of its schema.
         schema: u32,
     },
+    /// A daemon has it for itself alone.
+    Busy,
     /// It is damaged.
     Damaged {
         /// What SQLite says.
@@ -47,6 +52,14 @@ pub fn examine(path: &Path) -> Result<Health, StoreError> {
         Err(StoreError::Sqlite { source }) if is_damage(&source) => {
             Ok(Health::Damaged { why: source.to_string() })
         }
+        Err(StoreError::Sqlite { source })
+            if matches!(
+                source.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+            ) =>
+        {
+            Ok(Health::Busy)
+        }
         found => found,
     }
 }
@@ -59,7 +72,7 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 fn examine_file(path: &Path, bytes: u64) -> Result<Health, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let database = Connection::open_with_flags(path, flags)?;
-    database.busy_timeout(std::time::Duration::from_secs(10))?;
+    database.busy_timeout(PATIENCE)?;
     let schema: u32 = database.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     if schema > SCHEMA_VERSION {
         return Ok(Health::Newer { schema });

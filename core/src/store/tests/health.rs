@@ -70,6 +70,18 @@ async fn a_daemon_says_which_file_is_damaged_and_leaves_it() {
 }
 
 #[test]
+fn one_that_a_daemon_has_alone_is_left_to_it() {
+    let (directory, store) = open();
+    drop(store);
+    let path = directory.path().join("nexus.db");
+    let alone = connect_alone(&path).unwrap();
+    alone.execute_batch("CREATE TABLE more (what TEXT)").unwrap();
+    assert_eq!(examine(&path).unwrap(), Health::Busy);
+    drop(alone);
+    assert!(matches!(examine(&path).unwrap(), Health::Whole { .. }));
+}
+
+#[test]
 fn a_newer_database_is_not_damaged() {
     let (directory, store) = open();
     drop(store);
