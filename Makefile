@@ -14,9 +14,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 # Where systemd looks for units, also below ~/.local.
 SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
+MAN := $(DESTDIR)$(PREFIX)/share/man
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs docs build release lint doc test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb checklist clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -38,6 +39,9 @@ setup-docs: ## install what the book needs: mdBook, compiled once, some minutes
 
 docs: setup-docs ## make the book in target/book, searchable without a network, and check its links
 	@.ci/docs
+
+setup-dist: ## install what making and trying packages needs
+	@.ci/setup dist
 
 build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
@@ -100,13 +104,16 @@ audit: ## check licences, sources and known vulnerabilities of the dependencies,
 	@.ci/audit
 
 # Compiles nothing under sudo: root may have no Rust, and would leave files of root in target/.
-install: $(if $(SUDO_USER),,release) ## copy binaries and systemd units to PREFIX (/usr/local)
+install: $(if $(SUDO_USER),,release) ## copy binaries, systemd units and manual pages to PREFIX (/usr/local)
 	@[ -x $(TARGET)/release/nexusd ] || { echo "first, without sudo: make release"; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(SYSTEM_UNITS) $(USER_UNITS)
+	install -d $(DESTDIR)$(PREFIX)/bin $(SYSTEM_UNITS) $(USER_UNITS) $(MAN)/man1 $(MAN)/man8
 	install -m 0755 $(TARGET)/release/nexusd $(TARGET)/release/nexusctl $(TARGET)/release/nexus-net $(DESTDIR)$(PREFIX)/bin/
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/nexus.service > $(SYSTEM_UNITS)/nexus.service
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/user/nexus.service > $(USER_UNITS)/nexus.service
 	chmod 0644 $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
+	$(TARGET)/release/nexusctl man $(MAN)/man1
+	$(TARGET)/release/nexusd man $(MAN)/man8
+	install -m 0644 net/nexus-net.8 $(MAN)/man8/
 	@echo "next: systemctl daemon-reload && systemctl enable --now nexus"
 	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
 
@@ -114,12 +121,40 @@ install: $(if $(SUDO_USER),,release) ## copy binaries and systemd units to PREFI
 mcpb: release ## make a bundle of nexusctl and nexusd for clients that install MCPB files, in target/mcpb
 	@.ci/mcpb $(TARGET)/release $(TARGET)/mcpb $(URL)
 
+# SIGN_KEY=ID signs the checksums. The others take what this made.
+dist: setup-dist ## make the tarball of a release in target/dist: static nexusd and nexusctl, with licences and checksums
+	@.ci/dist
+
+dist-test: ## run the static programs in an empty root; needs root
+	@.ci/dist-test
+
+# Not part of `make test`, because it compiles everything twice.
+dist-twice: setup-dist ## make the tarball from two clones in two folders and compare the bytes
+	@.ci/dist-twice
+
+deb: dist ## make Debian packages of it: nexus and nexus-net
+	@.ci/deb
+
+deb-test: ## install, upgrade, remove and purge the packages in a fresh Debian 12 root; needs root, some minutes
+	@.ci/deb-test
+
+arch: dist ## make Arch packages of it, by makepkg
+	@.ci/arch
+
+arch-test: ## the same, then install and remove them by pacman in a root of their own; needs root
+	@.ci/arch test
+
+# OLD=DIR has nexusd and nexusctl of the version before, NEW=DIR those of this one.
+upgrade-test: ## start a VM with the daemon in OLD, and have the one in NEW take it up
+	@.ci/upgrade-test $(OLD) $(or $(NEW),$(TARGET)/dist/bin)
+
 checklist: ## say whether this tree is ready to be released, and what is left to do; runs and makes nothing
 	@.ci/release --dry-run
 
 uninstall: ## remove what install put there; virtual machines and state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl $(DESTDIR)$(PREFIX)/bin/nexus-net
 	rm -f $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
+	rm -f $(MAN)/man1/nexusctl.1 $(MAN)/man1/nexusctl-*.1 $(MAN)/man8/nexusd.8 $(MAN)/man8/nexusd-*.8 $(MAN)/man8/nexus-net.8
 
 clean: ## remove everything that was built, and the state of demo and run
 	$(CARGO) clean

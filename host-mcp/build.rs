@@ -17,6 +17,9 @@ use std::{env, fs};
 /// Set it to a target triple to choose the guest's target by hand.
 const TARGET_OVERRIDE: &str = "NEXUS_GUEST_TARGET";
 
+/// The beginning of the one flag that the guest takes from the outer build: it keeps the builder's folders out of the program.
+const REMAP: &str = "--remap-path-prefix=";
+
 /// What the guest is made of, relative to the workspace.
 const SOURCES: [&str; 12] = [
     "Cargo.lock",
@@ -126,6 +129,8 @@ fn build(workspace: &Path, target_dir: &Path, target: &GuestTarget) -> Result<()
     if target.needs_crt_static {
         flags.push("-Ctarget-feature=+crt-static");
     }
+    let outer = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    flags.extend(outer.split('\x1f').filter(|flag| flag.starts_with(REMAP)));
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     // What the inner cargo says goes to stderr, which the outer one shows when this fails.
     let status = cargo.status().map_err(|e| format!("run cargo for nexus-guest: {e}"))?;

@@ -37,7 +37,7 @@ pub use asset::provider_mistakes;
 pub use config::{AssetConfig, AuditFile, Config, DriverSetting, Environment, FetchSettings, Secret};
 pub use facade::{
     Busy, CallContext, CallRecord, GuestHandle, Measures, News, Nexus, OpenError, StreamLife, StreamRefusal,
-    VmStream,
+    VmStream, add_database_check,
 };
 pub use os::tls::Trust;
 pub use vmm::doctor::examine;

@@ -320,7 +320,8 @@ pub fn shim(directory: &Path) -> ExitCode {
 pub fn doctor(settings: &Settings, json: bool) -> ExitCode {
     use std::io::Write;
     let host = nexus_core::examine(&settings.config(AGENT, PathBuf::from(OWN_BINARY)));
-    let report = host.report();
+    let mut report = host.report();
+    nexus_core::add_database_check(&mut report, &settings.state_dir);
     let text =
         if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { in_words(&report) };
     // A reader that stops early does not need the rest.

@@ -15,6 +15,7 @@ mod forward;
 mod greeting;
 pub mod host;
 pub mod log;
+pub mod man;
 mod metrics;
 mod notes;
 mod offers;

@@ -6,6 +6,7 @@ mod documents;
 mod layers;
 mod packages;
 mod places;
+mod release;
 mod source;
 mod tasks;
 mod text;

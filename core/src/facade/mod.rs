@@ -7,6 +7,7 @@ mod checkpoint;
 mod drive;
 mod events;
 mod fork;
+mod health;
 mod image;
 mod kernel;
 mod measures;
@@ -61,6 +62,7 @@ use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens}
 use crate::vm::recover;
 
 pub use self::events::News;
+pub use self::health::add_database_check;
 pub use self::measures::Measures;
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
 pub use crate::store::calls::CallRecord;

@@ -45,6 +45,15 @@ impl Nexus {
             doctor.checks.push(disk_check(disk_free_bytes));
         }
         doctor.checks.extend(self.firewall_check().await);
+        // It reads the whole database, which not every token may have done again and again.
+        if ctx.caller.has(Scope::Admin) {
+            let state = shared.config.state_dir.clone();
+            let examined = tokio::task::spawn_blocking(move || {
+                super::add_database_check(&mut doctor, &state);
+                doctor
+            });
+            doctor = examined.await.map_err(|e| ToolError::internal(format!("check the database: {e}")))?;
+        }
         Ok(SystemInfoOutput {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: shared.instance,

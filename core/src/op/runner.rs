@@ -363,6 +363,8 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
         | StoreError::Backup { .. }
         | StoreError::Migrate { .. }
         | StoreError::Private { .. }
+        | StoreError::Damaged { .. }
+        | StoreError::Unreadable { .. }
         | StoreError::Sqlite { .. } => ToolError::internal(format!("{error}")),
     }
 }

@@ -11,6 +11,7 @@ pub mod checkpoints;
 mod columns;
 pub mod drives;
 pub mod events;
+pub mod health;
 pub mod history;
 pub mod idempotency;
 pub mod images;
@@ -91,6 +92,26 @@ pub enum StoreError {
         /// Why.
         #[from]
         source: rusqlite::Error,
+    },
+    /// The file is damaged.
+    #[error(
+        "the database {path} is damaged: move it away with its -wal and -shm, and put back a copy of the state directory, or {path}.before-vN if there is one"
+    )]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The file cannot be looked at.
+    #[error("look at the database {path}")]
+    Unreadable {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// The permissions of the database's files cannot be restricted.
     #[error("make {path} readable by its owner only")]
@@ -177,6 +198,9 @@ impl Store {
                 tracing::warn!(%error, "the database is opened without room for more");
                 let only = Arc::new(Mutex::new(connect_alone(path)?));
                 Ok(Self { writer: only.clone(), reader: only })
+            }
+            Err(StoreError::Sqlite { source }) if health::is_damage(&source) => {
+                Err(StoreError::Damaged { path: path.into(), source })
             }
             opened => opened,
         }

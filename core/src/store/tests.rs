@@ -1,4 +1,5 @@
 mod checkpoints;
+mod health;
 mod leases;
 mod upgrades;
 

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use nexus_core::host::failpoint;
 use nexus_host::settings::{Flags, Settings};
-use nexus_host::{daemon, dirs, log};
+use nexus_host::{daemon, dirs, log, man};
 
 /// Gives AI agents microVMs of their own, as an MCP server.
 #[derive(Debug, Parser)]
@@ -51,6 +51,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write the manual page of nexusd into a directory, for packages.
+    #[command(hide = true)]
+    Man {
+        /// The directory, made if it is missing.
+        directory: PathBuf,
+    },
     /// Be the parent of one VM's VMM (started by the daemon).
     #[command(hide = true)]
     VmShim {
@@ -63,6 +69,15 @@ fn main() -> ExitCode {
     let mut cli = Cli::parse();
     match cli.command.take() {
         Some(Command::VmShim { directory }) => daemon::shim(&directory),
+        Some(Command::Man { directory }) => {
+            match man::write(Cli::command(), man::ADMINISTRATORS, &directory) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(source) => {
+                    let directory = directory.display().to_string();
+                    daemon::complain(&daemon::DaemonError::Directory { directory, source }, 1)
+                }
+            }
+        }
         Some(Command::Doctor { json }) => {
             with_settings(cli, |settings, _| Ok(daemon::doctor(&settings, json)))
         }

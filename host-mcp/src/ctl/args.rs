@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     asset, audit, build, call, checkpoint, completion, cp, drive, events, exec, firewall, forward, guest,
-    image, kernel, launch, mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
+    image, kernel, launch, man, mcp, network, op, provider, prune, run, settings, shell, template, token, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -105,6 +105,9 @@ pub(crate) enum Command {
     Mcp(mcp::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
+    /// Write the manual pages of nexusctl into a directory, for packages
+    #[command(hide = true)]
+    Man(man::Args),
     /// Show the versions of nexusctl and the daemon
     Version,
     /// Run one command in a new VM and delete the VM, like `docker run --rm`: `nexusctl run debian -- uname -a`

@@ -32,6 +32,7 @@ mod image;
 mod kernel;
 mod launch;
 mod list;
+mod man;
 mod mcp;
 mod mcp_config;
 mod mistakes;
@@ -155,6 +156,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Call(args) => call::run(app, args).await,
         Command::Mcp(args) => mcp::run(app, args).await,
         Command::Completion(args) => completion::run(app, args),
+        Command::Man(args) => man::run(args),
         Command::Run(args) => run::run(app, *args).await,
         Command::Exec(args) => exec::run(app, *args).await,
         Command::Shell(args) => shell::run(app, args).await,

@@ -36,6 +36,10 @@ pub(crate) enum Syscalls {
 const UNKNOWN: u32 = libc::ENOSYS as u32;
 const REFUSED: u32 = libc::EPERM as u32;
 
+/// `TIOCSTI` and `TIOCLINUX` of asm-generic/ioctls.h; their type in libc differs between C libraries.
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
+
 /// The calls of a tool on all architectures: memory, its files, itself, its threads.
 const TOOL: &[c_long] = &[
     libc::SYS_read,
@@ -309,7 +313,7 @@ fn vmm(refused: impl Iterator<Item = c_long>) -> Result<Vec<BpfProgram>, Backend
     let not_unix = is(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
     // Injecting input into a terminal, and changing devices.
-    let requests = [libc::TIOCSTI, libc::TIOCLINUX]
+    let requests = [TIOCSTI, TIOCLINUX]
         .into_iter()
         .chain(OF_DEVICES)
         .map(|request| SeccompRule::new(vec![is(1, SeccompCmpOp::Eq, request)?]));
