@@ -50,7 +50,6 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             idle_stop: None,
             checkpoints: false,
             run: None,
-            checkpoints: false,
         },
         image_id: None,
         image_name: "debian".into(),
