@@ -218,6 +218,12 @@ async fn adopt(
             {
                 tracing::error!(vm = %record.name, %error, "cannot pause the vm again");
             }
+            // An earlier daemon may have ended within a checkpoint, which is not gone on with.
+            if record.spec.checkpoints
+                && let Err(error) = boot.shim.release_guest().await
+            {
+                tracing::warn!(vm = %record.name, %error, "cannot resume a vm that may be held for a checkpoint; its shim does it");
+            }
             boot.go_on(shared, &record);
         }
         Some(why) => {
