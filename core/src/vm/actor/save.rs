@@ -125,17 +125,18 @@ async fn save_all(
         files.iter().try_for_each(|(from, to)| copy_file(from, to, &watched))
     });
     tokio::pin!(copying);
-    let mut renewals = tokio::time::interval(RENEW);
-    // The hold began before the answer came, so it is renewed at once.
-    let mut held_until = Instant::now();
+    let renew = async || {
+        let asked = Instant::now();
+        shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
+        Ok::<_, ToolError>(asked + HOLD)
+    };
+    // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that.
+    let mut held_until = renew().await?;
+    let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
     let copied = loop {
         tokio::select! {
             copied = &mut copying => break copied,
-            _ = renewals.tick() => {
-                let asked = Instant::now();
-                shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
-                held_until = asked + HOLD;
-            }
+            _ = renewals.tick() => held_until = renew().await?,
             () = take.progress.cancelled() => {
                 return Err(ToolError::new(ErrorCode::Cancelled, "the checkpoint was cancelled"));
             }
