@@ -10,12 +10,12 @@ use nexus_schema::error::is_errno;
 use nexus_schema::link::STREAM_PORT;
 use nexus_schema::stream::{Answer, Done, LINE_MAX, Open, Opened, Opening};
 use nexus_schema::{ErrorCode, ToolError};
-use nexus_wire::duplex::{self, Reader, Writer};
+use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Receiver, Sender};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use super::link::{LinkError, dial};
+use super::link::{Dialled, LinkError, dial};
 use super::result::words;
 
 /// Timeout for a guest's answer. Longer than the guest's own timeout for a connection to one of its ports.
@@ -106,14 +106,11 @@ pub struct GuestStream {
 impl GuestStream {
     /// Opens a stream of the guest whose vsock socket is in `directory`.
     pub(crate) async fn open(directory: &Path, opening: &Opening) -> Result<Self, StreamError> {
-        let socket = dial(directory, STREAM_PORT).await.map_err(StreamError::Dial)?;
-        let ends = socket.into_std().and_then(|socket| duplex::split(socket.into()));
-        let (mut reader, mut writer) = ends.map_err(StreamError::Dial)?;
         let mut line = serde_json::to_vec(opening).map_err(|error| StreamError::Own(error.into()))?;
         line.push(b'\n');
-        let mut read = BytesMut::new();
+        let dialled = dial(directory, STREAM_PORT, &line).await.map_err(StreamError::Dial)?;
+        let Dialled { mut reader, writer, mut read } = dialled;
         let exchange = async {
-            writer.write_all(&line).await.map_err(StreamError::Dial)?;
             match frames::read_line(&mut reader, &mut read, LINE_MAX).await {
                 Ok(answer) => answer.ok_or(StreamError::HungUp),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {

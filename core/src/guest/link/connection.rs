@@ -11,13 +11,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::greeting::{Reader, dial, shake_hands};
+use super::greeting::{Dialled, Reader, dial, shake_hands};
 use super::{GuestProgress, LinkError, LinkState, Shared, passing};
 use crate::guest::lines::{Line, LineReader, Outbox};
 use crate::guest::wire::{self, Envelope};
 use crate::guest::{result, scan};
 use crate::os::busy_poll::{BusyPoll, Crowd};
-use nexus_wire::duplex;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
@@ -84,18 +83,14 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, pati
 
 /// Runs one connection from start to end; returns why it ended.
 async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, patience: Patience) -> String {
-    let stream = match dial(directory, port).await {
-        Ok(stream) => stream,
-        Err(e) => return format!("cannot connect: {e}"),
-    };
-    let (read, write) = match stream.into_std().and_then(|stream| duplex::split(stream.into())) {
-        Ok(ends) => ends,
+    let Dialled { reader, writer: write, read } = match dial(directory, port, &[]).await {
+        Ok(dialled) => dialled,
         Err(e) => return format!("cannot connect: {e}"),
     };
     let outbox = Outbox::of(write.peer());
     let writer = tokio::spawn(outbox.clone().run(write));
     let _writer = AbortOnDrop(writer);
-    let mut reader = LineReader::new(read, LINE_MAX, ENDLESS);
+    let mut reader = LineReader::with_prefix(reader, &read, LINE_MAX, ENDLESS);
     let offers = match timeout(HANDSHAKE_MAX, shake_hands(&mut reader, &outbox)).await {
         Ok(Ok(offers)) => offers,
         Ok(Err(why)) => return why,

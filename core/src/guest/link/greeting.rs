@@ -1,14 +1,15 @@
 //! The begin of a connection: dials the guest's vsock port, and opens its MCP server.
 
 use std::borrow::Cow;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use nexus_wire::duplex;
+use bytes::{Buf, BytesMut};
+use nexus_wire::{duplex, frames};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::Offers;
@@ -19,34 +20,38 @@ use crate::os::paths::vm_files;
 use crate::os::socket;
 
 const DIAL_MAX: Duration = Duration::from_secs(5);
+/// Maximum length of the device's answer, in bytes.
+const OK_MAX: usize = 32;
 /// The MCP revision that is used with guests.
 const REVISION: &str = "2025-11-25";
 
 pub(super) type Reader = LineReader<duplex::Reader>;
 
-/// Connects to a guest's vsock port: writes `CONNECT <port>`, then reads `OK <n>`, and nothing after that line.
-pub(in crate::guest) async fn dial(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
-    match timeout(DIAL_MAX, connect(directory, port)).await {
+/// A connection to a port of a guest, and what was already read of it.
+pub(in crate::guest) struct Dialled {
+    pub(in crate::guest) reader: duplex::Reader,
+    pub(in crate::guest) writer: duplex::Writer,
+    pub(in crate::guest) read: BytesMut,
+}
+
+/// Connects to a guest's vsock port: writes `CONNECT <port>` and with it the first bytes for the guest, then reads `OK <n>`. The device passes the
+/// bytes on when the guest has accepted, so they need not wait here for that.
+pub(in crate::guest) async fn dial(directory: &Path, port: u32, first: &[u8]) -> io::Result<Dialled> {
+    match timeout(DIAL_MAX, connect(directory, port, first)).await {
         Ok(connected) => connected,
-        Err(_) => Err(std::io::Error::other("no answer from the vsock device")),
+        Err(_) => Err(io::Error::other("no answer from the vsock device")),
     }
 }
 
-async fn connect(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
-    let mut stream = socket::connect_in_tokio(directory, vm_files::VSOCK).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    let mut answer = Vec::with_capacity(32);
-    loop {
-        match stream.read_u8().await? {
-            b'\n' => break,
-            byte if answer.len() < 32 => answer.push(byte),
-            _ => break,
-        }
-    }
-    if answer.starts_with(b"OK ") {
-        Ok(stream)
-    } else {
-        Err(std::io::Error::other("the vsock device refused the connection"))
+async fn connect(directory: &Path, port: u32, first: &[u8]) -> io::Result<Dialled> {
+    let stream = socket::connect_in_tokio(directory, vm_files::VSOCK).await?;
+    let (mut reader, mut writer) = duplex::split(stream.into_std()?.into())?;
+    let line = format!("CONNECT {port}\n");
+    writer.write_all_buf(&mut line.as_bytes().chain(first)).await?;
+    let mut read = BytesMut::new();
+    match frames::read_line(&mut reader, &mut read, OK_MAX).await? {
+        Some(answer) if answer.starts_with(b"OK ") => Ok(Dialled { reader, writer, read }),
+        _ => Err(io::Error::other("the vsock device refused the connection")),
     }
 }
 

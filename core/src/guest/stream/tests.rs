@@ -2,7 +2,7 @@
 
 use nexus_schema::stream::{Open, TcpOpening, VERSION};
 use proptest::prelude::*;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 
 use super::*;
