@@ -45,6 +45,10 @@ struct Options {
     /// A tenth of the work, for a first look.
     #[arg(long)]
     quick: bool,
+    /// Which parts of `streams` to measure (all of them by default): exec, output, file, port,
+    /// connect, trees, search, idle, busy, safe.
+    #[arg(long, value_name = "PART")]
+    part: Vec<String>,
     /// Another vsock backend to measure beside that of Nexus, started as `COMMAND CID VHOST UDS`.
     #[arg(long, value_name = "COMMAND", env = "NEXUS_BENCH_VSOCK")]
     vsock_against: Option<PathBuf>,
@@ -54,6 +58,11 @@ impl Options {
     /// How often something is done.
     fn times(&self, times: usize) -> usize {
         if self.quick { times.div_ceil(10) } else { times }
+    }
+
+    /// Whether this part of a measurement was asked for.
+    fn has(&self, part: &str) -> bool {
+        self.part.is_empty() || self.part.iter().any(|wanted| wanted == part)
     }
 
     /// The number of boots.

@@ -27,10 +27,24 @@ const PAGE: usize = 704 << 10;
 const MEMORY: f64 = 64.0;
 
 pub(super) fn measure(subject: &Subject, options: &Options, table: &mut Table) {
-    exec(subject, options, table);
-    paged(subject, options, table);
-    files(subject, options, table);
-    published(subject, options, table);
+    if options.has("exec") {
+        exec(subject, options, table);
+    }
+    if options.has("output") {
+        paged(subject, options, table);
+    }
+    if options.has("file") {
+        files(subject, options, table);
+    }
+    if ["port", "connect"].iter().any(|part| options.has(part)) {
+        let connect = publish(subject);
+        if options.has("port") {
+            published(subject, &connect, options, table);
+        }
+        if options.has("connect") {
+            connections(subject, &connect, options, table);
+        }
+    }
 }
 
 fn exec(subject: &Subject, options: &Options, table: &mut Table) {
@@ -158,14 +172,18 @@ fn files(subject: &Subject, options: &Options, table: &mut Table) {
     }
 }
 
-fn published(subject: &Subject, options: &Options, table: &mut Table) {
+/// Publishes the port of the yardstick's program; returns how to connect to it.
+fn publish(subject: &Subject) -> impl Fn() -> TcpStream {
     let port = subject.client().must_call("vm_publish", json!({ "vm": VM, "guest_port": GUEST_PORT }));
     let address = port["structuredContent"]["address"].as_str().expect("an address").to_owned();
-    let connect = || {
+    move || {
         let stream = TcpStream::connect(&address).expect("connect to the published port");
         stream.set_nodelay(true).expect("an option");
         stream
-    };
+    }
+}
+
+fn published(subject: &Subject, connect: &impl Fn() -> TcpStream, options: &Options, table: &mut Table) {
     let bytes = options.times(256) * MIB;
     let raw_out = || {
         let start = Instant::now();
@@ -193,7 +211,10 @@ fn published(subject: &Subject, options: &Options, table: &mut Table) {
         drain(&mut stream, 5, start)
     };
     judge_rate(table, format!("a published port: {size} MiB in"), bytes, &turns(options, raw_in, inwards));
+}
 
+/// How long a connection to a published port takes.
+fn connections(subject: &Subject, connect: &impl Fn() -> TcpStream, options: &Options, table: &mut Table) {
     let (mut raw, mut ours) = (Samples::default(), Samples::default());
     for _ in 0..options.times(CONNECTS) {
         std::thread::park_timeout(PAUSE);

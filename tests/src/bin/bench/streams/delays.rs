@@ -24,12 +24,21 @@ const UNCHANGED: f64 = 1.15;
 type Stream = Lines<std::os::unix::net::UnixStream, std::os::unix::net::UnixStream>;
 
 pub(super) fn measure(subject: &Subject, options: &Options, table: &mut Table) {
+    if !["idle", "busy", "safe"].iter().any(|part| options.has(part)) {
+        return;
+    }
     let mut wire = wires::upgraded(&subject.daemon.socket()).expect("a stream to the daemon");
     let times = options.times(CALLS).max(400);
     let mut quiet = calls(&mut wire, times);
-    idle(subject, &mut wire, times, &mut quiet, table);
-    busy(subject, &mut wire, times, &quiet, table);
-    safe(subject, &mut wire, options, &quiet, table);
+    if options.has("idle") {
+        idle(subject, &mut wire, times, &mut quiet, table);
+    }
+    if options.has("busy") {
+        busy(subject, &mut wire, times, &quiet, table);
+    }
+    if options.has("safe") {
+        safe(subject, &mut wire, options, &quiet, table);
+    }
 }
 
 /// The times of calls, one after another.

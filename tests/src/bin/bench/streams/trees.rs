@@ -19,8 +19,12 @@ const PATTERN: &str = "needle[0-9]+";
 const RIPGREP: &str = "/ripgrep/ld-linux-x86-64.so.2 --library-path /ripgrep /ripgrep/rg";
 
 pub(super) fn measure(subject: &Subject, options: &Options, table: &mut Table) {
-    copies(subject, options, table);
-    search(subject, options, table);
+    if options.has("trees") {
+        copies(subject, options, table);
+    }
+    if options.has("search") {
+        search(subject, options, table);
+    }
 }
 
 /// Makes a tree of `count` files of about 1 KiB.
