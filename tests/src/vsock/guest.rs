@@ -117,7 +117,7 @@ impl Drop for Guest {
 /// The kernel's command line. A guest under emulation cannot calibrate its clock on a busy machine, so it is told the rate.
 fn command_line() -> String {
     format!(
-        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check tsc_early_khz={} tsc=reliable",
+        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check init_on_alloc=0 tsc_early_khz={} tsc=reliable",
         nexus_core::internals::tsc::khz().expect("a host with a time stamp counter")
     )
 }
