@@ -40,7 +40,6 @@ pub const STREAM_PORT: u32 = 201;
 /// A guest's message on the hello port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub enum GuestMessage {
     /// The agent has started.
     Hello(Hello),

@@ -56,7 +56,7 @@ const KEPT: Duration = Duration::from_secs(7 * 86400);
 
 /// The packages that this host lacks to build a kernel, sorted.
 pub(crate) fn missing() -> Vec<String> {
-    let programs = PROGRAMS.iter().filter(|(program, _)| Tool::find(*program).is_err());
+    let programs = PROGRAMS.iter().filter(|(program, _)| Tool::find(program).is_err());
     let libraries = LIBRARIES.iter().filter(|(header, _)| !Path::new(HEADERS).join(header).exists());
     let packages: BTreeSet<&str> = programs.chain(libraries).map(|(_, package)| *package).collect();
     packages.into_iter().map(str::to_owned).collect()

@@ -241,7 +241,7 @@ async fn a_restored_guest_is_known_by_its_nonce_and_has_to_renew() {
         said("of the checkpoint", "of another restore"),
         said("made up", "nonce"),
     ] {
-        assert_eq!(fixture.talk(&[wrong.clone()]).await[0]["type"], "refused", "{wrong}");
+        assert_eq!(fixture.talk(std::slice::from_ref(&wrong)).await[0]["type"], "refused", "{wrong}");
         assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
     }
     let first = said("of the checkpoint", "nonce");

@@ -193,11 +193,8 @@ fn an_unread_stream_stops_no_other() {
     let mut bench = Bench::new();
     let (mut stuffed, _unread) = bench.connect(STREAM_PORT);
     let mut written = 0;
-    loop {
-        match stuffed.write(&[7; 50_000]) {
-            Ok(count) => written += count,
-            Err(_) => break,
-        }
+    while let Ok(count) = stuffed.write(&[7; 50_000]) {
+        written += count;
         bench.turn();
     }
     assert!(written < 3_000_000, "{written} bytes wait somewhere");
