@@ -92,8 +92,16 @@ async fn vms_of_before_have_no_network_and_policies_are_kept() {
     {
         let mut db = Connection::open(&path).unwrap();
         migrations().to_version(&mut db, 7).unwrap();
-        vms::insert(&db, &vm("old", 3)).unwrap();
-        db.execute("UPDATE vms SET spec = json_set(spec, '$.network', 'none')", []).unwrap();
+        // Today's row, without the columns that came later.
+        let newest = directory.path().join("newest.db");
+        let mut now = Connection::open(&newest).unwrap();
+        migrations().to_latest(&mut now).unwrap();
+        vms::insert(&now, &vm("old", 3)).unwrap();
+        db.execute("ATTACH ?1 AS newest", [newest.to_str().unwrap()]).unwrap();
+        let sql = "SELECT group_concat(name) FROM pragma_table_info('vms', 'main')";
+        let columns: String = db.query_row(sql, [], |row| row.get(0)).unwrap();
+        db.execute(&format!("INSERT INTO vms ({columns}) SELECT {columns} FROM newest.vms"), []).unwrap();
+        db.execute("UPDATE main.vms SET spec = json_set(spec, '$.network', 'none')", []).unwrap();
     }
     let store = Store::open(&path).unwrap();
     assert_eq!(store.read(vms::all).await.unwrap()[0].spec.network, NetworkPolicy::default());
