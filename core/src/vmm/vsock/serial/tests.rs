@@ -8,13 +8,13 @@ use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A guest's agent, with QEMU's ends of the ports in place of its own.
 /// Lets time pass: the two ends of the ports are turned by hand, and what must not happen has no condition to wait for.
 #[expect(clippy::disallowed_methods, reason = "between two turns of an end that is turned by hand")]
 fn wait(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// A guest's agent, with QEMU's ends of the ports in place of its own.
 struct Guest {
     device: Device<Pairs>,
     control: UnixStream,
