@@ -38,6 +38,8 @@ const SOON_S: u32 = 2;
 const POLL_MS: u64 = 1000;
 /// How a cancelled command is ended: with all that it started.
 const KILL: &str = "KILL";
+/// The latest start of a command in an id, in milliseconds since 1970: the end of the year 9999.
+const STARTED_MAX: i64 = 253_402_300_799_999;
 /// What makes a command one that its caller deals with by itself, or that the result of a task would not suit.
 const NO_TASK: [&str; 3] = ["stdin_open", "lossless", "encoding"];
 
@@ -59,11 +61,17 @@ impl FromStr for Id {
         };
         match (second, third) {
             (None, None) => first.parse().map(Self::Op).map_err(drop),
-            (Some(vm), Some(started)) => Ok(Self::Command {
-                command: first.parse().map_err(drop)?,
-                vm: vm.parse().map_err(drop)?,
-                started: Timestamp::from_millis(started.parse().map_err(drop)?),
-            }),
+            (Some(vm), Some(started)) => {
+                let started = started.parse().map_err(drop)?;
+                if !(0..=STARTED_MAX).contains(&started) {
+                    return Err(());
+                }
+                Ok(Self::Command {
+                    command: first.parse().map_err(drop)?,
+                    vm: vm.parse().map_err(drop)?,
+                    started: Timestamp::from_millis(started),
+                })
+            }
             _ => Err(()),
         }
     }
@@ -349,8 +357,11 @@ mod tests {
         let command: Id = text.parse().unwrap();
         assert!(matches!(command, Id::Command { started, .. } if started.as_millis() == 1_700_000_000_123));
         assert_eq!(command.to_string(), text);
+        let [too_late, too_early] = [i64::MAX, -1].map(|time| format!("{OP}.bbbbbbbbbbbbi.{time}"));
         for other in
             ["", ".", "x", "bbbbbbbbbbbbe.", "bbbbbbbbbbbbe.bbbbbbbbbbbbi", "a.b.c", &format!("{text}.1")]
+                .into_iter()
+                .chain([too_late.as_str(), too_early.as_str()])
         {
             assert!(other.parse::<Id>().is_err(), "{other}");
         }

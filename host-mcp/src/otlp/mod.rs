@@ -100,10 +100,21 @@ pub(crate) async fn send(collector: Collector, queue: Queue, counters: &Counters
     queue.close();
     let until = Instant::now() + LAST;
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 && Instant::now() < until {
-        if post(&collector, &mut batch, counters).await.is_err() {
-            break;
+        let count = batch.len() as u64;
+        match timeout_at(until, post(&collector, &mut batch, counters)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => break,
+            Err(_) => {
+                counters.spans_lost.add_many(count);
+                break;
+            }
         }
     }
+    let mut left = batch.len() as u64;
+    while queue.try_recv().is_ok() {
+        left += 1;
+    }
+    counters.spans_lost.add_many(left);
 }
 
 /// Sends a batch and empties it.

@@ -35,7 +35,8 @@ impl Looked {
 
 /// Returns a process; `None` if it has ended, or is hidden from this user.
 fn look(pid: u32) -> Option<Looked> {
-    parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // A process may give itself a name that is not UTF-8.
+    parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
 fn parse(stat: &str) -> Option<Looked> {
@@ -124,6 +125,23 @@ mod tests {
             }
         };
         assert!(is_below_shim(104, host));
+    }
+
+    #[test]
+    fn a_process_whose_name_is_no_text_is_seen() {
+        let script = r"printf '\377' >/proc/$$/comm; echo; read -r end";
+        let mut named = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(named.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let seen = look(named.id());
+        drop(named.stdin.take());
+        named.wait().unwrap();
+        assert_eq!(seen.map(|seen| seen.parent), Some(std::process::id()));
     }
 
     #[test]
