@@ -94,7 +94,7 @@ pub(crate) struct RollbackArgs {
 /// What is forked, and how often.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
-    /// The VM to fork as it is now: its name or id
+    /// The VM to fork as it is now; with --checkpoint, the VM whose checkpoint it is. One of both is needed
     #[arg(required_unless_present = "checkpoint")]
     vm: Option<Reference<VmKind>>,
     /// The name of a new VM; can be given several times [default: generated]
