@@ -7,7 +7,7 @@ use nexus_schema::id::VmId;
 use nexus_schema::network::NetworkPolicy;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::checkpoint::{FORKS_MAX, RestoreOutput, VmForkParams};
-use nexus_schema::{ErrorCode, Name, TimeSpan, ToolError};
+use nexus_schema::{ErrorCode, Name, Reference, TimeSpan, ToolError};
 
 use super::checkpoint::Given;
 use super::openings::openings;
@@ -49,7 +49,10 @@ impl Nexus {
                     return Err(ToolError::internal(format!("checkpoint {} has no manifest", row.id)));
                 };
                 let base = manifest.spec.network.clone();
-                let network = network(&ctx.caller, &base, &params)?;
+                // A checkpoint may be of a time when its VM was allowed more than it is now.
+                let parent = self.shared.vms.of_daemon(&Reference::Id(row.vm));
+                let now = parent.map(|parent| parent.view.borrow().record.spec.network.clone());
+                let network = network(&ctx.caller, &base, &now.unwrap_or_default(), &params)?;
                 checkpoint::same_card(manifest, network.mode)?;
                 (Source::Checkpoint(Box::new(row)), network)
             }
@@ -57,7 +60,8 @@ impl Nexus {
                 let record = handle.view.borrow().record.clone();
                 policy::checkpointable(&record)?;
                 policy::checkpoint(record.name.as_str(), record.state)?;
-                let network = network(&ctx.caller, &record.spec.network, &params)?;
+                let now = &record.spec.network;
+                let network = network(&ctx.caller, now, now, &params)?;
                 let wanted = self.shared.wanted(&ctx.caller, Given::As("fork"), Some(KEPT))?;
                 (Source::Vm(handle, Box::new(wanted)), network)
             }
@@ -128,11 +132,18 @@ fn children(count: Option<u32>, names: &[Name]) -> Result<Vec<Child>, ToolError>
         .collect()
 }
 
-/// What the VMs may reach: as their parent, but for what the caller asks for.
-fn network(caller: &Caller, base: &NetworkPolicy, params: &VmForkParams) -> Result<NetworkPolicy, ToolError> {
-    let Some(asked) = &params.network else { return Ok(base.clone()) };
-    let after = egress::merge(base, asked).map_err(ToolError::invalid)?;
-    let opened = openings(base, &after);
+/// What the VMs may reach: as at the checkpoint, but for what the caller asks for. What that opens beside `now` needs a scope.
+fn network(
+    caller: &Caller,
+    base: &NetworkPolicy,
+    now: &NetworkPolicy,
+    params: &VmForkParams,
+) -> Result<NetworkPolicy, ToolError> {
+    let after = match &params.network {
+        Some(asked) => egress::merge(base, asked).map_err(ToolError::invalid)?,
+        None => base.clone(),
+    };
+    let opened = openings(now, &after);
     if opened.is_empty() || caller.has(Scope::Network) {
         return Ok(after);
     }

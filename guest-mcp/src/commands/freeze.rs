@@ -22,9 +22,19 @@ const DEPTH_MAX: usize = 16;
 pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
     // The first command may start while the others stand still.
     std::fs::create_dir_all(OURS)?;
-    let groups = groups(init);
-    for group in &groups {
-        std::fs::write(group.join("cgroup.freeze"), "1")?;
+    let mut groups = groups(init);
+    let mut error = None;
+    groups.retain(|group| match std::fs::write(group.join("cgroup.freeze"), "1") {
+        Ok(()) => true,
+        // It ended meanwhile.
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound => false,
+        Err(other) => {
+            error = Some(other);
+            false
+        }
+    });
+    if let Some(error) = error {
+        return Err(error);
     }
     let deadline = Instant::now() + FREEZE_MAX;
     loop {

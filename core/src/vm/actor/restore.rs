@@ -6,7 +6,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use nexus_schema::id::{BootId, DriveId};
 use nexus_schema::link::{Configure, Resume, ResumeKind};
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ByteSize, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::Actor;
 use crate::context::{RestoreFrom, drive_error};
@@ -55,6 +55,13 @@ impl Actor {
         let name = self.record.name.clone();
         self.same_boot(from.if_boot)?;
         policy::restore(name.as_str(), self.record.state)?;
+        // They were compared before; one may have been detached since, and be another VM's now.
+        let has_them = from.drives.iter().all(|(id, ..)| self.drives.iter().any(|drive| drive.id == *id));
+        if !has_them {
+            let message = format!("{name} has other drives than at the checkpoint");
+            return Err(ToolError::new(ErrorCode::Changed, message)
+                .hint("attach the drives that it had, in their order"));
+        }
         let staged = self.stage_drives(from).await?;
         if self.boot.is_some() {
             from.progress.step("ending the VMM");

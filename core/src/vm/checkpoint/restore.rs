@@ -429,7 +429,10 @@ pub(crate) async fn undo_forks(shared: &Shared, op: OpId) -> Result<(), ToolErro
     let forks = shared.store.read(move |db| checkpoints::forks_of(db, op)).await.map_err(store_error)?;
     for vm in forks {
         let Ok(handle) = shared.vms.of_daemon(&Reference::Id(vm)) else { continue };
-        delete(&handle).await?;
+        // One that cannot be deleted, because it was protected meanwhile, keeps no daemon from starting.
+        if let Err(error) = delete(&handle).await {
+            tracing::error!(%vm, %error, "cannot remove a vm of a fork that did not end; delete it with vm_delete");
+        }
     }
     Ok(())
 }
