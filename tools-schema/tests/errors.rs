@@ -1,9 +1,10 @@
 //! The page of errors: what docs/errors.md says of each code is what the code says.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+mod page;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use nexus_schema::advice::Advice;
 use nexus_schema::error::{ErrorClass, ErrorCode};
@@ -119,21 +120,9 @@ fn page() -> String {
     page
 }
 
-/// As with the snapshots of tools, `INSTA_UPDATE=always` writes the page anew.
 #[test]
 fn the_page_of_errors_is_what_the_code_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors.md");
-    let page = page();
-    if std::env::var("INSTA_UPDATE").is_ok_and(|word| word == "always") {
-        std::fs::write(&path, &page).unwrap();
-    }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = page.lines().zip(written.lines()).find(|(now, then)| now != then);
-    assert!(
-        page == written,
-        "docs/errors.md is not what the code says; write it anew: INSTA_UPDATE=always cargo test --workspace --test errors\n\
-         the first line that differs: {differs:?}"
-    );
+    page::check("errors.md", "errors", &page());
 }
 
 #[test]

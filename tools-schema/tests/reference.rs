@@ -1,8 +1,9 @@
 //! The page of tools: what docs/tools.md says of each tool is what the code says, and each example is a call that the tool takes.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+mod page;
+
 use std::fmt::Write as _;
-use std::path::Path;
 
 use nexus_schema::access::scope_of;
 use nexus_schema::tool::{Effect, GUEST_PREFIX, ToolInfo, VM_ARGUMENT};
@@ -203,21 +204,9 @@ fn page() -> String {
     page
 }
 
-/// As with the snapshots of tools, `INSTA_UPDATE=always` writes the page anew.
 #[test]
 fn the_page_of_tools_is_what_the_code_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tools.md");
-    let page = page();
-    if std::env::var("INSTA_UPDATE").is_ok_and(|word| word == "always") {
-        std::fs::write(&path, &page).unwrap();
-    }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = page.lines().zip(written.lines()).find(|(now, then)| now != then);
-    assert!(
-        page == written,
-        "docs/tools.md is not what the code says; write it anew: INSTA_UPDATE=always cargo test --workspace --test reference\n\
-         the first line that differs: {differs:?}"
-    );
+    page::check("tools.md", "reference", &page());
 }
 
 #[test]

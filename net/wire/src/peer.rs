@@ -76,7 +76,7 @@ fn is_below_shim(pid: u32, look: impl Fn(u32) -> Option<Looked>) -> bool {
 mod tests {
     use std::cell::Cell;
     use std::io::{BufRead as _, BufReader};
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
@@ -127,17 +127,22 @@ mod tests {
         assert!(is_below_shim(104, host));
     }
 
-    #[test]
-    fn a_process_whose_name_is_no_text_is_seen() {
-        let script = r"printf '\377' >/proc/$$/comm; echo; read -r end";
-        let mut named = Command::new("/bin/sh")
+    /// Starts a script, and returns with its first line of output.
+    fn shell(script: &str) -> (Child, String) {
+        let mut child = Command::new("/bin/sh")
             .args(["-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(named.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (child, line)
+    }
+
+    #[test]
+    fn a_process_whose_name_is_no_text_is_seen() {
+        let (mut named, _) = shell(r"printf '\377' >/proc/$$/comm; echo; read -r end");
         let seen = look(named.id());
         drop(named.stdin.take());
         named.wait().unwrap();
@@ -147,15 +152,8 @@ mod tests {
     #[test]
     fn real_processes_are_told_apart() {
         assert!(!is_of_vmm(std::process::id()) && !is_of_vm(std::process::id()));
-        let script = "printf nexus-shim >/proc/$$/comm; sleep 1000 & echo $!; read -r end; kill $!";
-        let mut shim = Command::new("/bin/sh")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(shim.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (mut shim, line) =
+            shell("printf nexus-shim >/proc/$$/comm; sleep 1000 & echo $!; read -r end; kill $!");
         let vmm: u32 = line.trim().parse().unwrap();
         let told = [vmm, shim.id()].map(|pid| (is_of_vmm(pid), is_of_vm(pid)));
         drop(shim.stdin.take());

@@ -78,12 +78,7 @@ pub(crate) async fn run(fetcher: &Fetcher, job: &Job, progress: &Progress) -> Re
     let provider = &job.provider;
     let mut last = None;
     for mirror in provider.mirrors() {
-        let mut values = provider.values(mirror).map_err(|problem| provider.failed(problem))?;
-        if let Some(version) = &job.version {
-            values = with_version(values, version);
-        }
-        values.extend(job.given.clone());
-        let plan = provider.plan(&values).map_err(|problem| provider.failed(problem))?;
+        let plan = plan_at(job, mirror)?;
         match attempt(fetcher, job, &plan, progress).await {
             Ok(made) => return Ok(made),
             Err(error) => {
@@ -99,6 +94,17 @@ pub(crate) async fn run(fetcher: &Fetcher, job: &Job, progress: &Progress) -> Re
         }
     }
     Err(last.unwrap_or_else(|| provider.failed(ProviderProblem::NoVersion(job.version.clone()))))
+}
+
+/// The plan of a job at one of its provider's mirrors.
+fn plan_at(job: &Job, mirror: &str) -> Result<Plan, AssetError> {
+    let provider = &job.provider;
+    let mut values = provider.values(mirror).map_err(|problem| provider.failed(problem))?;
+    if let Some(version) = &job.version {
+        values = with_version(values, version);
+    }
+    values.extend(job.given.clone());
+    provider.plan(&values).map_err(|problem| provider.failed(problem))
 }
 
 /// What is known of a version before it is downloaded: its address, its digest, and what vouches for it.
@@ -117,11 +123,7 @@ pub(crate) async fn known(fetcher: &Fetcher, job: &Job, progress: &Progress) -> 
     let provider = &job.provider;
     let mut last = None;
     for mirror in provider.mirrors() {
-        let mut values = provider.values(mirror).map_err(|problem| provider.failed(problem))?;
-        if let Some(version) = &job.version {
-            values = with_version(values, version);
-        }
-        let plan = provider.plan(&values).map_err(|problem| provider.failed(problem))?;
+        let plan = plan_at(job, mirror)?;
         let Source::Download(url) = &plan.source else {
             return Err(provider.failed(ProviderProblem::NoVersion(job.version.clone())));
         };
