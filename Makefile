@@ -17,7 +17,7 @@ USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 MAN := $(DESTDIR)$(PREFIX)/share/man
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -63,6 +63,10 @@ test: setup-test ## every test, those with real virtual machines included
 
 e2e: setup-test ## only the tests with real virtual machines
 	@.ci/test e2e
+
+# COUNT=N runs each N times.
+stress: setup-test ## run the quick tests ten times, to find those that fail now and then
+	@.ci/test stress
 
 # KERNEL=NAME is the name of the asset. Not part of `make test`.
 kernel: ## build the fast microVM kernel from the distribution's source by nexusctl, ten processor minutes, and import it
