@@ -10,7 +10,7 @@ use nexus_schema::{ErrorCode, Name};
 
 use super::*;
 use crate::store::checkpoints;
-use crate::store::drives::DriveRecord;
+use crate::store::drives::{self, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::leases;
 
@@ -141,6 +141,8 @@ fn assets_and_images_are_as_they_were(db: &Connection, version: u32) {
     let root = &drives["v1-root"];
     assert!(root.ready && root.is_root() && !root.read_only);
     assert_eq!(root.made_for.map(|id| id.as_i64()), Some(1), "it is deleted with its VM");
+    // Of drives from before nobody knows whether a guest wrote to them.
+    assert!(drives::may_hold_data(db, root.id).unwrap());
     let images: BTreeMap<String, ImageRecord> =
         images::all(db).unwrap().into_iter().map(|image| (image.name.to_string(), image)).collect();
     let debian = &images["debian"];
@@ -230,6 +232,10 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         assert_eq!((manifest.checkpoint, manifest.host.tsc_khz), (clean.id, Some(2_400_000)));
         assert!(checkpoints::is_current(db, clean.id, VmId::from_i64(1).unwrap()).unwrap());
         assert_eq!(checkpoints::drives_of(db, clean.id).unwrap()[0].size, ByteSize::gib(8));
+    }
+    if version >= 16 {
+        let unused = drives::get(db, &"unused".parse().unwrap()).unwrap().unwrap();
+        assert!(!drives::may_hold_data(db, unused.id).unwrap());
     }
 }
 
