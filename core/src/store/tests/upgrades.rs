@@ -288,6 +288,26 @@ fn without_a_copy_nothing_is_migrated() {
     assert!(directory.path().join("nexus.db.before-v1").exists());
 }
 
+/// Without room for SQLite's shared memory, one connection has the database alone.
+#[test]
+fn one_connection_alone_takes_up_an_earlier_version_or_refuses_it() {
+    let (directory, path) = written_by(1);
+    let in_the_way = directory.path().join("nexus.db.before-part");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let error = connect_alone(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Backup { .. }), "{error}");
+    assert_eq!(version_of(&path), 1);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let alone = connect_alone(&path).unwrap();
+    assert_eq!(number(&alone, "PRAGMA user_version"), i64::from(SCHEMA_VERSION));
+    the_first_vm_is_whole(&alone);
+    drop(alone);
+    assert!(directory.path().join(format!("nexus.db.before-v{SCHEMA_VERSION}")).exists());
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    let error = connect_alone(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { .. }), "{error}");
+}
+
 #[test]
 fn a_newer_database_is_refused_with_what_to_do_and_left_alone() {
     let (directory, store) = open();
