@@ -56,7 +56,7 @@ pub mod link {
 pub mod host {
     pub use crate::os::random::{same_secret, token as random_token};
     pub use crate::os::{busy_poll, failpoint, memory, shares, socket, users};
-    pub use nexus_net_wire::peer;
+    pub use crate::vmm::is_of_vm;
     pub use nexus_wire::{duplex, frames, lines, rpc};
 }
 
