@@ -9,9 +9,11 @@
 //! one is a call of the tool that says the same, authorised and recorded like any other. So a task lives as long as what it stands for, and those
 //! of others do not exist.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use nexus_schema::error::{ERROR_META, RESULT_META, VM_META};
 use nexus_schema::id::{CommandId, OpId, VmId};
@@ -38,13 +40,17 @@ const SOON_S: u32 = 2;
 const POLL_MS: u64 = 1000;
 /// How a cancelled command is ended: with all that it started.
 const KILL: &str = "KILL";
+/// For how long a command's VM may be asked in vain until its task has failed.
+const SILENT_MAX: Duration = Duration::from_mins(15);
+/// How many commands are known whose VMs cannot be asked.
+const SILENCES_MAX: usize = 1024;
 /// The latest start of a command in an id, in milliseconds since 1970: the end of the year 9999.
 const STARTED_MAX: i64 = 253_402_300_799_999;
 /// What makes a command one that its caller deals with by itself, or that the result of a task would not suit.
 const NO_TASK: [&str; 3] = ["stdin_open", "lossless", "encoding"];
 
 /// What a task stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Id {
     Op(OpId),
     Command { command: CommandId, vm: VmId, started: Timestamp },
@@ -167,9 +173,15 @@ pub(crate) async fn get(
     let detailed = match id {
         Id::Op(op) => get_operation(server, op, context).await?,
         Id::Command { vm, command, started } => {
+            let silences = server.client().host().silences();
             let arguments = json!({ "id": command });
             let result = call_in(server, vm, CommandOutput::NAME, arguments, context).await?;
-            let (payload, message) = of_output(text, result)?;
+            let (payload, message) = match of_output(text, result)? {
+                Said::Of(payload) if !silences.ends(id) => (payload, None),
+                Said::Of(_) => given_up("its VM could not be asked"),
+                Said::Nothing(why) if silences.lasts(id, Instant::now()) => given_up(&why),
+                Said::Nothing(why) => (TaskPayload::Working, Some(why)),
+            };
             DetailedTask::new(task(id, payload.status(), started, now(), message), payload)
         }
     };
@@ -211,22 +223,80 @@ async fn get_operation(
     Ok(DetailedTask::new(task(id, payload.status(), started, updated, of_progress(&facts)), payload))
 }
 
-/// The state of a command's task in the result of `command_output`, and what to say of it.
-fn of_output(text: &str, result: CallToolResult) -> Result<(TaskPayload, Option<String>), ErrorData> {
+/// Commands whose VMs cannot be asked about them: since when, and whether their tasks have failed for that. A task that has failed stays so, and its
+/// command is still the tools'.
+#[derive(Debug, Default)]
+pub(crate) struct Silences(Mutex<HashMap<Id, Silence>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    since: Instant,
+    is_given_up: bool,
+}
+
+impl Silences {
+    /// Notes that a VM could not be asked; whether that has been so for too long.
+    fn lasts(&self, id: Id, now: Instant) -> bool {
+        let mut silences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if silences.len() >= SILENCES_MAX && !silences.contains_key(&id) {
+            let oldest = silences.iter().min_by_key(|(_, silence)| silence.since).map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                silences.remove(&oldest);
+            }
+        }
+        let silence = silences.entry(id).or_insert(Silence { since: now, is_given_up: false });
+        silence.is_given_up |= now.duration_since(silence.since) >= SILENT_MAX;
+        silence.is_given_up
+    }
+
+    /// Notes that a VM has answered; whether the task had failed before.
+    fn ends(&self, id: Id) -> bool {
+        let mut silences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if silences.get(&id).is_some_and(|silence| silence.is_given_up) {
+            return true;
+        }
+        silences.remove(&id);
+        false
+    }
+}
+
+/// A task that has failed because its VM cannot be asked.
+fn given_up(why: &str) -> (TaskPayload, Option<String>) {
+    let message = format!(
+        "{why}; after {} min the task has failed, but the command may go on: guest_command_output tells once its VM answers",
+        SILENT_MAX.as_secs() / 60
+    );
+    let mut error = JsonObject::new();
+    error.insert("code".into(), rmcp::model::ErrorCode::INTERNAL_ERROR.0.into());
+    error.insert("message".into(), message.clone().into());
+    (TaskPayload::Failed { error }, Some(message))
+}
+
+/// What `command_output` says of a command's task.
+#[derive(Debug)]
+enum Said {
+    /// Its state.
+    Of(TaskPayload),
+    /// Nothing: its VM cannot be asked now, for this reason, and has the command all the same.
+    Nothing(String),
+}
+
+/// The state of a command's task in the result of `command_output`.
+fn of_output(text: &str, result: CallToolResult) -> Result<Said, ErrorData> {
     if let Some(error) = error_of(&result) {
         if is_missing(error.code) {
             return Err(refused(text, &error));
         }
-        // A guest that cannot be asked now has its command all the same.
-        if error.retryable {
-            return Ok((TaskPayload::Working, Some(error.to_string())));
+        let is_over = error.code == ErrorCode::VmGone;
+        if (error.retryable && !is_over) || error.code == ErrorCode::VmPaused {
+            return Ok(Said::Nothing(error.to_string().replace('\n', "; ")));
         }
-        return Ok((TaskPayload::Completed { result: object(&result)? }, None));
+        return Ok(Said::Of(TaskPayload::Completed { result: object(&result)? }));
     }
     let state = result.meta.as_ref().and_then(|meta| meta.get(RESULT_META)?.get("state")?.as_str());
     match state {
-        Some("running") => Ok((TaskPayload::Working, None)),
-        _ => Ok((TaskPayload::Completed { result: object(&result)? }, None)),
+        Some("running") => Ok(Said::Of(TaskPayload::Working)),
+        _ => Ok(Said::Of(TaskPayload::Completed { result: object(&result)? })),
     }
 }
 
@@ -411,10 +481,41 @@ mod tests {
     #[test]
     fn a_guest_that_cannot_be_asked_now_has_its_command_all_the_same() {
         let failed = |code| error_result(&ToolError::new(code, "x"));
-        let of = |code| of_output("t", failed(code)).map(|(payload, _)| payload.status());
-        assert_eq!(of(ErrorCode::GuestUnreachable).unwrap(), TaskStatus::Working);
-        assert_eq!(of(ErrorCode::VmNotRunning).unwrap(), TaskStatus::Completed);
+        let of = |code| {
+            of_output("t", failed(code)).map(|said| match said {
+                Said::Of(payload) => Some(payload.status()),
+                Said::Nothing(_) => None,
+            })
+        };
+        for code in [ErrorCode::GuestUnreachable, ErrorCode::VmPaused, ErrorCode::DiskFull] {
+            assert_eq!(of(code).unwrap(), None, "{code}");
+        }
+        for code in [ErrorCode::VmNotRunning, ErrorCode::VmGone] {
+            assert_eq!(of(code).unwrap(), Some(TaskStatus::Completed), "{code}");
+        }
         let gone = of(ErrorCode::CommandNotFound).unwrap_err();
         assert_eq!((gone.code.0, &*gone.message), (-32602, "there is no task t"));
+    }
+
+    #[test]
+    fn a_task_whose_vm_cannot_be_asked_for_long_has_failed_for_good() {
+        let (silences, begun) = (Silences::default(), Instant::now());
+        let [first, second]: [Id; 2] = [1, 2].map(|at| format!("{OP}.bbbbbbbbbbbbi.{at}").parse().unwrap());
+        assert!(!silences.lasts(first, begun));
+        assert!(!silences.lasts(first, begun + SILENT_MAX / 2));
+        assert!(!silences.ends(first), "it answered in time");
+        assert!(!silences.lasts(first, begun + SILENT_MAX), "anew");
+        assert!(!silences.lasts(second, begun + SILENT_MAX));
+        assert!(silences.lasts(first, begun + SILENT_MAX * 2));
+        assert!(silences.ends(first) && silences.lasts(first, begun + SILENT_MAX * 2), "it stays failed");
+        assert!(!silences.ends(second));
+        let (payload, message) = given_up("web-1 is paused");
+        let TaskPayload::Failed { error } = payload else { panic!("{payload:?}") };
+        assert_eq!((&error["code"], error["message"].as_str()), (&json!(-32603), message.as_deref()));
+        // Others do not take more memory than so many.
+        for at in 0..=SILENCES_MAX {
+            silences.lasts(format!("{OP}.bbbbbbbbbbbbe.{at}").parse().unwrap(), begun + SILENT_MAX * 3);
+        }
+        assert_eq!(silences.0.lock().unwrap().len(), SILENCES_MAX);
     }
 }
