@@ -9,11 +9,11 @@
 //! one is a call of the tool that says the same, authorised and recorded like any other. So a task lives as long as what it stands for, and those
 //! of others do not exist.
 
-use std::collections::HashMap;
+mod silence;
+
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use nexus_schema::error::{ERROR_META, RESULT_META, VM_META};
 use nexus_schema::id::{CommandId, OpId, VmId};
@@ -34,16 +34,15 @@ use crate::notes::describe;
 use crate::server::Server;
 use crate::tools::error_result;
 
+pub(crate) use silence::Silences;
+use silence::given_up;
+
 /// How long a call that may become a task is waited for first, in seconds.
 const SOON_S: u32 = 2;
 /// How often a client should ask about a task, in milliseconds.
 const POLL_MS: u64 = 1000;
 /// How a cancelled command is ended: with all that it started.
 const KILL: &str = "KILL";
-/// For how long a command's VM may be asked in vain until its task has failed.
-const SILENT_MAX: Duration = Duration::from_mins(15);
-/// How many commands are known whose VMs cannot be asked.
-const SILENCES_MAX: usize = 1024;
 /// The latest start of a command in an id, in milliseconds since 1970: the end of the year 9999.
 const STARTED_MAX: i64 = 253_402_300_799_999;
 /// What makes a command one that its caller deals with by itself, or that the result of a task would not suit.
@@ -221,55 +220,6 @@ async fn get_operation(
     };
     let updated = ended.filter(|_| payload.status().is_terminal()).unwrap_or_else(now);
     Ok(DetailedTask::new(task(id, payload.status(), started, updated, of_progress(&facts)), payload))
-}
-
-/// Commands whose VMs cannot be asked about them: since when, and whether their tasks have failed for that. A task that has failed stays so, and its
-/// command is still the tools'.
-#[derive(Debug, Default)]
-pub(crate) struct Silences(Mutex<HashMap<Id, Silence>>);
-
-#[derive(Debug, Clone, Copy)]
-struct Silence {
-    since: Instant,
-    is_given_up: bool,
-}
-
-impl Silences {
-    /// Notes that a VM could not be asked; whether that has been so for too long.
-    fn lasts(&self, id: Id, now: Instant) -> bool {
-        let mut silences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if silences.len() >= SILENCES_MAX && !silences.contains_key(&id) {
-            let oldest = silences.iter().min_by_key(|(_, silence)| silence.since).map(|(id, _)| *id);
-            if let Some(oldest) = oldest {
-                silences.remove(&oldest);
-            }
-        }
-        let silence = silences.entry(id).or_insert(Silence { since: now, is_given_up: false });
-        silence.is_given_up |= now.duration_since(silence.since) >= SILENT_MAX;
-        silence.is_given_up
-    }
-
-    /// Notes that a VM has answered; whether the task had failed before.
-    fn ends(&self, id: Id) -> bool {
-        let mut silences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if silences.get(&id).is_some_and(|silence| silence.is_given_up) {
-            return true;
-        }
-        silences.remove(&id);
-        false
-    }
-}
-
-/// A task that has failed because its VM cannot be asked.
-fn given_up(why: &str) -> (TaskPayload, Option<String>) {
-    let message = format!(
-        "{why}; after {} min the task has failed, but the command may go on: guest_command_output tells once its VM answers",
-        SILENT_MAX.as_secs() / 60
-    );
-    let mut error = JsonObject::new();
-    error.insert("code".into(), rmcp::model::ErrorCode::INTERNAL_ERROR.0.into());
-    error.insert("message".into(), message.clone().into());
-    (TaskPayload::Failed { error }, Some(message))
 }
 
 /// What `command_output` says of a command's task.
@@ -495,27 +445,5 @@ mod tests {
         }
         let gone = of(ErrorCode::CommandNotFound).unwrap_err();
         assert_eq!((gone.code.0, &*gone.message), (-32602, "there is no task t"));
-    }
-
-    #[test]
-    fn a_task_whose_vm_cannot_be_asked_for_long_has_failed_for_good() {
-        let (silences, begun) = (Silences::default(), Instant::now());
-        let [first, second]: [Id; 2] = [1, 2].map(|at| format!("{OP}.bbbbbbbbbbbbi.{at}").parse().unwrap());
-        assert!(!silences.lasts(first, begun));
-        assert!(!silences.lasts(first, begun + SILENT_MAX / 2));
-        assert!(!silences.ends(first), "it answered in time");
-        assert!(!silences.lasts(first, begun + SILENT_MAX), "anew");
-        assert!(!silences.lasts(second, begun + SILENT_MAX));
-        assert!(silences.lasts(first, begun + SILENT_MAX * 2));
-        assert!(silences.ends(first) && silences.lasts(first, begun + SILENT_MAX * 2), "it stays failed");
-        assert!(!silences.ends(second));
-        let (payload, message) = given_up("web-1 is paused");
-        let TaskPayload::Failed { error } = payload else { panic!("{payload:?}") };
-        assert_eq!((&error["code"], error["message"].as_str()), (&json!(-32603), message.as_deref()));
-        // Others do not take more memory than so many.
-        for at in 0..=SILENCES_MAX {
-            silences.lasts(format!("{OP}.bbbbbbbbbbbbe.{at}").parse().unwrap(), begun + SILENT_MAX * 3);
-        }
-        assert_eq!(silences.0.lock().unwrap().len(), SILENCES_MAX);
     }
 }
