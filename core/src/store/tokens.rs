@@ -99,8 +99,8 @@ pub struct Usage {
     pub vcpus: u64,
     /// Their memory, in bytes.
     pub memory: u64,
-    /// Their drives and those of their own, their checkpoints, images as far as they occupy the disk, and by how much drives of others were grown, in
-    /// bytes. A VM whose root drive is not made yet counts with the size that it asks for.
+    /// Their drives and those of their own, their checkpoints, images as far as they occupy the disk, root filesystems that they are made from, and by how
+    /// much drives of others were grown, in bytes. A VM whose root drive is not made yet counts with the size that it asks for.
     pub disk: u64,
 }
 
@@ -150,7 +150,15 @@ pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result
              WHERE owner IN (SELECT value FROM json_each(?1)) AND name NOT IN (SELECT value FROM json_each(?2))",
         )?
         .query_row(params![Json(owners), Json(BUILT_IN)], |row| row.unsigned("n"))?;
-    let disk = [vms.disk, drives, grown, checkpoints, images].into_iter().fold(0, u64::saturating_add);
+    // Kernels and VMMs are for the VMs of all callers.
+    let rootfs = db
+        .prepare_cached(
+            "SELECT coalesce(sum(size_bytes), 0) AS n FROM assets
+             WHERE kind = 'rootfs' AND owner IN (SELECT value FROM json_each(?1))",
+        )?
+        .query_row([Json(owners)], |row| row.unsigned("n"))?;
+    let disk =
+        [vms.disk, drives, grown, checkpoints, images, rootfs].into_iter().fold(0, u64::saturating_add);
     Ok(Usage { disk, ..vms })
 }
 
