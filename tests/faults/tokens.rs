@@ -366,7 +366,7 @@ fn images_made_at_once_do_not_exceed_a_quota() {
     let copy = owner.to_the_end("image_create", json!({ "from": "image:small", "name": "copy" }), SOON);
     let used = copy["used_bytes"].as_u64().expect("a size");
     let scopes = json!(["read", "lifecycle", "images"]);
-    let quota = json!({ "disk": 3 * used + used / 2 });
+    let quota = json!({ "disk": format!("{}B", 3 * used + used / 2) });
     let (secret, _) = token(&mut owner, json!({ "scopes": scopes, "tools": "all", "quota": quota }));
     let make = |client: &mut Client, name: String| {
         let started =
