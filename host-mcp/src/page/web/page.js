@@ -71,7 +71,14 @@ async function open(secret, failed) {
   };
   const nav = el("nav", { "aria-label": "Views" },
     router.link("", { "data-view": "vms" }, "Machines"), client.offers("audit_list") && router.link("audit", { "data-view": "audit" }, "Audit log"));
-  const out = el("button", { type: "button", class: "quiet", onclick: () => { router.go(""); logOut(secret); login(); } }, "Log out");
+  const out = el("button", {
+    type: "button", class: "quiet", onclick: () => {
+      // The shells are hung up first: that needs the login.
+      terminals.endAll(true).then(() => logOut(secret));
+      router.go("");
+      login();
+    },
+  }, "Log out");
   root.replaceChildren(
     el("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, "Skip to the details"),
     el("header", { class: "top" }, el("span", { class: "brand" }, "Nexus"), nav, shell.status, out), shell.banner, el("main", {}, shell.element));
