@@ -54,9 +54,9 @@ pub mod link {
 
 /// What a server on this host needs of the operating system.
 pub mod host {
-    pub use crate::os::random::same_secret;
+    pub use crate::os::random::{same_secret, token as random_token};
     pub use crate::os::{busy_poll, failpoint, memory, shares, socket, users};
-    pub use nexus_net_wire::peer;
+    pub use crate::vmm::is_of_vm;
     pub use nexus_wire::{duplex, frames, lines, rpc};
 }
 

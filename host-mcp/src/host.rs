@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::otlp::{self, Collector, Exporter};
+use crate::tasks::Silences;
 use crate::tools::{Registry, Toolset};
 
 /// The maximum number of requests that listen for changes, of all clients together.
@@ -56,6 +57,7 @@ struct Inner {
     listeners: Semaphore,
     listeners_of_each: Shares<Arc<str>>,
     exporter: OnceLock<Exporter>,
+    silences: Silences,
 }
 
 impl std::fmt::Debug for Host {
@@ -77,9 +79,18 @@ impl Host {
         let listeners = Semaphore::new(LISTENERS_MAX);
         let listeners_of_each = Shares::new(LISTENERS_OF_EACH);
         let under_way = TaskTracker::new();
-        let exporter = OnceLock::new();
-        let inner =
-            Inner { nexus, guests, registry, counters, under_way, listeners, listeners_of_each, exporter };
+        let (exporter, silences) = (OnceLock::new(), Silences::default());
+        let inner = Inner {
+            nexus,
+            guests,
+            registry,
+            counters,
+            under_way,
+            listeners,
+            listeners_of_each,
+            exporter,
+            silences,
+        };
         Self(Arc::new(inner))
     }
 
@@ -120,6 +131,11 @@ impl Host {
     pub(crate) fn listener(&self, caller: &Caller) -> Option<(SemaphorePermit<'_>, Share<Arc<str>>)> {
         let share = self.0.listeners_of_each.take(caller.root_owner())?;
         Some((self.0.listeners.try_acquire().ok()?, share))
+    }
+
+    /// Commands whose VMs cannot be asked about their tasks.
+    pub(crate) fn silences(&self) -> &Silences {
+        &self.0.silences
     }
 
     /// The counters.

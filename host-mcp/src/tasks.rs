@@ -9,9 +9,11 @@
 //! one is a call of the tool that says the same, authorised and recorded like any other. So a task lives as long as what it stands for, and those
 //! of others do not exist.
 
+mod silence;
+
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nexus_schema::error::{ERROR_META, RESULT_META, VM_META};
 use nexus_schema::id::{CommandId, OpId, VmId};
@@ -32,6 +34,9 @@ use crate::notes::describe;
 use crate::server::Server;
 use crate::tools::error_result;
 
+pub(crate) use silence::Silences;
+use silence::given_up;
+
 /// How long a call that may become a task is waited for first, in seconds.
 const SOON_S: u32 = 2;
 /// How often a client should ask about a task, in milliseconds.
@@ -44,7 +49,7 @@ const STARTED_MAX: i64 = 253_402_300_799_999;
 const NO_TASK: [&str; 3] = ["stdin_open", "lossless", "encoding"];
 
 /// What a task stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Id {
     Op(OpId),
     Command { command: CommandId, vm: VmId, started: Timestamp },
@@ -167,9 +172,15 @@ pub(crate) async fn get(
     let detailed = match id {
         Id::Op(op) => get_operation(server, op, context).await?,
         Id::Command { vm, command, started } => {
+            let silences = server.client().host().silences();
             let arguments = json!({ "id": command });
             let result = call_in(server, vm, CommandOutput::NAME, arguments, context).await?;
-            let (payload, message) = of_output(text, result)?;
+            let (payload, message) = match of_output(text, result)? {
+                Said::Of(payload) if !silences.ends(id) => (payload, None),
+                Said::Of(_) => given_up("its VM could not be asked"),
+                Said::Nothing(why) if silences.lasts(id, Instant::now()) => given_up(&why),
+                Said::Nothing(why) => (TaskPayload::Working, Some(why)),
+            };
             DetailedTask::new(task(id, payload.status(), started, now(), message), payload)
         }
     };
@@ -211,22 +222,31 @@ async fn get_operation(
     Ok(DetailedTask::new(task(id, payload.status(), started, updated, of_progress(&facts)), payload))
 }
 
-/// The state of a command's task in the result of `command_output`, and what to say of it.
-fn of_output(text: &str, result: CallToolResult) -> Result<(TaskPayload, Option<String>), ErrorData> {
+/// What `command_output` says of a command's task.
+#[derive(Debug)]
+enum Said {
+    /// Its state.
+    Of(TaskPayload),
+    /// Nothing: its VM cannot be asked now, for this reason, and has the command all the same.
+    Nothing(String),
+}
+
+/// The state of a command's task in the result of `command_output`.
+fn of_output(text: &str, result: CallToolResult) -> Result<Said, ErrorData> {
     if let Some(error) = error_of(&result) {
         if is_missing(error.code) {
             return Err(refused(text, &error));
         }
-        // A guest that cannot be asked now has its command all the same.
-        if error.retryable {
-            return Ok((TaskPayload::Working, Some(error.to_string())));
+        let is_over = error.code == ErrorCode::VmGone;
+        if (error.retryable && !is_over) || error.code == ErrorCode::VmPaused {
+            return Ok(Said::Nothing(error.to_string().replace('\n', "; ")));
         }
-        return Ok((TaskPayload::Completed { result: object(&result)? }, None));
+        return Ok(Said::Of(TaskPayload::Completed { result: object(&result)? }));
     }
     let state = result.meta.as_ref().and_then(|meta| meta.get(RESULT_META)?.get("state")?.as_str());
     match state {
-        Some("running") => Ok((TaskPayload::Working, None)),
-        _ => Ok((TaskPayload::Completed { result: object(&result)? }, None)),
+        Some("running") => Ok(Said::Of(TaskPayload::Working)),
+        _ => Ok(Said::Of(TaskPayload::Completed { result: object(&result)? })),
     }
 }
 
@@ -411,9 +431,18 @@ mod tests {
     #[test]
     fn a_guest_that_cannot_be_asked_now_has_its_command_all_the_same() {
         let failed = |code| error_result(&ToolError::new(code, "x"));
-        let of = |code| of_output("t", failed(code)).map(|(payload, _)| payload.status());
-        assert_eq!(of(ErrorCode::GuestUnreachable).unwrap(), TaskStatus::Working);
-        assert_eq!(of(ErrorCode::VmNotRunning).unwrap(), TaskStatus::Completed);
+        let of = |code| {
+            of_output("t", failed(code)).map(|said| match said {
+                Said::Of(payload) => Some(payload.status()),
+                Said::Nothing(_) => None,
+            })
+        };
+        for code in [ErrorCode::GuestUnreachable, ErrorCode::VmPaused, ErrorCode::DiskFull] {
+            assert_eq!(of(code).unwrap(), None, "{code}");
+        }
+        for code in [ErrorCode::VmNotRunning, ErrorCode::VmGone] {
+            assert_eq!(of(code).unwrap(), Some(TaskStatus::Completed), "{code}");
+        }
         let gone = of(ErrorCode::CommandNotFound).unwrap_err();
         assert_eq!((gone.code.0, &*gone.message), (-32602, "there is no task t"));
     }

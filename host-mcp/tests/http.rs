@@ -300,6 +300,45 @@ async fn a_browser_gets_the_page_without_a_token_and_nothing_else() {
     assert_eq!(rig.http().await.send("GET", "/", &[], &Value::Null).await.status(), 404, "no browser there");
 }
 
+/// What an open page holds is worth nothing to whoever takes the port after the daemon has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_logs_in_for_a_secret_of_this_daemon_alone() {
+    fn given<'a>(host: &'a str, secret: &'a str) -> Vec<(&'a str, &'a str)> {
+        vec![("host", host), ("authorization", secret)]
+    }
+    let (rig, none) = (Rig::start().await, Value::Null);
+    let (address, _) = on_loopback(&rig).await;
+    let mut http = Http::new(TcpStream::connect(address).await.unwrap()).await;
+    let (host, token) = (address.to_string(), format!("Bearer {}", "t".repeat(64)));
+    let wrong = http.send("POST", "/login", &given(&host, "Bearer wrong"), &none).await;
+    assert_eq!(wrong.status(), 401);
+    let answer = http.send("POST", "/login", &given(&host, &token), &none).await;
+    assert_eq!(answer.status(), 200);
+    let said: Value = serde_json::from_str(answer.body()).unwrap();
+    let secret = format!("Bearer {}", said["session"].as_str().unwrap());
+    assert!(!secret.contains("tttt"), "the token is in it");
+    // It has the rights of the token, and makes no other login.
+    let metrics = http.send("GET", "/metrics", &given(&host, &secret), &none).await;
+    assert_eq!(metrics.status(), 200);
+    http.initialize("/mcp", &given(&host, &secret)).await;
+    for (method, given) in [("POST", given(&host, &secret)), ("DELETE", given(&host, &token))] {
+        assert_eq!(http.send(method, "/login", &given, &none).await.status(), 405, "{method}");
+    }
+    // Another daemon with the same token does not know it, nor does the Unix socket.
+    let other = Rig::start().await;
+    let (elsewhere, _) = on_loopback(&other).await;
+    let mut there = Http::new(TcpStream::connect(elsewhere).await.unwrap()).await;
+    let elsewhere = elsewhere.to_string();
+    let known = there.send("GET", "/metrics", &given(&elsewhere, &token), &none).await;
+    let unknown = there.send("GET", "/metrics", &given(&elsewhere, &secret), &none).await;
+    assert_eq!((known.status().as_u16(), unknown.status().as_u16()), (200, 401));
+    let mut socket = rig.http().await;
+    assert_eq!(socket.send("GET", "/metrics", &given("localhost", &secret), &none).await.status(), 401);
+    assert_eq!(socket.send("POST", "/login", &[], &none).await.status(), 404);
+    assert_eq!(http.send("DELETE", "/login", &given(&host, &secret), &none).await.status(), 200);
+    assert_eq!(http.send("GET", "/metrics", &given(&host, &secret), &none).await.status(), 401);
+}
+
 async fn on_loopback(rig: &Rig) -> (std::net::SocketAddr, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,6 +1,7 @@
 //! What cannot be undone needs a confirmation of exactly what would be done: by the user where the client can ask, else by a token that
 //! the second call brings.
 
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use nexus_tests::client::{Client, Failure};
@@ -209,6 +210,37 @@ fn a_client_that_can_asks_its_user() {
     assert!(code == Some(4) && error.contains("--yes") && error.contains("made by token:"), "{error}");
     let (code, error) = nexusctl(&["rm", "c", "--yes"]);
     assert_eq!(code, Some(0), "{error}");
+}
+
+#[test]
+fn a_guest_cannot_make_its_drive_look_unused() {
+    let world = World::new();
+    let mut owner = Client::connect_at(&world.daemon.socket(), "/mcp?tools=all").expect("the owner");
+    let mut arguments = world.arguments("web");
+    arguments["start"] = false.into();
+    owner.must("vm_create", arguments);
+    owner.must("drive_create", json!({ "name": "data", "size": "16MiB", "wait_s": 45 }));
+    owner.must("drive_attach", json!({ "drive": "data", "vm": "web", "mount": "/data" }));
+    owner.must("drive_create", json!({ "name": "before", "from": "drive:data", "wait_s": 45 }));
+    owner.must("vm_start", json!({ "vm": "web", "wait_s": 45 }));
+    owner.must("vm_stop", json!({ "vm": "web", "force": true, "wait_s": 45 }));
+    let data = owner.must("drive_detach", json!({ "drive": "data" }));
+    // As it can write to its disk, the guest can say that it never mounted it.
+    let disk = std::fs::OpenOptions::new().write(true).open(data["path"].as_str().expect("a path"));
+    disk.and_then(|disk| disk.write_all_at(&[0; 4], 1024 + 0x2c))
+        .expect("the time of the last mount is cleared");
+    owner.must("drive_create", json!({ "name": "after", "from": "drive:data", "wait_s": 45 }));
+    owner.must("drive_create", json!({ "name": "unused", "size": "16MiB", "wait_s": 45 }));
+    for drive in ["data", "after"] {
+        let asked = refused(&mut owner, "drive_delete", json!({ "drive": drive }));
+        assert!(asked.text.contains("may hold data of a VM"), "{}", asked.text);
+        owner.must("drive_inspect", json!({ "drive": drive }));
+        owner.must("drive_delete", json!({ "drive": drive, "confirm": token_of(&asked) }));
+    }
+    for drive in ["before", "unused"] {
+        owner.must("drive_delete", json!({ "drive": drive }));
+    }
+    world.assert_in_order();
 }
 
 fn post(world: &World, body: &str) -> String {

@@ -151,6 +151,27 @@ fn a_cancelled_task_ends_what_it_stands_for() {
 }
 
 #[test]
+fn the_task_of_a_paused_vm_says_so_and_goes_on_with_it() {
+    let world = World::new();
+    let mut client = work(&world);
+    world.create(&mut world.client(), "web");
+    let go = world.path("go");
+    let line = format!("until [ -e {} ]; do sleep 0.05; done; echo done", go.display());
+    let made = call(&mut client, "guest_run_command", &json!({ "vm": "web", "command": line }));
+    let id = made["taskId"].clone();
+    world.client().must("vm_pause", json!({ "vm": "web" }));
+    let task = ask(&mut client, "tasks/get", &id).expect("a task");
+    assert_eq!(task["status"], "working", "{task}");
+    let said = task["statusMessage"].as_str().expect("a message");
+    assert!(said.contains("web is paused") && said.contains("vm_resume"), "{said}");
+    std::fs::write(go, "").expect("the command ends once it goes on");
+    world.client().must("vm_resume", json!({ "vm": "web" }));
+    let task = ended(&mut client, &id);
+    assert_eq!(task["status"], "completed", "{task}");
+    assert!(task["result"]["content"].to_string().contains("done"), "{task}");
+}
+
+#[test]
 fn a_failed_operation_is_a_failed_result() {
     let world = World::hostile(&[]);
     let mut client = work(&world);

@@ -11,7 +11,7 @@ use nexus_tests::daemon::program;
 use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
-use crate::world::{World, refused};
+use crate::world::{SOON, World, refused};
 
 /// Makes a token; returns its secret and its id.
 #[track_caller]
@@ -356,6 +356,64 @@ fn creates_at_once_do_not_exceed_a_quota() {
     assert_eq!(grow("193MiB"), Err("quota_exceeded".to_owned()));
     owner.must_confirmed("vm_delete", json!({ "vm": "first" }));
     client.must("drive_create", json!({ "name": "own", "size": "64MiB", "wait_s": 45 }));
+}
+
+#[test]
+fn images_made_at_once_do_not_exceed_a_quota() {
+    let world = World::new();
+    let mut owner = all_tools(&world);
+    owner.to_the_end("image_create", json!({ "from": world.from, "name": "small" }), SOON);
+    let copy = owner.to_the_end("image_create", json!({ "from": "image:small", "name": "copy" }), SOON);
+    let used = copy["used_bytes"].as_u64().expect("a size");
+    let scopes = json!(["read", "lifecycle", "images"]);
+    let quota = json!({ "disk": format!("{}B", 3 * used + used / 2) });
+    let (secret, _) = token(&mut owner, json!({ "scopes": scopes, "tools": "all", "quota": quota }));
+    let make = |client: &mut Client, name: String| {
+        let started =
+            client.call("image_create", json!({ "from": "image:small", "name": name, "wait_s": 0 }))?;
+        let op = started["op_id"].clone();
+        client.call("op_get", json!({ "op_id": op, "wait_s": 45 })).map(|op| op["error"]["code"].clone())
+    };
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let attempt = |number: usize| {
+            let mut client = with(&world, &secret);
+            match make(&mut client, format!("q-{number}")) {
+                Ok(code) => code,
+                Err(failure) => json!(failure.code),
+            }
+        };
+        let threads: Vec<_> = (0..20).map(|number| scope.spawn(move || attempt(number))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let denied = outcomes.iter().filter(|code| **code == "quota_exceeded").count();
+    let made = outcomes.iter().filter(|code| code.is_null()).count();
+    assert_eq!((made, denied), (3, 17), "{outcomes:?}");
+    let mut client = with(&world, &secret);
+    let own: Vec<Value> = crate::builds::installed(&mut client)
+        .into_iter()
+        .filter(|image| image["name"].as_str().is_some_and(|name| name.starts_with("q-")))
+        .collect();
+    assert_eq!(own.len(), 3, "{own:?}");
+    // They count with drives, and for a token that this one makes.
+    let failure = refused(&mut client, "drive_create", json!({ "size": "64MiB" }));
+    assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
+    let (secret, _) = token(&mut client, json!({ "scopes": scopes }));
+    let mut sub = with(&world, &secret);
+    let code = make(&mut sub, "of-sub".to_owned()).expect("an outcome");
+    assert_eq!(code, "quota_exceeded");
+    // So does what a build makes. What is deleted is free again.
+    sub.must("template_create", json!({ "name": "web", "source": "image:small" }));
+    let build = |client: &mut Client| {
+        let started = client.must("build_start", json!({ "template": "web", "no_cache": true, "wait_s": 0 }));
+        client.must("op_get", json!({ "op_id": started["op_id"], "wait_s": 45 }))
+    };
+    let failed = build(&mut sub);
+    assert_eq!(failed["error"]["code"], "quota_exceeded", "{failed}");
+    for image in &own {
+        client.must("image_delete", json!({ "image": image["name"] }));
+    }
+    assert_eq!(build(&mut sub)["state"], "succeeded");
+    world.assert_in_order();
 }
 
 #[test]

@@ -59,7 +59,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "vmm",
         ],
     ),
-    ("provision", &["asset", "config", "image", "op", "os", "progress", "store", "vmm"]),
+    ("provision", &["access", "asset", "config", "image", "op", "os", "progress", "store", "vmm"]),
     ("op", &["access", "event", "progress", "store"]),
     ("asset", &["config", "image", "os", "progress"]),
     ("image", &["config", "drive", "ext4", "os", "progress"]),

@@ -122,7 +122,7 @@ fn page() -> String {
 
 #[test]
 fn the_page_of_errors_is_what_the_code_says() {
-    page::check("errors.md", "errors", &page());
+    page::check("errors.md", "--test errors", &page());
 }
 
 #[test]

@@ -206,7 +206,7 @@ fn page() -> String {
 
 #[test]
 fn the_page_of_tools_is_what_the_code_says() {
-    page::check("tools.md", "reference", &page());
+    page::check("tools.md", "--test reference", &page());
 }
 
 #[test]

@@ -23,6 +23,12 @@ impl Lineage {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(token, parent);
     }
 
+    /// A token and those above it, the nearest first.
+    pub(super) fn upwards(&self, token: TokenId) -> Vec<TokenId> {
+        let parents = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        std::iter::successors(Some(token), |token| parents.get(token).copied().flatten()).collect()
+    }
+
     /// Whether a token is another one, or was made with it.
     pub(super) fn is_of(&self, token: TokenId, ancestor: TokenId) -> bool {
         let parents = self.0.read().unwrap_or_else(PoisonError::into_inner);

@@ -202,13 +202,16 @@ impl Tokens {
         ended.iter().for_each(|grant| grant.ended.cancel());
     }
 
-    /// The quotas that what an owner makes counts for; none if its token does not work. Work that goes on after its token keeps those
-    /// that it began with.
+    /// The quotas that what an owner makes counts for. If its token does not work any more, these are the quotas of the nearest one above it that does.
+    /// Work that goes on after its token keeps those that it began with.
     pub(crate) fn charges(&self, owner: &str) -> Vec<Charge> {
         let Some(id) = owner.strip_prefix(OWNER_PREFIX).and_then(|id| id.parse::<TokenId>().ok()) else {
             return Vec::new();
         };
-        let grant = self.working.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).cloned();
+        let grant = {
+            let working = self.working.read().unwrap_or_else(PoisonError::into_inner);
+            self.lineage.upwards(id).iter().find_map(|id| working.by_id.get(id).cloned())
+        };
         let chain = grant.iter().flat_map(|grant| grant.chain());
         let limited = chain.filter(|grant| !grant.record.rights.quota.is_none());
         limited
@@ -355,6 +358,17 @@ impl Charge {
         Err(StoreError::QuotaExceeded { what })
     }
 
+    /// Whether the quota of disk has anything left, for something whose size is known only when it is made: that is [`Charge::check_held`].
+    pub(crate) fn check_room(&self, db: &Connection) -> Result<(), StoreError> {
+        let Some(limit) = self.quota.disk else { return Ok(()) };
+        let used = ByteSize::bytes(tokens::usage(db, &self.owners(), None)?.disk);
+        if used < limit {
+            return Ok(());
+        }
+        let what = format!("disk: the token {} may have {limit}, and has {used} already", self.name);
+        Err(StoreError::QuotaExceeded { what })
+    }
+
     /// The owners whose things count, with those of tokens that were made meanwhile.
     fn owners(&self) -> Vec<String> {
         self.lineage.family(self.token).iter().map(|id| format!("{OWNER_PREFIX}{id}")).collect()
@@ -419,6 +433,10 @@ mod tests {
         assert!(child.has(Scope::Lifecycle) && !child.has(Scope::Images));
         assert!(parent.made(&child.owner) && !child.made(&parent.owner));
         assert_eq!(tokens.charges(&child.owner).len(), 2);
+        // Without it, what it makes still counts for the one that made it.
+        tokens.end(&[record.id]);
+        let names: Vec<_> = tokens.charges(&child.owner).into_iter().map(|charge| charge.token).collect();
+        assert_eq!(names, [parent.grant().unwrap().record.id]);
     }
 
     #[tokio::test]

@@ -265,15 +265,6 @@ impl Drives {
         })
     }
 
-    /// Whether a drive may hold data of a guest. One that cannot be read may; one that is incomplete has nothing to lose.
-    pub async fn may_hold_data(&self, drive: &Path) -> bool {
-        if self.problem(drive).await.is_some() {
-            return false;
-        }
-        let disk = drive.join(DISK);
-        blocking(move || Ok(ext4::may_be_written(&disk)?)).await.unwrap_or(true)
-    }
-
     /// Makes a drive with an empty disk.
     pub async fn create_empty(&self, drive: &Path, size: ByteSize) -> Result<PathBuf, DriveError> {
         let (backend, drive) = (self.backend.clone(), drive.to_owned());

@@ -13,7 +13,6 @@ mod write;
 pub use error::Ext4Error;
 pub(crate) use features::check_features;
 pub(crate) use grow::{grow, grow_now, label};
-pub(crate) use superblock::may_be_written;
 pub(crate) use tools::{Tools, quote};
 pub(crate) use write::{
     Attributes, Body, Child, Content, ContentReader, LINKS_MAX, Made, Node, NodeId, Options, Purpose, ROOT,

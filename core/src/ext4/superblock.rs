@@ -27,11 +27,6 @@ const SPARSE_SUPER: u32 = 0x1;
 const BIGALLOC: u32 = 0x200;
 const METADATA_CHECKSUMS: u32 = 0x400;
 
-/// Whether a guest may have written to a disk: its filesystem was mounted, or is not ext4.
-pub(crate) fn may_be_written(disk: &Path) -> Result<bool, Ext4Error> {
-    Ok(Superblock::read(disk)?.is_none_or(|block| block.was_mounted()))
-}
-
 pub(super) struct Superblock {
     bytes: [u8; 1024],
 }

@@ -256,7 +256,11 @@ impl Nexus {
                 "drive_detach it first, or vm_delete the VM",
             ));
         }
-        let may_hold_data = shared.drives.may_hold_data(&shared.paths.drive(drive.id)).await;
+        let id = drive.id;
+        let is_used =
+            shared.store.read(move |db| drives::may_hold_data(db, id)).await.map_err(store_error)?;
+        // One that is incomplete has nothing to lose.
+        let may_hold_data = is_used && shared.drives.problem(&shared.paths.drive(id)).await.is_none();
         let deed = deletion(&ctx.caller, &drive, may_hold_data);
         shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         shared.forget_drive(drive.id).await?;

@@ -197,6 +197,7 @@ impl Nexus {
                 config.apt_root.clone(),
                 config.assets.clone(),
                 Keychain::new(config.docker_config.clone(), config.docker_environment.clone()),
+                tokens.clone(),
             ),
             ops,
             vms: Registry::default(),

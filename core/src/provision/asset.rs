@@ -197,7 +197,15 @@ impl Provision {
             installed_at: now(),
         };
         let row = record.clone();
-        self.store.write(move |tx| assets::insert(tx, &row)).await.map_err(store_error)?;
+        let charges = match wanted.kind {
+            AssetKind::Rootfs => self.tokens.charges(owner),
+            AssetKind::Kernel | AssetKind::Vmm => Vec::new(),
+        };
+        let noted = self.store.write(move |tx| {
+            assets::insert(tx, &row)?;
+            charges.iter().try_for_each(|charge| charge.check_held(tx))
+        });
+        noted.await.map_err(store_error)?;
         failpoint::reach("asset-noted");
         Ok(record)
     }

@@ -10,6 +10,7 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::oci::{self, Argument, Saved};
 use super::{Provision, blocking, file_argument, hex_sha256, slug};
+use crate::access::Charge;
 use crate::image::oci::{Remote, Resolved};
 use crate::image::{self, Additions, ImageError, Limits, Source};
 use crate::op::{described, store_error};
@@ -283,9 +284,11 @@ impl Provision {
             owner: owner.into(),
             created_at: now(),
         };
-        let (row, build) = (record.clone(), recipe.build);
+        let charges = self.charges_of_image(&name, owner);
+        let (row, build, charged) = (record.clone(), recipe.build, charges.clone());
         self.store
             .write(move |tx| -> Result<(), StoreError> {
+                charged.iter().try_for_each(|charge| charge.check_room(tx))?;
                 images::insert(tx, &row)?;
                 match build {
                     Some(build) => builds::set_image(tx, build, row.id),
@@ -298,7 +301,7 @@ impl Provision {
         let scratch = self.scratch.claim(id);
         let directory = scratch.path();
         let built = tokio::select! {
-            built = self.make_files(&record, recipe, &directory, progress) => built,
+            built = self.make_files(&record, recipe, charges, &directory, progress) => built,
             () = progress.cancelled() => {
                 Err(ToolError::new(ErrorCode::Cancelled, format!("making image {name} was cancelled")))
             }
@@ -320,6 +323,7 @@ impl Provision {
         &self,
         record: &ImageRecord,
         recipe: Recipe,
+        charges: Vec<Charge>,
         scratch: &Path,
         progress: &Progress,
     ) -> Result<ImageRecord, ToolError> {
@@ -382,7 +386,12 @@ impl Provision {
             ..record.clone()
         };
         let row = whole.clone();
-        self.store.write(move |tx| images::set_ready(tx, &row)).await.map_err(store_error)?;
+        let held = self.store.write(move |tx| {
+            // Only now it is known how large it is.
+            images::set_ready(tx, &row)?;
+            charges.iter().try_for_each(|charge| charge.check_held(tx))
+        });
+        held.await.map_err(store_error)?;
         failpoint::reach("image-ready");
         tracing::info!(image = %whole.name, source = whole.source, "image made");
         Ok(whole)

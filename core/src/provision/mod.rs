@@ -23,10 +23,12 @@ mod wanted;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nexus_schema::tools::image::BUILT_IN;
 use nexus_schema::{ErrorCode, Name, ToolError};
 use sha2::{Digest, Sha256};
 
 use self::in_flight::{InFlight, Turn};
+use crate::access::{Charge, Tokens};
 use crate::config::AssetConfig;
 use crate::image::oci::{Access, Keychain};
 use crate::op::Ops;
@@ -62,6 +64,8 @@ pub(crate) struct Provision {
     versions_cache: wanted::VersionCache,
     /// How to access registries.
     registries: Access,
+    /// Whose quotas what is made counts for.
+    tokens: Tokens,
     /// Looks at paths that callers name.
     looks: Looks,
     in_flight: InFlight,
@@ -75,6 +79,7 @@ impl Provision {
         apt_root: PathBuf,
         assets: AssetConfig,
         keychain: Keychain,
+        tokens: Tokens,
     ) -> Self {
         let (assets, versions_cache) = (Arc::new(assets), wanted::VersionCache::default());
         let scratch = Scratch::new(paths.scratch());
@@ -89,6 +94,7 @@ impl Provision {
             assets,
             versions_cache,
             registries,
+            tokens,
             looks: Looks::default(),
             in_flight,
         }
@@ -97,6 +103,11 @@ impl Provision {
     /// The scratch directories of work in progress.
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// The quotas that an image of this name and owner counts for. The built-in ones are for all callers and count for nobody.
+    fn charges_of_image(&self, name: &Name, owner: &str) -> Vec<Charge> {
+        if BUILT_IN.contains(&name.as_str()) { Vec::new() } else { self.tokens.charges(owner) }
     }
 
     /// Waits until nobody else is making the thing called `what`, and shows the progress; later callers then find it made.

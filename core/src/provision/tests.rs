@@ -54,8 +54,15 @@ impl Scene {
         }
         let store = Store::open(&paths.database()).unwrap();
         let ops = Ops::new(store.clone(), crate::event::Events::new());
-        let provision =
-            Provision::new(store, ops, paths, dir.path().join("no-apt"), assets, Keychain::default());
+        let provision = Provision::new(
+            store,
+            ops,
+            paths,
+            dir.path().join("no-apt"),
+            assets,
+            Keychain::default(),
+            Tokens::default(),
+        );
         provision.sync_providers().await.unwrap();
         Self { server, dir, provision, progress: Progress::default() }
     }
@@ -520,6 +527,7 @@ async fn the_token_goes_where_the_shipped_or_configured_rows_send_it() {
         "/".into(),
         AssetConfig::default(),
         Keychain::default(),
+        Tokens::default(),
     );
     assert!(bare.may_have_token(&provider(json!({}))));
 }

@@ -78,8 +78,8 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DriveRecord> {
 /// Adds a drive whose file is being made.
 pub fn insert(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO drives (id, image_id, name, state, size_bytes, read_only, owner, created_at, parent_id, made_for)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO drives (id, image_id, name, state, size_bytes, read_only, owner, created_at, parent_id, made_for, may_hold_data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0)",
         params![
             drive.id.as_i64(),
             drive.image_id.map(|id| id.as_i64()),
@@ -97,11 +97,13 @@ pub fn insert(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Records that a drive's file is complete, and what it was made from.
+/// Records that a drive's file is complete, and what it was made from. A copy of a drive holds what that holds.
 pub fn made(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     let size = super::columns::signed(drive.size.as_bytes());
     tx.execute(
-        "UPDATE drives SET state = 'ready', image_id = ?2, parent_id = ?3, size_bytes = ?4 WHERE id = ?1",
+        "UPDATE drives SET state = 'ready', image_id = ?2, parent_id = ?3, size_bytes = ?4, may_hold_data = may_hold_data OR
+            ?3 IS NOT NULL AND coalesce((SELECT may_hold_data FROM drives AS parent WHERE parent.id = ?3), 1)
+         WHERE id = ?1",
         params![
             drive.id.as_i64(),
             drive.image_id.map(|id| id.as_i64()),
@@ -132,6 +134,26 @@ pub fn detach(tx: &Connection, drive: DriveId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM vm_drives WHERE drive_id = ?1", [drive.as_i64()])?;
     tx.execute("UPDATE drives SET made_for = NULL WHERE id = ?1", [drive.as_i64()])?;
     Ok(())
+}
+
+/// Notes that a guest may write to the drives of a VM from now on.
+pub(super) fn note_start(tx: &Connection, vm: VmId) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "UPDATE drives SET may_hold_data = 1 WHERE NOT may_hold_data AND NOT read_only
+         AND id IN (SELECT drive_id FROM vm_drives WHERE vm_id = ?1)",
+    )?
+    .execute([vm.as_i64()])?;
+    Ok(())
+}
+
+/// Whether a guest may have written to a drive, by what the daemon did with it: a guest can make its filesystem look unused.
+pub fn may_hold_data(db: &Connection, drive: DriveId) -> Result<bool, StoreError> {
+    let found = db
+        .query_row("SELECT may_hold_data FROM drives WHERE id = ?1", [drive.as_i64()], |row| {
+            row.get("may_hold_data")
+        })
+        .optional()?;
+    Ok(found.unwrap_or(false))
 }
 
 /// Stores a drive's size.

@@ -35,7 +35,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 13;
+pub const SCHEMA_VERSION: u32 = 16;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -52,6 +52,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0012.sql")),
         M::up(include_str!("migrations/0013.sql")),
         M::up(include_str!("migrations/0014.sql")),
+        M::up(include_str!("migrations/0017.sql")),
     ])
 }
 
@@ -207,17 +208,7 @@ impl Store {
     }
 
     fn open_two(path: &Path) -> Result<Self, StoreError> {
-        let mut writer = connect(path)?;
-        let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if found > SCHEMA_VERSION {
-            return Err(StoreError::Newer { path: path.into(), found });
-        }
-        if (1..SCHEMA_VERSION).contains(&found) {
-            backup::write(&writer, path, SCHEMA_VERSION)?;
-        }
-        migrations()
-            .to_latest(&mut writer)
-            .map_err(|source| StoreError::Migrate { path: path.into(), source })?;
+        let writer = taken_up(connect(path)?, path)?;
         let reader = connect(path)?;
         reader.pragma_update(None, "query_only", true)?;
         Ok(Self { writer: Arc::new(Mutex::new(writer)), reader: Arc::new(Mutex::new(reader)) })
@@ -319,11 +310,21 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
 fn connect_alone(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "locking_mode", "exclusive")?;
-    let connection = configured(connection)?;
+    taken_up(configured(connection)?, path)
+}
+
+/// Migrates a database of an earlier version, after a copy of it was written; refuses one of a later version. Without room for either it is unchanged.
+fn taken_up(mut connection: Connection, path: &Path) -> Result<Connection, StoreError> {
     let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     if found > SCHEMA_VERSION {
         return Err(StoreError::Newer { path: path.into(), found });
     }
+    if (1..SCHEMA_VERSION).contains(&found) {
+        backup::write(&connection, path, SCHEMA_VERSION)?;
+    }
+    migrations()
+        .to_latest(&mut connection)
+        .map_err(|source| StoreError::Migrate { path: path.into(), source })?;
     Ok(connection)
 }
 

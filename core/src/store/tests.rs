@@ -2,6 +2,8 @@ mod checkpoints;
 mod health;
 mod leases;
 mod upgrades;
+mod usage;
+mod used_drives;
 
 use std::collections::BTreeMap;
 

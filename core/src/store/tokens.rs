@@ -1,6 +1,7 @@
-//! Access tokens, and what the VMs of their owners take.
+//! Access tokens, and what their owners' VMs, drives and images take.
 
 use nexus_schema::id::{TokenId, VmId};
+use nexus_schema::tools::image::BUILT_IN;
 use nexus_schema::tools::token::Rights;
 use nexus_schema::{ByteSize, Name, Timestamp};
 use rusqlite::{Connection, Row, params};
@@ -89,7 +90,7 @@ pub fn revoke(tx: &Connection, ids: &[TokenId], at: Timestamp) -> Result<(), Sto
     Ok(())
 }
 
-/// What the VMs and drives of some owners take together.
+/// What VMs, drives, checkpoints and images of some owners take together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// VMs.
@@ -98,12 +99,12 @@ pub struct Usage {
     pub vcpus: u64,
     /// Their memory, in bytes.
     pub memory: u64,
-    /// Their drives and those of their own, their checkpoints, and by how much drives of others were grown, in bytes. A VM whose root drive is not made yet
-    /// counts with the size that it asks for.
+    /// Their drives and those of their own, their checkpoints, images as far as they occupy the disk, root filesystems that they are made from, and by how
+    /// much drives of others were grown, in bytes. A VM whose root drive is not made yet counts with the size that it asks for.
     pub disk: u64,
 }
 
-/// What the VMs and drives of these owners take, without those of the VM `except`.
+/// What these owners' things take, without those of the VM `except`. The built-in images are for all callers and count for nobody.
 pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result<Usage, StoreError> {
     let except = except.map(|id| id.as_i64());
     let vms = db
@@ -143,7 +144,21 @@ pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result
              WHERE owner IN (SELECT value FROM json_each(?1))",
         )?
         .query_row([Json(owners)], |row| row.unsigned("n"))?;
-    let disk = [vms.disk, drives, grown, checkpoints].into_iter().fold(0, u64::saturating_add);
+    let images = db
+        .prepare_cached(
+            "SELECT coalesce(sum(used_bytes), 0) AS n FROM images
+             WHERE owner IN (SELECT value FROM json_each(?1)) AND name NOT IN (SELECT value FROM json_each(?2))",
+        )?
+        .query_row(params![Json(owners), Json(BUILT_IN)], |row| row.unsigned("n"))?;
+    // Kernels and VMMs are for the VMs of all callers.
+    let rootfs = db
+        .prepare_cached(
+            "SELECT coalesce(sum(size_bytes), 0) AS n FROM assets
+             WHERE kind = 'rootfs' AND owner IN (SELECT value FROM json_each(?1))",
+        )?
+        .query_row([Json(owners)], |row| row.unsigned("n"))?;
+    let disk =
+        [vms.disk, drives, grown, checkpoints, images, rootfs].into_iter().fold(0, u64::saturating_add);
     Ok(Usage { disk, ..vms })
 }
 

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::columns::{Json, RowExt, Text};
-use super::{StoreError, name_taken};
+use super::{StoreError, drives, name_taken};
 
 /// The request that created a VM, with all defaults filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -269,7 +269,7 @@ pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Updates everything of a VM that can change, if its stored generation is still `expected`.
+/// Updates everything of a VM that can change, if its stored generation is still `expected`. One that may run may write to its drives.
 pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), StoreError> {
     let changed = tx
         .prepare_cached(
@@ -307,7 +307,10 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             vm.lineage.checkpoint.map(|id| id.as_i64()),
         ])
         .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
-    if changed == 1 { Ok(()) } else { Err(StoreError::Changed { what: format!("vm {}", vm.name) }) }
+    if changed != 1 {
+        return Err(StoreError::Changed { what: format!("vm {}", vm.name) });
+    }
+    if vm.state.may_run() { drives::note_start(tx, vm.id) } else { Ok(()) }
 }
 
 /// Removes a VM; its history stays.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::control::{Reply, Request, ShimIdentity, Stall, Status, VmmError};
+use super::known;
 use super::shim::{self, Holder};
 use super::shim_client::{Inner, ShimClient, gone, next_reply};
 use super::wire;
@@ -155,6 +156,7 @@ impl ShimClient {
         else {
             return Ok(None);
         };
+        known::meet(identity);
         let vmm = match &status {
             Some(status) => ProcessHandle::open_identified(status.vmm.pid, status.vmm_start_time),
             None => only_child(identity.pid),

@@ -1,6 +1,6 @@
 //! Starting of processes: shims, VMMs under them, and short queries such as `--version` of a VMM's binary.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -176,9 +176,12 @@ pub(crate) fn become_shim() {
     let _ = rustix::thread::set_name(nexus_net_wire::peer::SHIM);
 }
 
+/// The name of a shim whose guest is an ordinary process of the host.
+pub(super) const NAME_WITHOUT_VMM: &CStr = c"nexus-shim-proc";
+
 /// Gives this shim another name: its guest is an ordinary process of the host, and may do what those do.
 pub(crate) fn be_no_parent_of_vmms() {
-    let _ = rustix::thread::set_name(c"nexus-shim-proc");
+    let _ = rustix::thread::set_name(NAME_WITHOUT_VMM);
 }
 
 /// Kills and reaps all remaining children of this process.

@@ -232,10 +232,7 @@ async fn verify(app: &App, args: VerifyArgs) -> Result<u8, Error> {
     let kind = args.kind;
     let params = AssetVerifyParams { asset: args.asset, kind, wait_s: Some(0) };
     let followed = follow::start::<AssetVerify, _>(&mut client, &app.ui, &params, args.wait).await?;
-    let Some(result) = &followed.outcome.result else {
-        app.ui.line(&followed.outcome.op_id.to_string())?;
-        return Ok(0);
-    };
+    let Some(result) = followed.result_or_op(&app.ui)? else { return Ok(0) };
     match app.ui.format {
         Format::Json => app.ui.json(&followed.raw)?,
         Format::Quiet => {

@@ -76,6 +76,16 @@ pub(crate) struct Followed<R> {
     pub(crate) raw: Box<RawValue>,
 }
 
+impl<R> Followed<R> {
+    /// The result; if the work is not followed to its end, `None`, and the operation's id is printed.
+    pub(crate) fn result_or_op(&self, ui: &Ui) -> Result<Option<&R>, Error> {
+        if self.outcome.result.is_none() {
+            ui.line(&self.outcome.op_id.to_string())?;
+        }
+        Ok(self.outcome.result.as_ref())
+    }
+}
+
 /// Calls a tool that starts long work (its parameters say `wait_s: 0`) and follows the work.
 pub(crate) async fn start<T, R>(
     client: &mut Client,

@@ -107,10 +107,7 @@ async fn check(app: &App, args: CheckArgs) -> Result<u8, Error> {
         ..KernelBuildParams::default()
     };
     let followed = follow::start::<KernelBuild, _>(&mut client, &app.ui, &params, args.wait).await?;
-    let Some(result) = &followed.outcome.result else {
-        app.ui.line(&followed.outcome.op_id.to_string())?;
-        return Ok(0);
-    };
+    let Some(result) = followed.result_or_op(&app.ui)? else { return Ok(0) };
     match app.ui.format {
         Format::Json => app.ui.json(&followed.raw)?,
         Format::Quiet => {
@@ -223,10 +220,7 @@ async fn publish(app: &App, args: PublishArgs) -> Result<u8, Error> {
         wait_s: Some(0),
     };
     let followed = follow::start::<KernelPublish, _>(&mut client, &app.ui, &params, args.wait).await?;
-    let Some(result) = &followed.outcome.result else {
-        app.ui.line(&followed.outcome.op_id.to_string())?;
-        return Ok(0);
-    };
+    let Some(result) = followed.result_or_op(&app.ui)? else { return Ok(0) };
     match app.ui.format {
         Format::Json => app.ui.json(&followed.raw)?,
         Format::Quiet => {

@@ -1,11 +1,13 @@
 //! The page of commands: what docs/commands.md says is what nexusctl takes.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
 
 use super::args::Cli;
+
+#[path = "../../../tools-schema/tests/page/mod.rs"]
+mod pages;
 
 const HEAD: &str = "\
 # Commands and options
@@ -89,21 +91,9 @@ fn page() -> String {
     page
 }
 
-/// As with snapshots, `INSTA_UPDATE=always` writes the page anew.
 #[test]
 fn the_page_of_commands_is_what_nexusctl_takes() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/commands.md");
-    let page = page();
-    if std::env::var("INSTA_UPDATE").is_ok_and(|word| word == "always") {
-        std::fs::write(&path, &page).unwrap();
-    }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = page.lines().zip(written.lines()).find(|(now, then)| now != then);
-    assert!(
-        page == written,
-        "docs/commands.md is not what nexusctl takes; write it anew: INSTA_UPDATE=always cargo test --workspace --lib reference\n\
-         the first line that differs: {differs:?}"
-    );
+    pages::check("commands.md", "--lib reference", &page());
 }
 
 #[test]

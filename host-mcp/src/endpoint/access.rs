@@ -81,12 +81,10 @@ impl Door {
         peer: Option<&Caller>,
         authenticate: impl FnOnce(&str) -> Option<Caller>,
     ) -> Option<Caller> {
-        let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
-        let given = match (given.next(), given.next()) {
-            (None, _) => return peer.cloned(),
-            (Some(value), None) => bearer(value.as_bytes())?,
-            (Some(_), Some(_)) => return None,
-        };
+        if !request.headers().contains_key(header::AUTHORIZATION) {
+            return peer.cloned();
+        }
+        let given = given(request)?;
         match self {
             Self::Tcp { token, .. } if same_secret(given.as_bytes(), token.as_bytes()) => {
                 Some(Caller::owner(TOKEN_OWNER))
@@ -107,6 +105,15 @@ pub(super) fn unauthorized(is_too_many: bool) -> Response<Body> {
     let mut refusal = plain(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
     refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
     refusal
+}
+
+/// The only token that a request gives.
+pub(super) fn given<B>(request: &Request<B>) -> Option<&str> {
+    let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
+    match (given.next(), given.next()) {
+        (Some(value), None) => bearer(value.as_bytes()),
+        (None | Some(_), _) => None,
+    }
 }
 
 /// The token in a header.

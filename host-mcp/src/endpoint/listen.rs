@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nexus_core::host::{peer, socket};
+use nexus_core::host::{is_of_vm, socket};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -72,7 +72,7 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str, users: So
 fn is_of_vmm(uid: u32, pid: i32) -> bool {
     // A process of another PID namespace has the number 0 here; a VMM cannot make one.
     let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0);
-    uid == rustix::process::geteuid().as_raw() && pid.is_some_and(peer::is_of_vm)
+    uid == rustix::process::geteuid().as_raw() && pid.is_some_and(is_of_vm)
 }
 
 /// Serves a TCP listener until the endpoints stop.

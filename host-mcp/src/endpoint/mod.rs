@@ -5,6 +5,7 @@
 //! /mcp/vm/{vm}    the same for the inside of one VM; `?tools=own` for what its guest offers by itself
 //! /stream?ticket=…  GET with `Upgrade: nexus-stream` -> a stream into a guest (Unix socket only)
 //! /               the page for people and its files (TCP only); needs no token, for it asks for one
+//! /login          POST with a token logs the page in, DELETE out (TCP only)
 //! /healthz        whether the daemon is running; needs no token
 //! /metrics        counters
 //! ```
@@ -18,6 +19,7 @@ mod body;
 mod calls;
 mod files;
 mod listen;
+mod logins;
 mod relay;
 mod sessions;
 mod until;
@@ -52,6 +54,7 @@ use tokio_util::task::TaskTracker;
 use access::unauthorized;
 pub use access::{Door, TokenError, load_token};
 pub use listen::{serve_tcp, serve_unix};
+use logins::Logins;
 use sessions::{Ledger, Sessions};
 use until::until;
 pub use users::SocketUsers;
@@ -97,6 +100,7 @@ struct Inner {
     services: Mutex<HashMap<Whose, Arc<Scoped>>>,
     calls: calls::Calls,
     wrong: WrongTokens,
+    logins: Logins,
 }
 
 /// Who is at the other end of a connection.
@@ -155,6 +159,7 @@ impl Endpoints {
             services: Mutex::default(),
             calls: calls::Calls::default(),
             wrong: WrongTokens::default(),
+            logins: Logins::default(),
         }))
     }
 
@@ -188,7 +193,11 @@ impl Endpoints {
         if let Some(file) = files::answer(door, &request) {
             return file;
         }
-        let authenticate = |secret: &str| self.0.host.nexus().authenticate(secret);
+        let authenticate = |secret: &str| match logins::is_login(secret) {
+            true if door.offers_page() => self.0.logins.caller(secret),
+            true => None,
+            false => self.0.host.nexus().authenticate(secret),
+        };
         let user = match &peer.user {
             Some(User::Owner(caller)) => Some(caller.clone()),
             Some(User::Other { uid, token }) if !request.headers().contains_key(header::AUTHORIZATION) => {
@@ -250,6 +259,7 @@ impl Endpoints {
                     false => plain(StatusCode::NOT_FOUND, "streams are opened on the Unix socket\n"),
                 };
             }
+            None if path == logins::PATH && door.offers_page() => return self.login(&caller, &request),
             None if path == "/metrics" && caller.has(Scope::Admin) => {
                 return self.metrics();
             }
@@ -267,6 +277,25 @@ impl Endpoints {
             }
             Some(_) => plain(StatusCode::BAD_REQUEST, "this upgrade is not offered here\n"),
             None => self.http(request, view, caller).await,
+        }
+    }
+
+    /// Logs a browser in by its token, or out by the secret that it got for that. A login cannot make another one, which would outlive it.
+    fn login<B>(&self, caller: &Caller, request: &Request<B>) -> Response<Body> {
+        let login = access::given(request).filter(|given| logins::is_login(given));
+        match (request.method(), login) {
+            (&Method::POST, None) => match self.0.logins.begin(caller) {
+                Some(secret) => json(StatusCode::OK, &serde_json::json!({"session": secret})),
+                None => plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "too many browsers are logged in; try again later\n",
+                ),
+            },
+            (&Method::DELETE, Some(secret)) => {
+                self.0.logins.end(secret);
+                plain(StatusCode::OK, "logged out\n")
+            }
+            _ => plain(StatusCode::METHOD_NOT_ALLOWED, "log in by POST with a token, out by DELETE\n"),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Who is at the other end of a Unix socket. VMMs run as the user of their daemon where that is an ordinary one, so the mode of a socket does not
-//! keep out a VMM that a guest has taken over: its processes are told by their parents.
+//! keep out a VMM that a guest has taken over: its processes are told by their parents and their session.
 
 use std::ffi::CStr;
 
-/// The name of shims, the parents of VMMs. A process cannot change the name of another one, nor whose child it is.
+/// The name of shims, the parents of VMMs. A process cannot change the name of another one, nor whose child it is. Once its VMM runs, a shim cannot change
+/// its own either: its filter of system calls refuses that.
 pub const SHIM: &CStr = c"nexus-shim";
 
 /// How many parents are looked at.
@@ -20,11 +21,27 @@ pub fn is_of_vm(pid: u32) -> bool {
     look(pid).is_some_and(|own| own.is_shim()) || is_of_vmm(pid)
 }
 
+/// Returns whether a process belongs to a shim that is known, whatever they call themselves: it is one, has one among its parents, or is in the session of
+/// one. `started` is when the shim with a pid started (field 22 of `/proc/PID/stat`), if there is or was one. A shim leads a session, which nothing
+/// below it can leave: the filter of a VMM has no setsid(2). So an orphan of a shim that has ended is told, too. A process that has ended counts as one
+/// that belongs to a shim.
+pub fn is_of_shim(pid: u32, started: impl Fn(u32) -> Option<u64>) -> bool {
+    let Some(own) = look(pid) else { return true };
+    // No other process gets the number of a session that has processes.
+    let leads = |at: u64| look(own.session).is_none_or(|leader| leader.started == at);
+    started(pid) == Some(own.started)
+        || started(own.session).is_some_and(leads)
+        || is_below(pid, look, |pid, parent| started(pid) == Some(parent.started))
+}
+
 /// A process, as `/proc/PID/stat` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Looked {
     name: String,
     parent: u32,
+    session: u32,
+    /// In clock ticks since the host's boot.
+    started: u64,
 }
 
 impl Looked {
@@ -43,11 +60,19 @@ fn parse(stat: &str) -> Option<Looked> {
     // A name may have brackets itself.
     let (start, rest) = stat.rsplit_once(')')?;
     let (_, name) = start.split_once('(')?;
-    let parent = rest.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(Looked { name: name.to_owned(), parent })
+    let mut fields = rest.split_ascii_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    let started = fields.nth(15)?.parse().ok()?;
+    Some(Looked { name: name.to_owned(), parent, session, started })
 }
 
 fn is_below_shim(pid: u32, look: impl Fn(u32) -> Option<Looked>) -> bool {
+    is_below(pid, look, |_, parent| parent.is_shim())
+}
+
+/// Whether one of a process's parents is a shim.
+fn is_below(pid: u32, look: impl Fn(u32) -> Option<Looked>, is_shim: impl Fn(u32, &Looked) -> bool) -> bool {
     let Some(mut child) = look(pid) else { return true };
     let mut at = pid;
     for _ in 0..PARENTS_MAX {
@@ -55,7 +80,7 @@ fn is_below_shim(pid: u32, look: impl Fn(u32) -> Option<Looked>) -> bool {
             return false;
         }
         match look(child.parent) {
-            Some(parent) if parent.is_shim() => return true,
+            Some(parent) if is_shim(child.parent, &parent) => return true,
             Some(parent) => {
                 at = child.parent;
                 child = parent;
@@ -81,13 +106,14 @@ mod tests {
     use super::*;
 
     fn looked(name: &str, parent: u32) -> Option<Looked> {
-        Some(Looked { name: name.to_owned(), parent })
+        Some(Looked { name: name.to_owned(), parent, session: 7, started: 99 })
     }
 
     #[test]
     fn names_with_brackets_are_read() {
-        assert_eq!(parse("7 (a) S (b)) R 42 7 7"), looked("a) S (b)", 42));
-        assert_eq!(parse("7 a R 42"), None);
+        let rest = "R 42 6 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 99 4096 1";
+        assert_eq!(parse(&format!("7 (a) S (b)) {rest}")), looked("a) S (b)", 42));
+        assert_eq!(parse(&format!("7 a {rest}")), None);
     }
 
     #[test]
@@ -147,6 +173,36 @@ mod tests {
         drop(named.stdin.take());
         named.wait().unwrap();
         assert_eq!(seen.map(|seen| seen.parent), Some(std::process::id()));
+    }
+
+    /// What a guest does that has taken its shim over: the shim has another name, and what it started is nobody's child.
+    #[test]
+    fn a_shim_and_its_orphans_are_told_without_its_name() {
+        let mut shim = Command::new("setsid")
+            .args([
+                "sh",
+                "-c",
+                "printf other >/proc/$$/comm; sh -c 'sleep 1000 >/dev/null & echo $!'; read -r end",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(shim.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let orphan: u32 = line.trim().parse().unwrap();
+        let (leader, at) = (shim.id(), look(shim.id()).unwrap().started);
+        let told = |pid: u32, at: u64| is_of_shim(pid, |shim| (shim == leader).then_some(at));
+        let by_name = [leader, orphan].map(is_of_vm);
+        let known = [told(leader, at), told(orphan, at), told(std::process::id(), at)];
+        // Another process had the number before.
+        let reused = [told(leader, at - 1), told(orphan, at - 1)];
+        drop(shim.stdin.take());
+        shim.wait().unwrap();
+        let left = told(orphan, at);
+        Command::new("kill").arg(orphan.to_string()).status().unwrap();
+        assert_eq!(by_name, [false, false]);
+        assert_eq!((known, reused, left), ([true, true, false], [false, false], true));
     }
 
     #[test]

@@ -56,6 +56,9 @@ def logs_in_and_out(browser):
     check(TOKEN not in kept, "the token is in the address or the document")
     requests = page.events("Network.requestWillBeSent")
     check(all(TOKEN not in request["request"]["url"] for request in requests), "the token is in an address")
+    later = [request["request"] for request in requests if not request["request"]["url"].endswith("/login")]
+    check(later and all(TOKEN not in json.dumps(request["headers"]) for request in later), "the token is sent again after the login")
+    check(page.evaluate("sessionStorage.length === 1") and TOKEN not in page.evaluate("JSON.stringify(sessionStorage)"), "the token is kept")
     check({request["request"]["url"].split("/")[2] for request in requests} == {URL.split("/")[2]}, "something is loaded from elsewhere")
     page.send("Page.reload")
     page.wait_text("web-1", ".vms")

@@ -25,7 +25,7 @@ pub struct Quota {
     /// Their memory, running or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
-    /// The sizes of their drives, and of drives of their own.
+    /// The sizes of their drives, of drives and checkpoints of their own, and what images take that it makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<ByteSize>,
 }

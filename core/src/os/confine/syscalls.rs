@@ -28,7 +28,8 @@ pub(crate) enum Syscalls {
     Vmm,
     /// As [`Syscalls::Vmm`], for VMMs that connect to sockets of the host for their guests.
     DiallingVmm,
-    /// As [`Syscalls::DiallingVmm`], but without executing other programs.
+    /// As [`Syscalls::DiallingVmm`], but without executing other programs, and with the name and the children that it has: by these, sockets tell what
+    /// belongs to a VM.
     Shim,
 }
 
@@ -182,7 +183,8 @@ const NOT_VMM: &[c_long] = &[
     libc::SYS_lookup_dcookie,
     libc::SYS_nfsservctl,
     libc::SYS_vhangup,
-    // Other processes.
+    // Other processes. Sockets tell those of a VM by the session that its shim leads.
+    libc::SYS_setsid,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -245,6 +247,9 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWNET,
 ];
 
+/// What a shim may not do to itself by prctl(2): change its name, or no longer be the parent of orphans below it.
+const NOT_ITSELF: [i32; 3] = [libc::PR_SET_NAME, libc::PR_SET_MM, libc::PR_SET_CHILD_SUBREAPER];
+
 /// Compiled filters; all of them apply.
 #[derive(Debug)]
 pub(super) struct Filters(&'static [BpfProgram]);
@@ -265,11 +270,11 @@ impl Syscalls {
         match self {
             Self::All => Ok(Vec::new()),
             Self::Tool => tool(),
-            Self::Vmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain([libc::SYS_connect])),
-            Self::DiallingVmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied()),
+            Self::Vmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain([libc::SYS_connect]), &[]),
+            Self::DiallingVmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied(), &[]),
             Self::Shim => {
                 let programs = [libc::SYS_execve, libc::SYS_execveat];
-                vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain(programs))
+                vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain(programs), &NOT_ITSELF)
             }
         }
     }
@@ -306,12 +311,19 @@ fn tool() -> Result<Vec<BpfProgram>, BackendError> {
     Ok(vec![compiled(rules, SeccompAction::Errno(UNKNOWN), SeccompAction::Allow)?])
 }
 
-fn vmm(refused: impl Iterator<Item = c_long>) -> Result<Vec<BpfProgram>, BackendError> {
+/// A deny list; of prctl(2) it has these options.
+fn vmm(refused: impl Iterator<Item = c_long>, options: &[i32]) -> Result<Vec<BpfProgram>, BackendError> {
     let mut rules: BTreeMap<_, _> = refused.map(|call| (call, Vec::new())).collect();
     let namespaces = NAMESPACES.into_iter().map(|kind| SeccompRule::new(vec![has_bit(0, kind)?]));
     rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
     let not_unix = is(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
+    if !options.is_empty() {
+        let options = options.iter().map(|option| {
+            SeccompRule::new(vec![is(0, SeccompCmpOp::Eq, u64::from(option.cast_unsigned()))?])
+        });
+        rules.insert(libc::SYS_prctl, options.collect::<Result<_, _>>()?);
+    }
     // Injecting input into a terminal, and changing devices.
     let requests = [TIOCSTI, TIOCLINUX]
         .into_iter()

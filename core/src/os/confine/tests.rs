@@ -125,6 +125,7 @@ tried("bpf", 321, 0, 0, 0)
 tried("io_uring", 425, 1, 0)
 tried("userfaultfd", 323, 0)
 tried("keyctl", 250, 0, -3, 0)
+tried("setsid", 112)
 tried("x32 getpid", 0x40000000 + 39)
 for name, request in (("MAC", 0x8924), ("persist", 0x400454cb), ("owner", 0x400454cc), ("offload", 0x400454d0)):
     tried(name, 16, 0, request, 0)
@@ -146,7 +147,7 @@ fn a_vmm_widens_nothing() {
     let expected = "unshare Operation not permitted\nclone Operation not permitted\nclone3 Function not implemented\n\
         mount Operation not permitted\nptrace Operation not permitted\nbpf Operation not permitted\n\
         io_uring Operation not permitted\nuserfaultfd Operation not permitted\nkeyctl Operation not permitted\n\
-        x32 getpid Function not implemented\nMAC Operation not permitted\npersist Operation not permitted\n\
+        setsid Operation not permitted\nx32 getpid Function not implemented\nMAC Operation not permitted\npersist Operation not permitted\n\
         owner Operation not permitted\noffload Inappropriate ioctl for device\nAF_INET Operation not permitted\nAF_INET6 Operation not permitted\n\
         AF_NETLINK Operation not permitted\nAF_PACKET Operation not permitted\nAF_VSOCK Operation not permitted\n\
         AF_UNIX done\n";
@@ -161,6 +162,25 @@ fn a_vmm_widens_nothing() {
         assert_eq!(run_python(), expected);
         assert_eq!(as_user(async { run_python() }), expected);
     }
+}
+
+/// By its name and its children, sockets tell what belongs to a VM.
+#[test]
+fn a_shim_keeps_its_name_and_its_children() {
+    use rustix::process::{getpid, set_child_subreaper};
+    let tries = || {
+        let named = rustix::thread::set_name(c"another").map_err(|error| error.raw_os_error());
+        let adopts = set_child_subreaper(Some(getpid())).map_err(|error| error.raw_os_error());
+        (named, adopts, rustix::thread::name().unwrap())
+    };
+    // On a thread of its own: a filter cannot be taken off.
+    let confined = std::thread::spawn(move || {
+        rustix::thread::set_name(c"nexus-shim").unwrap();
+        Syscalls::Shim.filters().unwrap().apply().unwrap();
+        tries()
+    });
+    let refused = Err(libc::EPERM);
+    assert_eq!(confined.join().unwrap(), (refused, refused, c"nexus-shim".to_owned()));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::wanted::WantedAsset;
 use super::*;
+use crate::access::Tokens;
 use crate::asset::Sha256;
 use crate::asset::testing::Server;
 use crate::asset::testing::keys::{Key, Manner, Shape};
@@ -50,8 +51,15 @@ impl Scene {
         }
         let store = Store::open(&paths.database()).unwrap();
         let ops = Ops::new(store.clone(), crate::event::Events::new());
-        let provision =
-            Provision::new(store, ops, paths, dir.path().join("no-apt"), assets, Keychain::default());
+        let provision = Provision::new(
+            store,
+            ops,
+            paths,
+            dir.path().join("no-apt"),
+            assets,
+            Keychain::default(),
+            Tokens::default(),
+        );
         provision.sync_providers().await.unwrap();
         let scene = Self { server, key, dir, provision, progress: Progress::default() };
         scene.serve(&["6.12.48", "6.12.3", "6.17.7", "6.13"]);

@@ -10,7 +10,7 @@ use nexus_schema::{ErrorCode, Name};
 
 use super::*;
 use crate::store::checkpoints;
-use crate::store::drives::DriveRecord;
+use crate::store::drives::{self, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::leases;
 
@@ -141,6 +141,8 @@ fn assets_and_images_are_as_they_were(db: &Connection, version: u32) {
     let root = &drives["v1-root"];
     assert!(root.ready && root.is_root() && !root.read_only);
     assert_eq!(root.made_for.map(|id| id.as_i64()), Some(1), "it is deleted with its VM");
+    // Of drives from before nobody knows whether a guest wrote to them.
+    assert!(drives::may_hold_data(db, root.id).unwrap());
     let images: BTreeMap<String, ImageRecord> =
         images::all(db).unwrap().into_iter().map(|image| (image.name.to_string(), image)).collect();
     let debian = &images["debian"];
@@ -231,6 +233,10 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         assert!(checkpoints::is_current(db, clean.id, VmId::from_i64(1).unwrap()).unwrap());
         assert_eq!(checkpoints::drives_of(db, clean.id).unwrap()[0].size, ByteSize::gib(8));
     }
+    if version >= 16 {
+        let unused = drives::get(db, &"unused".parse().unwrap()).unwrap().unwrap();
+        assert!(!drives::may_hold_data(db, unused.id).unwrap());
+    }
 }
 
 #[test]
@@ -280,6 +286,26 @@ fn without_a_copy_nothing_is_migrated() {
     assert!(matches!(error, StoreError::Backup { .. }), "{error}");
     assert_eq!(version_of(&path), 1);
     assert!(directory.path().join("nexus.db.before-v1").exists());
+}
+
+/// Without room for SQLite's shared memory, one connection has the database alone.
+#[test]
+fn one_connection_alone_takes_up_an_earlier_version_or_refuses_it() {
+    let (directory, path) = written_by(1);
+    let in_the_way = directory.path().join("nexus.db.before-part");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let error = connect_alone(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Backup { .. }), "{error}");
+    assert_eq!(version_of(&path), 1);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let alone = connect_alone(&path).unwrap();
+    assert_eq!(number(&alone, "PRAGMA user_version"), i64::from(SCHEMA_VERSION));
+    the_first_vm_is_whole(&alone);
+    drop(alone);
+    assert!(directory.path().join(format!("nexus.db.before-v{SCHEMA_VERSION}")).exists());
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    let error = connect_alone(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { .. }), "{error}");
 }
 
 #[test]

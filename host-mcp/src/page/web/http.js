@@ -1,24 +1,68 @@
-// MCP over HTTP, revision 2026-07-28: each request on its own, without a session. The token is in a header and nowhere else.
+// MCP over HTTP, revision 2026-07-28: each request on its own. A token is given once, to log in. What is kept is the login's secret, which is worth nothing
+// once the daemon that gave it has ended. Both are in a header and nowhere else.
 
 import { Failure, Refused, read } from "./result.js";
 
 const VERSION = "2026-07-28";
 const WHO = { name: "nexus-page", title: "Nexus page", version: "1" };
-/** All tools; a token that is offered fewer is refused these, and gets its own without asking for a set. */
+/** All tools; a login that is offered fewer is refused these, and gets its own without asking for a set. */
 const ALL = "/mcp?tools=all";
+const LOGIN = "/login";
+const DOWN = { code: "daemon_down", message: "The daemon does not answer.", hint: "It is tried again. If it stays so, check that nexusd is running." };
+
+/** Sends a request; what it is answered, with its text. */
+async function send(address, secret, options) {
+  const headers = { ...options.headers, "Authorization": `Bearer ${secret}` };
+  let response;
+  let text;
+  try {
+    response = await fetch(address, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
+    text = await response.text();
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Failure(DOWN);
+  }
+  if (response.status === 429) {
+    throw new Failure({ code: "too_many", message: "Too many wrong tokens were given.", hint: "Wait a moment and try again." });
+  }
+  return { response, text };
+}
+
+/** What a client is told that the daemon answers in another way than expected. */
+function unexpected(response, text, said = {}) {
+  const failure = new Failure({ code: said.code ?? "failed", message: said.message ?? (text.trim() || `HTTP status ${response.status}`), hint: said.hint });
+  failure.status = response.status;
+  return failure;
+}
+
+/** Logs in: the secret of the login. */
+export async function logIn(token) {
+  const { response, text } = await send(LOGIN, token, { method: "POST" });
+  if (response.status === 401) {
+    throw new Refused({ code: "unauthorized", message: "The token does not work: it is wrong, was revoked, or has expired." });
+  }
+  const secret = response.ok && answer("application/json", text)?.session;
+  if (!secret) throw unexpected(response, text);
+  return secret;
+}
+
+/** Logs out; it does not matter whether the daemon hears it. */
+export function logOut(secret) {
+  send(LOGIN, secret, { method: "DELETE", keepalive: true }).catch(() => {});
+}
 
 /** A daemon, as its page calls it. */
 export class HttpClient {
-  #token;
+  #secret;
   #address = ALL;
   #lastId = 0;
   #tools = new Map();
 
-  constructor(token) {
-    this.#token = token;
+  constructor(secret) {
+    this.#secret = secret;
   }
 
-  /** Learns which tools the token may use. */
+  /** Learns which tools the login may use. */
   async open() {
     let listed;
     try {
@@ -31,7 +75,7 @@ export class HttpClient {
     this.#tools = new Map(listed.tools.map((tool) => [tool.name, tool.annotations?.readOnlyHint === true]));
   }
 
-  /** Whether the token may call a tool. */
+  /** Whether the login may call a tool. */
   offers(tool) {
     return this.#tools.has(tool);
   }
@@ -54,7 +98,6 @@ export class HttpClient {
       "io.modelcontextprotocol/clientCapabilities": {},
     };
     const headers = {
-      "Authorization": `Bearer ${this.#token}`,
       "Content-Type": "application/json",
       "Accept": "application/json, text/event-stream",
       "MCP-Protocol-Version": VERSION,
@@ -62,27 +105,16 @@ export class HttpClient {
     };
     if (params.name) headers["Mcp-Name"] = params.name;
     const body = JSON.stringify({ jsonrpc: "2.0", id: this.#lastId, method, params: { ...params, _meta: meta } });
-    let response;
-    let text;
-    try {
-      response = await fetch(this.#address, { method: "POST", headers, body, signal, keepalive, cache: "no-store", credentials: "omit", redirect: "error" });
-      text = await response.text();
-    } catch (error) {
-      if (signal?.aborted) throw error;
-      throw new Failure({ code: "daemon_down", message: "The daemon does not answer.", hint: "It is tried again. If it stays so, check that nexusd is running." });
-    }
+    const { response, text } = await send(this.#address, this.#secret, { method: "POST", headers, body, signal, keepalive });
     if (response.status === 401) {
-      throw new Refused({ code: "unauthorized", message: "The token does not work: it is wrong, was revoked, or has expired." });
-    }
-    if (response.status === 429) {
-      throw new Failure({ code: "too_many", message: "Too many wrong tokens were given.", hint: "Wait a moment and try again." });
+      throw new Refused({
+        code: "unauthorized",
+        message: "You are logged out: the token was revoked, or has expired, the daemon was restarted, or the page was not used for an hour.",
+      });
     }
     const message = answer(response.headers.get("Content-Type") ?? "", text);
     if (message?.result) return message.result;
-    const said = message?.error ?? {};
-    const failure = new Failure({ code: said.code ?? "failed", message: said.message ?? (text.trim() || `HTTP status ${response.status}`), hint: said.hint });
-    failure.status = response.status;
-    throw failure;
+    throw unexpected(response, text, message?.error);
   }
 }
 

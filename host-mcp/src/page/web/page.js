@@ -1,13 +1,13 @@
 // The page of a browser: login, and the views of the daemon that it came from.
 
 import { el, problem } from "./dom.js";
-import { HttpClient } from "./http.js";
+import { HttpClient, logIn, logOut } from "./http.js";
 import { Router } from "./router.js";
 import { Shell } from "./shell.js";
 import { Terminals } from "./terminal.js";
 
-/** Where the token is kept: only for this tab, and only until it is closed. */
-const KEPT = "nexus-token";
+/** Where the login's secret is kept: only for this tab, and only until it is closed. The token is not kept. */
+const KEPT = "nexus-login";
 const root = document.getElementById("page");
 let leave = () => {};
 
@@ -25,34 +25,39 @@ function login(error) {
       if (!token) return input.focus();
       button.disabled = true;
       said.replaceChildren();
-      await open(token, (failure) => {
+      const failed = (failure) => {
         button.disabled = false;
         input.value = "";
         input.focus();
         said.replaceChildren(problem(failure));
-      });
+      };
+      try {
+        if (!/^[\x21-\x7e]+$/.test(token)) throw Object.assign(new Error("This is not a token."), { hint: "A token is one word without spaces." });
+        await open(await logIn(token), failed);
+      } catch (error) {
+        failed(error);
+      }
     },
   },
     el("h1", {}, "Nexus"), said,
     el("label", { class: "field", for: "token" }, el("span", {}, "Token"), input),
     el("p", { id: "token-hint", class: "hint" },
       "From ", el("code", {}, "nexusctl token create"), ", which can limit its rights; or all rights, from the file ", el("code", {}, "http-token"), " in the daemon’s state directory."),
-    el("p", { class: "hint" }, "It stays in this tab and is forgotten when you close it."),
+    el("p", { class: "hint" }, "It is not kept: the login ends with this tab, after an hour without use, or when the daemon ends."),
     button);
   root.replaceChildren(el("main", { class: "centre" }, form));
   input.focus();
 }
 
-/** Logs in; `failed` is told why that did not work. */
-async function open(token, failed) {
-  const client = new HttpClient(token);
+/** Shows the views with a login; `failed` is told why that did not work. */
+async function open(secret, failed) {
+  const client = new HttpClient(secret);
   try {
-    if (!/^[\x21-\x7e]+$/.test(token)) throw Object.assign(new Error("This is not a token."), { hint: "A token is one word without spaces." });
     await client.open();
   } catch (error) {
     return failed(error);
   }
-  sessionStorage.setItem(KEPT, token);
+  sessionStorage.setItem(KEPT, secret);
   const life = new AbortController();
   const router = new Router(true, life.signal);
   const terminals = new Terminals();
@@ -66,7 +71,14 @@ async function open(token, failed) {
   };
   const nav = el("nav", { "aria-label": "Views" },
     router.link("", { "data-view": "vms" }, "Machines"), client.offers("audit_list") && router.link("audit", { "data-view": "audit" }, "Audit log"));
-  const out = el("button", { type: "button", class: "quiet", onclick: () => { router.go(""); login(); } }, "Log out");
+  const out = el("button", {
+    type: "button", class: "quiet", onclick: () => {
+      // The shells are hung up first: that needs the login.
+      terminals.endAll(true).then(() => logOut(secret));
+      router.go("");
+      login();
+    },
+  }, "Log out");
   root.replaceChildren(
     el("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, "Skip to the details"),
     el("header", { class: "top" }, el("span", { class: "brand" }, "Nexus"), nav, shell.status, out), shell.banner, el("main", {}, shell.element));

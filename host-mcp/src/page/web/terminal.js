@@ -55,10 +55,11 @@ export class Terminals {
     return new TerminalTab(view, this.#open);
   }
 
-  /** Ends all of them. */
+  /** Ends all of them; done when the daemon has heard it. */
   endAll(keepalive) {
-    for (const terminal of this.#open.values()) terminal.end(keepalive);
+    const told = [...this.#open.values()].map((terminal) => terminal.end(keepalive));
     this.#open.clear();
+    return Promise.all(told);
   }
 }
 
@@ -237,12 +238,12 @@ class ShellTerminal {
 
   /** Hangs up, as a closed window does. With `keepalive`, the page may be gone before the answer. */
   end(keepalive = false) {
-    if (this.id && !this.isOver) {
+    const told = this.id && !this.isOver &&
       this.client.call("guest_command_signal", { vm: this.vm, id: this.id, signal: "HUP" }, { keepalive }).catch(() => {});
-    }
     this.isOver = true;
     this.life.abort();
     this.term.dispose();
     this.closed();
+    return told;
   }
 }
