@@ -181,7 +181,9 @@ impl Service<'_> {
                 client.run(VM, "journalctl --no-pager -n 50").stdout
             ),
         };
-        json!({ "id": vm["id"], "boot_id": vm["boot_id"], "process": vm["process"] })
+        let process = &vm["process"];
+        assert!(process["pid"].is_u64() && process["shim_pid"].is_u64(), "{vm}");
+        json!({ "id": vm["id"], "boot_id": vm["boot_id"], "pid": process["pid"], "shim_pid": process["shim_pid"] })
     }
 }
 
@@ -189,7 +191,7 @@ impl Service<'_> {
 fn serve(client: &mut Client, service: &Service<'_>) {
     must(client, VM, &format!("{} status", service.ctl));
     must(client, VM, &format!("{} vm create {} --from file:/srv/image --disk 128M", service.ctl, service.vm));
-    let shim = service.look(client)["process"]["shim_pid"].to_string();
+    let shim = service.look(client)["shim_pid"].to_string();
     let group = must(client, VM, &format!("cat /proc/{shim}/cgroup"));
     assert!(group.contains("/nexus/"), "the shim is in the group of its service: {group}");
 }
