@@ -17,7 +17,7 @@ USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 MAN := $(DESTDIR)$(PREFIX)/share/man
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-docker e2e-systemd e2e-selfhost e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -82,6 +82,12 @@ e2e-boots: setup-test ## boot a virtual machine 50 times while its emulator is s
 
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
 	@.ci/test docker
+
+e2e-systemd: setup-test deb ## install the Debian package in a virtual machine with systemd, and restart and kill its service; makes the package first
+	@.ci/test systemd
+
+e2e-selfhost: setup-test ## build and test Nexus in a virtual machine, and boot another one with the guest built there; slow without KVM
+	@.ci/test selfhost
 
 # Not part of `make test`, because it downloads 200 MB of Python packages the first time.
 e2e-harnesses: setup-harnesses ## run Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks

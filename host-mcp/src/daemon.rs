@@ -156,6 +156,9 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     let (runtime_dir, name) = split_socket(&settings.socket)?;
     make_directory(&runtime_dir)?;
     let shim = PathBuf::from(OWN_BINARY);
+    if let Some(guest) = settings.guest_binary {
+        tracing::info!(?guest, "VMs run the guest binary of the configuration");
+    }
     let nexus = Nexus::open(settings.config(AGENT, shim)).await.map_err(|source| DaemonError::Open {
         directory: settings.state_dir.display().to_string(),
         source: Box::new(source),

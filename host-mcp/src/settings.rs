@@ -17,11 +17,13 @@ use nexus_schema::DriverKind;
 use crate::dirs::{self, Env};
 use crate::otlp::Collector;
 use crate::tools::Toolset;
+pub use guest::GuestBinary;
 use values::{
     collector, driver, filter, flag, group, loopback, number, origins, path, providers, roots, size, token,
     toolset, trust, users,
 };
 
+mod guest;
 mod values;
 
 /// The prefix of environment variables.
@@ -51,6 +53,8 @@ pub struct Settings {
     pub tools: Toolset,
     /// The driver for `auto`.
     pub driver: DriverSetting,
+    /// A guest binary that VMs run in place of the one in this program.
+    pub guest_binary: Option<GuestBinary>,
     /// Paths of VMMs, by driver.
     pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Directories of the host that clients may copy files from and to.
@@ -135,6 +139,7 @@ struct Draft {
     tools: Option<Toolset>,
     driver: Option<DriverSetting>,
     guest: Option<PathBuf>,
+    guest_binary: Option<PathBuf>,
     vmms: BTreeMap<DriverKind, PathBuf>,
     copy_roots: Option<Vec<PathBuf>>,
     audit_file: Option<PathBuf>,
@@ -168,6 +173,7 @@ const KEYS: &[Key] = &[
     Key { name: "tools", set: |d, v| toolset(v).map(|v| d.tools = Some(v)) },
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
+    Key { name: "guest_binary", set: |d, v| path(v).map(|v| d.guest_binary = Some(v)) },
     Key { name: "copy_roots", set: |d, v| roots(v).map(|v| d.copy_roots = Some(v)) },
     Key { name: "audit_file", set: |d, v| path(v).map(|v| d.audit_file = Some(v)) },
     Key { name: "audit_file_max", set: |d, v| size(v).map(|v| d.audit_file_max = Some(v)) },
@@ -247,11 +253,11 @@ impl Settings {
         }
     }
 
-    /// The settings for the daemon's core.
+    /// The settings for the daemon's core. `agent` is the guest binary in this program.
     pub fn config(&self, agent: &'static [u8], shim_binary: PathBuf) -> Config {
         Config {
             state_dir: self.state_dir.clone(),
-            agent,
+            agent: self.guest_binary.map_or(agent, GuestBinary::bytes),
             shim_binary,
             driver: self.driver.clone(),
             apt_root: self.apt_root.clone(),
@@ -309,6 +315,9 @@ impl Draft {
             }
             (other, _) => other,
         };
+        let guest_binary = self.guest_binary.and_then(|path| {
+            GuestBinary::read(&path, uid).map_err(|e| mistakes.push(format!("guest_binary: {e}"))).ok()
+        });
         mistakes.extend(nexus_core::provider_mistakes(&self.providers));
         Some(Settings {
             state_dir: state_dir?,
@@ -319,6 +328,7 @@ impl Draft {
             socket_users: self.socket_users.unwrap_or_default(),
             tools: self.tools.unwrap_or_default(),
             driver,
+            guest_binary,
             vmms: self.vmms,
             copy_roots: self.copy_roots.unwrap_or_default(),
             audit_file: self.audit_file.map(|path| AuditFile {
@@ -457,10 +467,14 @@ mod tests {
     #[test]
     fn all_mistakes_are_reported_at_once() {
         let file = file("drivr = \"qemu\"\nstop_timeout_s = 0\nstate_dir = \"relative\"\n");
-        let env = env(&[("NEXUS_DRIVER", "xen"), ("NEXUS_CA_FILE", "/nowhere/ca.pem")]);
+        let env = env(&[
+            ("NEXUS_DRIVER", "xen"),
+            ("NEXUS_CA_FILE", "/nowhere/ca.pem"),
+            ("NEXUS_GUEST_BINARY", "/dev/null"),
+        ]);
         let flags = Flags::from([("http", "0.0.0.0:9600".to_owned())]);
         let error = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap_err();
-        assert_eq!(error.mistakes.len(), 6, "{error}");
+        assert_eq!(error.mistakes.len(), 7, "{error}");
         let text = error.to_string();
         for part in [
             "unknown key `drivr`",
@@ -468,6 +482,7 @@ mod tests {
             "absolute path",
             "NEXUS_DRIVER: `xen`",
             "NEXUS_CA_FILE: ",
+            "guest_binary: /dev/null: not a regular file",
             "/nowhere/ca.pem",
             "--http",
         ] {

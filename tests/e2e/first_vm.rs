@@ -1,13 +1,15 @@
 //! The main use: creating a machine, working in it, and deleting it.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use nexus_tests::client::{Ran, stream};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::web::Web;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 #[test]
 fn a_machine_is_made_used_and_deleted() {
@@ -164,6 +166,22 @@ fn a_long_path_is_no_obstacle() {
     let mut client = daemon.client();
     client.create(json!({ "name": "deep", "from": "busybox" }));
     assert_eq!(client.run("deep", "echo up").stdout, "up\n");
+}
+
+#[test]
+fn a_machine_runs_the_guest_that_the_configuration_names() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let guest = directory.path().join("nexus-guest");
+    // The same program, told by its digest: what follows an ELF program's sections is not loaded.
+    let bytes = [nexus_host::daemon::AGENT, b"changed".as_slice()].concat();
+    std::fs::write(&guest, &bytes).expect("write the guest");
+    std::fs::set_permissions(&guest, std::fs::Permissions::from_mode(0o644))
+        .expect("nobody else may change it");
+    let daemon = Daemon::start_set(&[("NEXUS_GUEST_BINARY", &guest.display().to_string())]);
+    let mut client = daemon.client();
+    client.create(json!({ "name": "own-guest", "from": "busybox" }));
+    let runs = client.run("own-guest", "sha256sum < /proc/1/exe").stdout;
+    assert_eq!(runs.split_whitespace().next(), Some(HEXLOWER.encode(&Sha256::digest(&bytes)).as_str()));
 }
 
 #[test]

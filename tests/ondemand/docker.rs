@@ -5,17 +5,16 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nexus_tests::client::{Client, stream};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::wait::until;
 use serde_json::json;
+
+use crate::run::must;
 
 /// What the image has beside the essential packages.
 const PACKAGES: &str = "docker.io,kmod,busybox-static,ca-certificates";
 /// How long one of Docker's daemons may take to answer, under software emulation on a busy machine.
 const DAEMON: Duration = Duration::from_mins(5);
-/// How long one command may take there; less than a client waits for an answer.
-const COMMAND: Duration = Duration::from_secs(170);
 
 #[test]
 fn docker_runs_a_loaded_image_in_a_machine() {
@@ -38,42 +37,40 @@ fn docker_runs_a_loaded_image_in_a_machine() {
         ("containerd", "ctr version"),
         ("dockerd --containerd=/run/containerd/containerd.sock", "docker version"),
     ] {
-        must(&mut client, &format!("setsid {start} </dev/null >>/var/log/docker.log 2>&1 &"));
+        must(&mut client, "dock", &format!("setsid {start} </dev/null >>/var/log/docker.log 2>&1 &"));
         let up = until(DAEMON, || (client.run("dock", is_up).exit_code == Some(0)).then_some(()));
         assert!(up.is_some(), "{start}: {}", client.run("dock", "tail -n 30 /var/log/docker.log").stdout);
     }
     said("dockerd up");
-    let info = must(&mut client, "docker info --format '{{.Driver}} {{.CgroupVersion}} {{.CgroupDriver}}'");
+    let info =
+        must(&mut client, "dock", "docker info --format '{{.Driver}} {{.CgroupVersion}} {{.CgroupDriver}}'");
     assert_eq!(info.trim(), "overlay2 2 cgroupfs");
 
     // An image of nothing but a static shell, as others would hand it over.
-    must(&mut client, "mkdir -p /tmp/i/bin && cp /bin/busybox /tmp/i/bin/ && ln -s busybox /tmp/i/bin/sh");
-    must(&mut client, "tar -C /tmp/i -c . | docker import - tiny && docker save tiny -o /tmp/tiny.tar");
-    let loaded = must(&mut client, "docker rmi tiny >/dev/null && docker load -i /tmp/tiny.tar");
+    must(
+        &mut client,
+        "dock",
+        "mkdir -p /tmp/i/bin && cp /bin/busybox /tmp/i/bin/ && ln -s busybox /tmp/i/bin/sh",
+    );
+    must(
+        &mut client,
+        "dock",
+        "tar -C /tmp/i -c . | docker import - tiny && docker save tiny -o /tmp/tiny.tar",
+    );
+    let loaded = must(&mut client, "dock", "docker rmi tiny >/dev/null && docker load -i /tmp/tiny.tar");
     assert!(loaded.contains("Loaded image: tiny:latest"), "{loaded}");
     said("image loaded");
     let shell = "echo from a container; busybox ip -4 -o addr show eth0; busybox id -u";
-    let ran = must(&mut client, &format!("docker run --rm -m 64m tiny /bin/sh -c '{shell}'"));
+    let ran = must(&mut client, "dock", &format!("docker run --rm -m 64m tiny /bin/sh -c '{shell}'"));
     assert!(
         ran.starts_with("from a container\n") && ran.contains("172.17.0.2") && ran.ends_with("\n0\n"),
         "{ran}"
     );
     said("container ran");
-    let loaded = must(&mut client, "cut -d' ' -f1 /proc/modules");
+    let loaded = must(&mut client, "dock", "cut -d' ' -f1 /proc/modules");
     for module in ["overlay", "bridge", "veth", "nf_tables"] {
         assert!(loaded.lines().any(|name| name == module), "{module} is not loaded: {loaded}");
     }
-}
-
-/// Runs a command that has to succeed; what it says.
-#[track_caller]
-fn must(client: &mut Client, command: &str) -> String {
-    let arguments = json!({ "vm": "dock", "command": command, "timeout_s": COMMAND.as_secs() });
-    let result = client.run_to_the_end(arguments);
-    let result = result.unwrap_or_else(|e| panic!("{command}: {}", e.text));
-    let facts = &result["_meta"]["dev.nexus/result"];
-    assert_eq!(facts["exit_code"], 0, "{command}: {facts} {}", stream(&result, "stderr"));
-    stream(&result, "stdout")
 }
 
 /// A root filesystem with Docker, from the archive that the host's apt is configured for.

@@ -11,6 +11,7 @@ pub mod order;
 pub mod registry;
 pub mod schema;
 pub mod tars;
+pub mod tutorial;
 pub mod ubuntu;
 pub mod vsock;
 pub mod wait;

@@ -33,7 +33,7 @@ pub struct Host {
     force_kvm: bool,
     /// The confinement of VMMs on this host, and what is missing.
     walls: Walls,
-    /// The VMMs of the drivers that have one, in the order of [`DRIVERS`].
+    /// The VMMs of the drivers that have one, in the order of [`DRIVERS`](super::driver::DRIVERS).
     vmms: Vec<FoundVmm>,
     e2fsck: Option<PathBuf>,
     debugfs: Option<PathBuf>,
