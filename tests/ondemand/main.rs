@@ -1,5 +1,7 @@
-//! What takes too long, or needs too much, to be among all tests: `make e2e-docker`, `make e2e-kernel` and `make e2e-boots` run it.
+//! What takes too long, or needs too much, to be among all tests: `make e2e-docker`, `make e2e-kernel`, `make e2e-boots` and
+//! `make e2e-checkpoints` run it.
 
 mod boots;
+mod checkpoints;
 mod docker;
 mod microvm_kernel;
