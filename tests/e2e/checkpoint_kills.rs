@@ -4,7 +4,9 @@
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
-use nexus_tests::saved::{assert_files, checkpoint, count, create, delete_all, goes_on, kill_at, listed};
+use nexus_tests::saved::{
+    assert_files, checkpoint, count, create, delete_all, goes_on, kill_at, listed, roll_back,
+};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -101,10 +103,12 @@ fn a_rollback_that_is_cut_off_leaves_the_machine_as_it_was_or_as_it_was_then() {
     }
     // The checkpoint is as good as before.
     let mut client = daemon.client();
-    nexus_tests::saved::roll_back(&mut client, "web", "clean");
+    roll_back(&mut client, "web", "clean");
     goes_on(&mut client, "web");
     assert_eq!(client.run("web", "cat /srv/mark /data/mark").stdout, "then\nthen\n");
     delete_all(&daemon, &mut client);
+    client.must_confirmed("vm_delete", json!({ "vm": "web", "force": true }));
+    client.must_confirmed("drive_delete", json!({ "drive": "data" }));
 }
 
 #[test]
