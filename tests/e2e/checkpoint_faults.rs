@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nexus_schema::Timestamp;
-use nexus_tests::client::{Client, Failure};
-use nexus_tests::daemon::Daemon;
+use nexus_tests::client::{BOOT, Client, Failure};
+use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{assert_files, checkpoint, count, create, delete_all, goes_on, outcome, roll_back};
 use nexus_tests::wait::{stay, until};
@@ -117,6 +117,52 @@ fn what_is_damaged_or_of_another_vmm_is_refused_and_the_clock_is_right_after_a_r
     goes_on(&mut client, "web");
     delete_all(&daemon, &mut client);
     assert_in_order(&daemon);
+}
+
+/// Waits until the memory of a VM is being written to a checkpoint.
+fn until_saving(daemon: &Daemon) {
+    let checkpoints = daemon.state().join("checkpoints");
+    let deadline = Instant::now() + Duration::from_mins(2);
+    let is_begun = || {
+        let parts = std::fs::read_dir(&checkpoints).expect("the directory").flatten();
+        parts.map(|part| part.path()).any(|part| part.join("ram").exists())
+    };
+    while !is_begun() {
+        assert!(Instant::now() < deadline, "no memory is saved\n{}", daemon.log());
+        // Not longer, since a small memory is written soon.
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_vmm_or_a_shim_that_is_killed_within_a_save_leaves_no_checkpoint_and_a_machine_that_starts() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "web");
+    for which in ["pid", "shim_pid"] {
+        client.run("web", &format!("echo {which} > /srv/mark; sync"));
+        let vm = client.inspect("web");
+        let victim = vm["process"][which].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let mut other = daemon.client();
+        let saving = std::thread::spawn(move || {
+            outcome(&mut other, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 }))
+        });
+        until_saving(&daemon);
+        kill_process(victim.expect("a running VM has it"));
+        let saved = saving.join().expect("no panic");
+        assert!(saved.is_err(), "{which}: {saved:?}");
+        client.wait_for("web", "its end", |vm| {
+            ["crashed", "failed", "stopped"].contains(&vm["state"].as_str().unwrap_or_default())
+        });
+        assert_files(&daemon, &mut client);
+        assert_in_order(&daemon);
+        client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "cat /srv/mark").stdout, format!("{which}\n"));
+    }
+    let whole = checkpoint(&mut client, "web", "whole");
+    assert_eq!(whole["quiesced"], true, "{whole}");
+    delete_all(&daemon, &mut client);
 }
 
 /// A shell line that sends a signal to the agent.
