@@ -81,8 +81,7 @@ fn a_rollback_that_is_cut_off_leaves_the_machine_as_it_was_or_as_it_was_then() {
     count(&mut client, "web");
     checkpoint(&mut client, "web", "clean");
     let back = json!({ "vm": "web", "checkpoint": "clean", "keep_current": false, "wait_s": 45 });
-    for point in ["rollback-down", "rollback-drives", "start-launched", "rollback-launched", "start-recorded"]
-    {
+    for point in ["rollback-down", "rollback-drives", "start-launched", "rollback-launched"] {
         let mut client = daemon.client();
         mark(&mut client, point);
         let mut client = kill_at(&mut daemon, point, "web", "vm_rollback", back.clone());
@@ -126,7 +125,7 @@ fn a_fork_that_is_cut_off_is_undone_or_kept_and_its_parent_runs_on() {
         names.sort();
         names
     };
-    for point in ["fork-begun", "fork-drives", "start-launched", "fork-launched", "start-recorded"] {
+    for point in ["fork-begun", "fork-drives", "start-launched", "fork-launched"] {
         let mut client = kill_at(&mut daemon, point, "web", "vm_fork", fork.clone());
         finished(&mut client);
         let is_undone = until(BOOT, || (names(&mut client) == ["web"]).then_some(()));

@@ -77,7 +77,7 @@ pub fn delete_all(daemon: &Daemon, client: &mut Client) {
 pub fn assert_files(daemon: &Daemon, client: &mut Client) {
     let mut known = listed(client);
     known.sort();
-    let mut files = Vec::new();
+    let mut files: Vec<String> = Vec::new();
     let are_same = until(Duration::from_mins(1), || {
         let entries = fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").flatten();
         files = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -169,7 +169,7 @@ impl Bulk {
         let mut output = command.stdout.take().expect("its output");
         let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), received.clone());
-        let writing = thread::spawn(move || {
+        let writing = thread::spawn(move || -> io::Result<u64> {
             let (block, mut written) = (pattern(), 0);
             while !stopped.load(Ordering::Relaxed) {
                 input.write_all(&block)?;
@@ -177,7 +177,7 @@ impl Bulk {
             }
             Ok(written)
         });
-        let reading = thread::spawn(move || {
+        let reading = thread::spawn(move || -> io::Result<u64> {
             let (block, mut chunk, mut at) = (pattern(), vec![0; PATTERN], 0);
             loop {
                 // Never across the end of the pattern.

@@ -228,8 +228,8 @@ fn a_guest_that_floods_its_ports_and_goes_on_with_an_old_session_is_heard_once_i
     while written.iter().any(|count| *count < 300_000) {
         guest.turn();
         let ports = guest.lanes.iter().map(|(_, port)| port).chain([&guest.control]);
-        for (port, count) in ports.zip(&mut written) {
-            *count += (&*port).write(&[0xa5; 4096]).unwrap_or(0);
+        for (mut port, count) in ports.zip(&mut written) {
+            *count += port.write(&[0xa5; 4096]).unwrap_or(0);
         }
         assert!(Instant::now() < deadline, "it stopped reading after {written:?} bytes");
     }
