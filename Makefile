@@ -76,7 +76,7 @@ e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) nex
 e2e-boots: setup-test ## boot a virtual machine 50 times while its emulator is stopped again and again; some ten minutes
 	@.ci/test boots
 
-e2e-checkpoints: setup-test ## take a hundred checkpoints of a busy virtual machine, and pause it a thousand times; some ten minutes
+e2e-checkpoints: setup-test ## take a hundred checkpoints of a busy virtual machine, pause it a thousand times, fork ten that draw random numbers; half an hour
 	@.ci/test checkpoints
 
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes

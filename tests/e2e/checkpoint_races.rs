@@ -8,7 +8,8 @@ use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{
-    assert_files, checkpoint, count, create, delete_all, goes_on, listed, outcome, roll_back,
+    assert_files, checkpoint, children_share_nothing, count, create, delete_all, goes_on, listed, outcome,
+    roll_back,
 };
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
@@ -142,62 +143,11 @@ fn delete_within(
     [forking.join().expect("no panic"), deleted]
 }
 
-/// How many children draw random numbers at once.
-const CHILDREN: usize = 5;
-
 #[test]
 fn children_of_a_loop_that_was_frozen_while_it_drew_random_numbers_draw_different_ones() {
     let daemon = Daemon::start();
-    let mut client = daemon.client();
-    create(&mut client, "base");
-    let draw = "while true; do cat /proc/sys/kernel/random/uuid >> /srv/random; \
-        head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/random; echo >> /srv/random; sleep 0.1; done";
-    client.must("guest_command_start", json!({ "vm": "base", "command": draw }));
-    client.run("base", "until [ -s /srv/random ]; do sleep 0.1; done");
-    let fork = json!({ "vm": "base", "count": CHILDREN, "tags": { "of": "base" }, "wait_s": 45 });
-    let made = client.to_the_end("vm_fork", fork, BOOT);
-    let children = made["vms"].as_array().expect("a list");
-    assert_eq!(children.len(), CHILDREN, "{made}");
-    let mut all: Vec<String> = vec!["base".to_owned()];
-    for child in children {
-        assert_eq!(child["contract"]["quiesced"], true, "{child}");
-        all.push(child["name"].as_str().expect("a name").to_owned());
-    }
-    let length = |client: &mut Client, vm: &str| {
-        client.run(vm, "wc -l < /srv/random").stdout.trim().parse::<usize>().unwrap_or_default()
-    };
-    // At least as many as at the checkpoint.
-    let before = length(&mut client, "base");
-    // What was drawn before the checkpoint is in all of them; nothing else is in two.
-    let drawn: Vec<BTreeSet<String>> = all
-        .iter()
-        .map(|vm| {
-            let enough = until(BOOT, || (length(&mut client, vm) > before + 40).then_some(()));
-            assert!(enough.is_some(), "{vm} draws no more numbers");
-            let lines = client.run(vm, "head -n 600 /srv/random").stdout;
-            lines.lines().filter(|line| line.len() >= 32).map(str::to_owned).collect()
-        })
-        .collect();
-    let common = drawn.iter().skip(1).fold(drawn[0].clone(), |common, lines| &common & lines);
-    for (at, one) in drawn.iter().enumerate() {
-        let own = one - &common;
-        assert!(!own.is_empty(), "{} drew nothing of its own", all[at]);
-        for other in &drawn[at + 1..] {
-            assert_eq!(&own & other, BTreeSet::new(), "the same number in two machines");
-        }
-    }
-    // So it is with what is asked for anew.
-    for line in [
-        "head -c 16 /dev/urandom | od -An -tx1",
-        "head -c 16 /dev/random | od -An -tx1",
-        "cat /proc/sys/kernel/random/uuid",
-        "cat /proc/sys/kernel/random/boot_id",
-        "cat /etc/machine-id || echo base",
-        "hostname",
-    ] {
-        let said: BTreeSet<String> = all.iter().map(|vm| client.run(vm, line).stdout).collect();
-        assert_eq!(said.len(), all.len(), "{line}: {said:?}");
-    }
-    client.must_confirmed("vm_delete", json!({ "tags": { "of": "base" }, "force": true }));
-    delete_all(&daemon, &mut client);
+    create(&mut daemon.client(), "base");
+    let draw = "while true; do cat /proc/sys/kernel/random/uuid >> /srv/drawn; \
+        head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/drawn; echo >> /srv/drawn; sleep 0.1; done";
+    children_share_nothing(&daemon, "base", draw, 5);
 }

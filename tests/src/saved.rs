@@ -1,5 +1,6 @@
 //! VMs that can be checkpointed: how tests make them, take them back, cut their daemon off, and keep them busy.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -20,8 +21,14 @@ const MOVES: Duration = Duration::from_mins(3);
 /// Makes a VM that can be saved, from the `busybox` image, and waits until it is ready.
 #[track_caller]
 pub fn create(client: &mut Client, name: &str) -> Value {
+    create_from(client, name, "busybox")
+}
+
+/// The same from another image.
+#[track_caller]
+pub fn create_from(client: &mut Client, name: &str, from: &str) -> Value {
     client.create(json!({
-        "name": name, "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "192MiB", "wait_s": 45
+        "name": name, "from": from, "driver": "qemu", "checkpoints": true, "memory": "192MiB", "wait_s": 45
     }))
 }
 
@@ -134,6 +141,64 @@ pub fn goes_on(client: &mut Client, vm: &str) {
     let before = counted();
     let after = until(MOVES, || counted().filter(|now| Some(*now) > before));
     assert!(after.is_some(), "the command in {vm} stands still at {before:?}");
+}
+
+/// Starts a shell line in a VM that writes random numbers to `/srv/drawn` for ever, one a line, forks VMs from it in the middle of that, and checks
+/// that no number and no identity is in two of them all. Then deletes all of the VMs.
+pub fn children_share_nothing(daemon: &Daemon, vm: &str, draw: &str, children: usize) {
+    let mut client = daemon.client();
+    client.must("guest_command_start", json!({ "vm": vm, "command": draw }));
+    client.run(vm, "until [ -s /srv/drawn ]; do sleep 0.1; done");
+    let fork = json!({ "vm": vm, "count": children, "tags": { "of": vm }, "wait_s": 45 });
+    let made = client.to_the_end("vm_fork", fork, BOOT);
+    let made = made["vms"].as_array().expect("a list");
+    assert_eq!(made.len(), children, "{made:?}");
+    let mut all = vec![vm.to_owned()];
+    for child in made {
+        assert_eq!(child["contract"]["quiesced"], true, "{child}");
+        all.push(child["name"].as_str().expect("a name").to_owned());
+    }
+    assert_drawn_apart(&mut client, &all);
+    // So it is with what is asked for anew.
+    for line in [
+        "head -c 16 /dev/urandom | od -An -tx1",
+        "head -c 16 /dev/random | od -An -tx1",
+        "cat /proc/sys/kernel/random/uuid",
+        "cat /proc/sys/kernel/random/boot_id",
+        "cat /etc/machine-id || echo none",
+        "hostname",
+    ] {
+        let said: BTreeSet<String> = all.iter().map(|vm| client.run(vm, line).stdout).collect();
+        assert_eq!(said.len(), all.len(), "{line}: {said:?}");
+    }
+    for vm in &all {
+        client.must_confirmed("vm_delete", json!({ "vm": vm, "force": true }));
+    }
+    delete_all(daemon, &mut client);
+}
+
+/// Checks that what VMs have drawn before they parted is in all of them, and nothing else is in two.
+fn assert_drawn_apart(client: &mut Client, vms: &[String]) {
+    let length = |client: &mut Client, vm: &str| {
+        client.run(vm, "wc -l < /srv/drawn").stdout.trim().parse::<usize>().unwrap_or_default()
+    };
+    // At least as many as when they parted.
+    let before = length(client, &vms[0]);
+    let mut drawn: Vec<BTreeSet<String>> = Vec::new();
+    for vm in vms {
+        let enough = until(2 * BOOT, || (length(client, vm) > before + 40).then_some(()));
+        assert!(enough.is_some(), "{vm} draws no more numbers");
+        let lines = client.run(vm, "head -n 600 /srv/drawn").stdout;
+        drawn.push(lines.lines().filter(|line| line.len() >= 32).map(str::to_owned).collect());
+    }
+    let common = drawn.iter().skip(1).fold(drawn[0].clone(), |common, lines| &common & lines);
+    for (at, one) in drawn.iter().enumerate() {
+        let own = one - &common;
+        assert!(!own.is_empty(), "{} has drawn nothing of its own", vms[at]);
+        for other in &drawn[at + 1..] {
+            assert_eq!(&own & other, BTreeSet::new(), "the same number in two VMs");
+        }
+    }
 }
 
 /// A prime number of bytes, so that blocks of any size are different ones.
