@@ -17,7 +17,7 @@ USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 MAN := $(DESTDIR)$(PREFIX)/share/man
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-docker e2e-systemd e2e-selfhost e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-checkpoints e2e-docker e2e-systemd e2e-selfhost e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -79,6 +79,9 @@ e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) nex
 
 e2e-boots: setup-test ## boot a virtual machine 50 times while its emulator is stopped again and again; some ten minutes
 	@.ci/test boots
+
+e2e-checkpoints: setup-test ## take a hundred checkpoints of a busy virtual machine, pause it a thousand times, fork ten that draw random numbers; half an hour
+	@.ci/test checkpoints
 
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
 	@.ci/test docker

@@ -1,6 +1,10 @@
 //! The whole of Nexus with real virtual machines: one daemon per test, with its own state directory, accessed like by any MCP client.
 
 mod builds;
+mod checkpoint_faults;
+mod checkpoint_kills;
+mod checkpoint_load;
+mod checkpoint_races;
 mod checkpoints;
 mod confined;
 mod drives;

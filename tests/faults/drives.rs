@@ -103,6 +103,22 @@ fn a_drive_that_was_being_made_larger_is_larger() {
     world.assert_in_order();
 }
 
+#[test]
+fn a_drive_that_was_being_made_larger_under_a_running_vm_is_larger() {
+    let mut world = World::new();
+    let mut client = world.client();
+    let vm = world.create(&mut client, "box");
+    let drive = vm["drives"][0]["name"].as_str().expect("a name").to_owned();
+    let resize = json!({ "drive": drive, "size": "256MiB" });
+    let mut client = kill_at(&mut world, "drive-lengthened-running", "drive_resize", &resize);
+    let vm = client.wait_for_state("box", "ready");
+    assert_eq!(vm["drives"][0]["size"], "256MiB", "{vm}");
+    let disk = client.must("drive_inspect", json!({ "drive": drive }))["path"].clone();
+    assert_eq!(fs::metadata(disk.as_str().expect("a path")).expect("the disk").len(), 256 << 20);
+    assert_eq!(client.run("box", "echo up").stdout, "up\n");
+    world.assert_in_order();
+}
+
 /// The size of the filesystem on a drive, from its superblock (linux/fs/ext4/ext4.h).
 fn filesystem_bytes(drive: &Value) -> u64 {
     let disk = fs::read(drive["path"].as_str().expect("a path")).expect("the disk is read");

@@ -15,12 +15,12 @@ use tempfile::TempDir;
 use crate::world::{SOON, World, refused, soon};
 
 /// A filesystem in a file, mounted; unmounted when dropped.
-struct LoopDisk {
+pub(crate) struct LoopDisk {
     place: TempDir,
 }
 
 impl LoopDisk {
-    fn mount(kind: &str, mebibytes: u64) -> Self {
+    pub(crate) fn mount(kind: &str, mebibytes: u64) -> Self {
         let place = tempfile::Builder::new().prefix("nexus-loop-").tempdir().expect("a directory");
         let file = place.path().join("disk");
         File::create(&file).and_then(|file| file.set_len(mebibytes << 20)).expect("a file for the disk");
@@ -39,11 +39,11 @@ impl LoopDisk {
         disk
     }
 
-    fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.place.path().join("root")
     }
 
-    fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.root().join("state")
     }
 

@@ -17,6 +17,7 @@ mod echo;
 mod ends;
 mod events;
 mod full;
+mod full_checkpoints;
 mod guests;
 mod kernel;
 mod kills;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::kills::kill_at;
 use crate::world::{SOON, World};
 
 /// A program for a machine: the first `losses` times a kernel without a timer, then the real guest.
@@ -44,6 +45,20 @@ fn a_guest_that_lost_its_timer_is_started_once_more() {
     assert_eq!(client.run("busy", "echo up").stdout, "up\n");
     let told = transitions(&client.must("vm_history", json!({ "vm": "busy" })));
     assert_eq!(told.iter().filter(|line| line.contains("the guest lost its timer")).count(), 1, "{told:?}");
+    world.assert_in_order();
+}
+
+#[test]
+fn a_daemon_that_ends_before_it_starts_such_a_guest_once_more_says_that_it_failed() {
+    let things = tempfile::tempdir().expect("a directory");
+    let mut world = World::program(&program(&things.path().join("nexus-guest"), 1));
+    let arguments = world.arguments("busy");
+    let mut client = kill_at(&mut world, "timer-lost-killed", "vm_create", &arguments);
+    let vm = client.wait_for_state("busy", "failed");
+    assert!(vm["reason"].is_string(), "{vm}");
+    world.assert_in_order();
+    client.to_the_end("vm_start", json!({ "vm": "busy" }), SOON);
+    assert_eq!(client.run("busy", "echo up").stdout, "up\n");
     world.assert_in_order();
 }
 

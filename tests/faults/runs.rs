@@ -62,7 +62,7 @@ fn a_run_gives_its_output_and_leaves_no_vm() {
 fn a_run_survives_the_daemon() {
     let mut world = World::new();
     let mark = world.path("runs");
-    for point in ["ready", "run-started"] {
+    for point in ["ready", "run-started", "run-ended"] {
         let line = format!("echo ran >> {}; sleep 1; echo end", mark.display());
         std::fs::write(&mark, "").expect("a file is written");
         let arguments = run_of(&world, "once", &line);

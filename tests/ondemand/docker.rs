@@ -22,7 +22,7 @@ fn docker_runs_a_loaded_image_in_a_machine() {
     let said = |what: &str| println!("{what} after {} s", started.elapsed().as_secs());
     let daemon = Daemon::start();
     let rootfs = daemon.state().join("docker.tar");
-    bootstrap(&rootfs);
+    bootstrap(PACKAGES, &rootfs);
     said("packages installed");
     let mut client = daemon.client();
     let image = json!({ "from": format!("file:{}", rootfs.display()), "name": "with-docker" });
@@ -73,15 +73,15 @@ fn docker_runs_a_loaded_image_in_a_machine() {
     }
 }
 
-/// A root filesystem with Docker, from the archive that the host's apt is configured for.
-fn bootstrap(into: &Path) {
+/// A root filesystem with these packages beside the essential ones, from the archive that the host's apt is configured for.
+pub(crate) fn bootstrap(packages: &str, into: &Path) {
     let release = fs::read_to_string("/etc/os-release").expect("the host says what it is");
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a code name");
     let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     let sources = sources.into_iter().find(|path| fs::metadata(path).is_ok_and(|file| file.len() > 0));
     let made = Command::new("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""])
-        .args([&format!("--include={PACKAGES}"), suite])
+        .args([&format!("--include={packages}"), suite])
         .arg(into)
         .arg(sources.expect("apt is configured"))
         .status();

@@ -1,7 +1,8 @@
-//! What takes too long, or needs too much, to be among all tests: `make e2e-docker`, `make e2e-kernel`, `make e2e-boots`, `make e2e-systemd` and
-//! `make e2e-selfhost` run it.
+//! What takes too long, or needs too much, to be among all tests: `make e2e-docker`, `make e2e-kernel`, `make e2e-boots`, `make e2e-checkpoints`,
+//! `make e2e-systemd` and `make e2e-selfhost` run it.
 
 mod boots;
+mod checkpoints;
 mod docker;
 mod microvm_kernel;
 mod run;

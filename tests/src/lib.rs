@@ -9,6 +9,7 @@ pub mod mirror;
 pub mod netns;
 pub mod order;
 pub mod registry;
+pub mod saved;
 pub mod schema;
 pub mod tars;
 pub mod tutorial;

@@ -3,6 +3,7 @@
 
 mod book;
 mod documents;
+mod failpoints;
 mod layers;
 mod packages;
 mod places;

@@ -5,5 +5,6 @@ mod firecracker;
 mod lifecycle;
 mod pauses;
 mod qemu;
+mod save_faults;
 mod saves;
 mod support;

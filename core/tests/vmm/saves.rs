@@ -61,7 +61,7 @@ const FIRST: &str = "init is up\n";
 const TICK: &str = "tick\n";
 
 /// A VM that can be saved; its guest says that it is up, then ticks.
-fn ticking(jail: bool) -> Vm {
+pub(crate) fn ticking(jail: bool) -> Vm {
     let init = qemu::init_that_ticks(FIRST, TICK);
     let mut vm = qemu::vm(&qemu::initramfs("init", 0o100_755, &init));
     vm.plan.link = Link::Serial;
@@ -93,7 +93,7 @@ fn ticks(vm: &Vm) -> (usize, bool) {
 }
 
 /// Waits until the guest has ticked some more.
-async fn goes_on(vm: &Vm) {
+pub(crate) async fn goes_on(vm: &Vm) {
     let (before, _) = ticks(vm);
     eventually("further ticks", || (ticks(vm).0 > before + 2).then_some(())).await;
 }

@@ -92,7 +92,9 @@ fn vms_keep_their_network_when_the_process_is_killed() {
 #[test]
 fn a_kill_at_any_step_of_an_attachment_is_taken_up() {
     let world = World::new();
-    for point in ["tap-made", "tap-named", "tap-kept", "tables-made", "tap-joined", "tap-raised"] {
+    for point in
+        ["tap-made", "tap-named", "tap-kept", "tables-made", "address-added", "tap-joined", "tap-raised"]
+    {
         let mut net = world.start(instance("0a1b2c3d", "10.77"), Some(point));
         // Some failpoints are already hit during the configuration.
         let _ = net.call(Request::Configure { instance: net.instance.clone() });

@@ -9,6 +9,7 @@ mod access;
 mod awake;
 mod boot;
 mod calls;
+mod checkpoints;
 mod clone;
 mod download;
 mod first;
@@ -37,7 +38,7 @@ use table::Table;
 #[derive(Debug, Parser)]
 struct Options {
     /// What to measure (all of it by default): boot, first, calls, access, streams, vsock, memory, list, page,
-    /// download, image, oci, clone, net.
+    /// download, image, oci, clone, net, checkpoints.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
     #[arg(long, default_value_t = 15)]
@@ -74,7 +75,7 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 14] = [
+const MEASUREMENTS: [Measurement; 15] = [
     ("boot", boot::measure),
     ("first", first::measure),
     ("calls", calls::measure),
@@ -89,6 +90,7 @@ const MEASUREMENTS: [Measurement; 14] = [
     ("oci", oci::measure),
     ("clone", clone::measure),
     ("net", net::measure),
+    ("checkpoints", checkpoints::measure),
 ];
 
 fn main() -> ExitCode {

@@ -55,6 +55,13 @@ pub(crate) fn private_kib(process: u32) -> u64 {
     rollup.lines().filter(|line| line.starts_with("Private_")).filter_map(kib).sum()
 }
 
+/// The memory of a process in KiB; what it shares with others counts in part.
+pub(crate) fn pss_kib(process: u32) -> u64 {
+    let rollup =
+        fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("read a process's memory");
+    rollup.lines().filter(|line| line.starts_with("Pss:")).filter_map(kib).sum()
+}
+
 /// The peak memory of a process since the last call, in MiB.
 pub(crate) fn peak_mib(process: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("read a process's status");

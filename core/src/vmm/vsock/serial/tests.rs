@@ -205,3 +205,42 @@ fn a_guest_that_says_no_hello_costs_nothing_and_its_host_gets_no_answer() {
     }
     assert_eq!(is_accepted(&near), None);
 }
+
+#[test]
+fn a_guest_that_floods_its_ports_and_goes_on_with_an_old_session_is_heard_once_it_begins_the_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let uds = directory.path().join("v.sock");
+    let (link, ports) = SerialLink::start(&uds).unwrap();
+    let mut guest = Guest::new(ports);
+    let near = dial(&uds, MCP_PORT);
+    let far = guest.accept(MCP_PORT);
+    guest.until("OK", |_| is_accepted(&near));
+    link.relink(nonce("second"));
+    assert_eq!(guest.until("a request", Guest::asked), nonce("second"));
+    guest.rest(&near);
+
+    // The nonce of the session before, then noise on all ports, also on the one on which only the host speaks.
+    guest.begin("first");
+    guest.rest(&far);
+    let early = dial(&uds, MCP_PORT);
+    let deadline = Instant::now() + DEADLINE;
+    let mut written = [0; LANES + 1];
+    while written.iter().any(|count| *count < 300_000) {
+        guest.turn();
+        let ports = guest.lanes.iter().map(|(_, port)| port).chain([&guest.control]);
+        for (mut port, count) in ports.zip(&mut written) {
+            *count += port.write(&[0xa5; 4096]).unwrap_or(0);
+        }
+        assert!(Instant::now() < deadline, "it stopped reading after {written:?} bytes");
+    }
+    assert!(guest.lanes.iter().all(|(lane, _)| !lane.is_open()));
+    assert_eq!(is_accepted(&early), None);
+
+    guest.begin("second");
+    let mut far = guest.accept(MCP_PORT);
+    guest.until("OK", |_| is_accepted(&early));
+    far.write_all(b"at last").unwrap();
+    let mut read = vec![0; 7];
+    guest.until("an answer", |_| (&early).read_exact(&mut read).ok());
+    assert_eq!(read, b"at last");
+}

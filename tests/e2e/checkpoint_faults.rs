@@ -1,0 +1,228 @@
+//! What is refused or given up, with real machines: damaged checkpoints, those of another VMM, guests that do not prove what they renewed, agents
+//! that are killed. The machine that was saved runs on whatever happens.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nexus_schema::Timestamp;
+use nexus_tests::client::{BOOT, Client, Failure};
+use nexus_tests::daemon::{Daemon, kill_process};
+use nexus_tests::order::assert_in_order;
+use nexus_tests::saved::{assert_files, checkpoint, count, create, delete_all, goes_on, outcome, roll_back};
+use nexus_tests::wait::{stay, until};
+use serde_json::{Value, json};
+
+/// How far a guest's clock may be from the host's after a restore, in milliseconds.
+const CLOCK_MAX: i64 = 50;
+
+/// Changes one bit in the middle of a file.
+fn flip(file: &Path) {
+    let file = File::options().read(true).write(true).open(file).expect("a file of the checkpoint");
+    let at = file.metadata().expect("its length").len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("a byte is read");
+    file.write_all_at(&[byte[0] ^ 1], at).expect("a byte is written");
+}
+
+/// Why neither a rollback nor a fork goes on from the checkpoint `clean` of `web`; both have to say the same.
+#[track_caller]
+fn refused(client: &mut Client) -> Failure {
+    let back = json!({ "vm": "web", "checkpoint": "clean", "keep_current": false, "wait_s": 45 });
+    let fork = json!({ "vm": "web", "checkpoint": "clean", "count": 2, "wait_s": 45 });
+    let rollback = outcome(client, "vm_rollback", back).expect_err("it is not restored");
+    let forked = outcome(client, "vm_fork", fork).expect_err("it is not restored");
+    assert_eq!(rollback.code, forked.code, "{}; {}", rollback.text, forked.text);
+    rollback
+}
+
+fn vms(client: &mut Client) -> usize {
+    client.must("vm_list", json!({}))["vms"].as_array().map_or(0, Vec::len)
+}
+
+/// Changes the version of the VMM in the manifest of a checkpoint, on the disk and in the database.
+fn as_if_of_another_version(daemon: &Daemon, directory: &Path, version: &str) -> String {
+    let path = directory.join("manifest.json");
+    let text = std::fs::read_to_string(&path).expect("the manifest");
+    let mut manifest: Value = serde_json::from_str(&text).expect("JSON");
+    let before = manifest["host"]["driver_version"].as_str().expect("a version").to_owned();
+    manifest["host"]["driver_version"] = version.into();
+    let manifest = manifest.to_string();
+    std::fs::write(&path, &manifest).expect("the manifest is written");
+    let database = rusqlite::Connection::open(daemon.state().join("nexus.db")).expect("the database");
+    database.busy_timeout(Duration::from_mins(1)).expect("a timeout");
+    let changed = database.execute("UPDATE checkpoints SET manifest = ?1 WHERE name = 'clean'", [&manifest]);
+    assert_eq!(changed.expect("the row is changed"), 1);
+    before
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    i64::try_from(now.as_millis()).expect("a time of this century")
+}
+
+/// Compares the guest's clock with the host's, by the time of a file that it writes.
+#[track_caller]
+fn clock_is_right(client: &mut Client, vm: &str) {
+    let before = now_ms();
+    client.run(vm, "echo > /run/now");
+    let after = now_ms();
+    let stat = client.call_whole("guest_file_stat", json!({ "vm": vm, "path": "/run/now" }));
+    let stat = stat.unwrap_or_else(|e| panic!("{}", e.text));
+    let facts = [&stat["structuredContent"], &stat["_meta"]["dev.nexus/result"]];
+    let written = facts.into_iter().find_map(|facts| facts["modified_at"].as_str());
+    let written = json!(written.unwrap_or_else(|| panic!("no time in {stat}")));
+    let written: Timestamp = serde_json::from_value(written).expect("a time");
+    let within = before - CLOCK_MAX..=after + CLOCK_MAX;
+    let written = written.as_millis();
+    assert!(within.contains(&written), "{written} of the guest is not within {within:?} of the host");
+}
+
+#[test]
+fn what_is_damaged_or_of_another_vmm_is_refused_and_the_clock_is_right_after_a_rollback() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    count(&mut client, "web");
+    let taken = checkpoint(&mut client, "web", "clean");
+    let begun = now_ms();
+    let directory = daemon.state().join("checkpoints").join(taken["id"].as_str().expect("an id"));
+    for file in ["state", "ram", "manifest.json"] {
+        flip(&directory.join(file));
+        let failure = refused(&mut client);
+        assert_eq!(failure.code, "verification_failed", "{file}: {}", failure.text);
+        assert!(failure.text.contains(&format!("/{file} is damaged")), "{file}: {}", failure.text);
+        flip(&directory.join(file));
+    }
+    let version = as_if_of_another_version(&daemon, &directory, "0.0.1");
+    let failure = refused(&mut client);
+    assert_eq!(failure.code, "host_unsuitable", "{}", failure.text);
+    assert!(failure.text.contains("0.0.1") && failure.text.contains(&version), "{}", failure.text);
+    let row = client.must("checkpoint_list", json!({}))["checkpoints"][0].clone();
+    assert!(row["problem"].as_str().is_some_and(|problem| problem.contains("0.0.1")), "{row}");
+    assert_eq!(as_if_of_another_version(&daemon, &directory, &version), "0.0.1");
+    // Nothing was changed by that.
+    assert_eq!(client.inspect("web")["boot_id"], boot);
+    goes_on(&mut client, "web");
+    assert_eq!(vms(&mut client), 1);
+
+    // Long enough that a clock which was not set would show.
+    let late = Duration::from_millis(u64::try_from(6000 - (now_ms() - begun)).unwrap_or(0));
+    stay(late);
+    let restored = roll_back(&mut client, "web", "clean");
+    let behind = restored["contract"]["clock_behind_ms"].as_i64().expect("a number");
+    assert!(behind >= 5000, "{restored}");
+    clock_is_right(&mut client, "web");
+    goes_on(&mut client, "web");
+    delete_all(&daemon, &mut client);
+    assert_in_order(&daemon);
+}
+
+/// Waits until the memory of a VM is being written to a checkpoint.
+fn until_saving(daemon: &Daemon) {
+    let checkpoints = daemon.state().join("checkpoints");
+    let deadline = Instant::now() + Duration::from_mins(2);
+    let is_begun = || {
+        let parts = std::fs::read_dir(&checkpoints).expect("the directory").flatten();
+        parts.map(|part| part.path()).any(|part| part.join("ram").exists())
+    };
+    while !is_begun() {
+        assert!(Instant::now() < deadline, "no memory is saved\n{}", daemon.log());
+        // Not longer, since a small memory is written soon.
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_vmm_or_a_shim_that_is_killed_within_a_save_leaves_no_checkpoint_and_a_machine_that_starts() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "web");
+    for which in ["pid", "shim_pid"] {
+        client.run("web", &format!("echo {which} > /srv/mark; sync"));
+        let vm = client.inspect("web");
+        let victim = vm["process"][which].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let mut other = daemon.client();
+        let saving = std::thread::spawn(move || {
+            outcome(&mut other, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 }))
+        });
+        until_saving(&daemon);
+        kill_process(victim.expect("a running VM has it"));
+        let saved = saving.join().expect("no panic");
+        assert!(saved.is_err(), "{which}: {saved:?}");
+        client.wait_for("web", "its end", |vm| {
+            ["crashed", "failed", "stopped"].contains(&vm["state"].as_str().unwrap_or_default())
+        });
+        assert_files(&daemon, &mut client);
+        assert_in_order(&daemon);
+        client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "cat /srv/mark").stdout, format!("{which}\n"));
+    }
+    let whole = checkpoint(&mut client, "web", "whole");
+    assert_eq!(whole["quiesced"], true, "{whole}");
+    delete_all(&daemon, &mut client);
+}
+
+/// A shell line that sends a signal to the agent.
+fn signal_agent(signal: &str) -> String {
+    format!(
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | \
+         grep -q '^[^ ]*nexus-guest agent' && kill -{signal} ${{p#/proc/}}; done"
+    )
+}
+
+/// Writes a hook that runs whenever the guest goes on from a checkpoint.
+fn hook(client: &mut Client, text: &str) {
+    let path = "/etc/nexus/fork.d/10-hook";
+    let content = format!("#!/bin/sh\n{text}\n");
+    client.run("web", "mkdir -p /etc/nexus/fork.d");
+    client.must("guest_file_write", json!({ "vm": "web", "path": path, "content": content, "mode": "0755" }));
+    assert_eq!(client.run("web", &format!("test -x {path}")).exit_code, Some(0));
+}
+
+#[test]
+fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    count(&mut client, "web");
+    let fork = json!({ "vm": "web", "names": ["a", "b"], "wait_s": 45 });
+    // A hook that fails, and an agent that says nothing any more once it has begun to renew.
+    for (text, why) in [("exit 7".to_owned(), Some("10-hook")), (signal_agent("STOP"), None)] {
+        hook(&mut client, &text);
+        let failure = outcome(&mut client, "vm_fork", fork.clone()).expect_err("it is not proven");
+        assert!(why.is_none_or(|why| failure.text.contains(why)), "{}", failure.text);
+        assert_eq!(vms(&mut client), 1, "{}", failure.text);
+        assert_eq!(client.inspect("web")["boot_id"], boot);
+        goes_on(&mut client, "web");
+        assert_in_order(&daemon);
+    }
+    client.run("web", "rm /etc/nexus/fork.d/10-hook");
+    let made = outcome(&mut client, "vm_fork", fork).unwrap_or_else(|e| panic!("{}", e.text));
+    assert_eq!(made["vms"].as_array().map(Vec::len), Some(2), "{made}");
+    for name in ["a", "b"] {
+        goes_on(&mut client, name);
+        client.must_confirmed("vm_delete", json!({ "vm": name, "force": true }));
+    }
+
+    // An agent that is killed while it has to stop the commands: the checkpoint says what it is worth, or is none.
+    let stop = format!("{}; echo it stands still > /dev/console", signal_agent("STOP"));
+    let kill = format!("sleep 1; {stop}; sleep 4; {}", signal_agent("KILL"));
+    client.must("guest_command_start", json!({ "vm": "web", "command": kill }));
+    let stands = until(Duration::from_mins(1), || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
+        logs.to_string().contains("it stands still").then_some(())
+    });
+    assert!(stands.is_some(), "the agent is not stopped");
+    if let Ok(taken) = outcome(&mut client, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 })) {
+        assert_eq!(taken["quiesced"], false, "{taken}");
+    }
+    client.wait_for_state("web", "ready");
+    goes_on(&mut client, "web");
+    assert_eq!(client.inspect("web")["boot_id"], boot);
+    assert_files(&daemon, &mut client);
+    delete_all(&daemon, &mut client);
+    assert_in_order(&daemon);
+}

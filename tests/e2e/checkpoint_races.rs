@@ -1,0 +1,153 @@
+//! Several at once of what concerns one machine or one checkpoint, forks of forks, and random numbers of many children.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use nexus_tests::client::{BOOT, Client, Failure};
+use nexus_tests::daemon::Daemon;
+use nexus_tests::order::assert_in_order;
+use nexus_tests::saved::{
+    assert_files, checkpoint, children_share_nothing, count, create, delete_all, goes_on, listed, outcome,
+    roll_back,
+};
+use nexus_tests::wait::until;
+use serde_json::{Value, json};
+
+/// Makes two calls at once, each by a client of its own; what became of them.
+fn at_once(daemon: &Daemon, calls: [(&'static str, Value); 2]) -> [Result<Value, Failure>; 2] {
+    let begin = |(tool, arguments): (&'static str, Value)| {
+        let mut client = daemon.client();
+        thread::spawn(move || outcome(&mut client, tool, arguments))
+    };
+    calls.map(begin).map(|call| call.join().expect("no panic"))
+}
+
+/// How many of them succeeded; all others were refused because something else was under way.
+#[track_caller]
+fn succeeded(both: &[Result<Value, Failure>; 2]) -> usize {
+    for failure in both.iter().filter_map(|one| one.as_ref().err()) {
+        let codes = ["busy", "changed", "boot_changed", "vm_wrong_state", "checkpoint_not_found"];
+        assert!(codes.contains(&failure.code.as_str()), "{}: {}", failure.code, failure.text);
+    }
+    both.iter().filter(|one| one.is_ok()).count()
+}
+
+fn names(client: &mut Client) -> BTreeSet<String> {
+    let listed = client.must("vm_list", json!({}));
+    let vms = listed["vms"].as_array().expect("a list").iter();
+    vms.filter_map(|vm| Some(vm["name"].as_str()?.to_owned())).collect()
+}
+
+fn delete(client: &mut Client, names: &[&str]) {
+    for name in names {
+        client.must_confirmed("vm_delete", json!({ "vm": name, "force": true }));
+    }
+}
+
+#[test]
+fn two_at_once_and_forks_of_forks_leave_each_machine_whole() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "web");
+    client.run("web", "echo then > /srv/mark; sync");
+    count(&mut client, "web");
+
+    // Two checkpoints.
+    let take = |name: &str| ("vm_checkpoint", json!({ "vm": "web", "name": name, "wait_s": 45 }));
+    let both = at_once(&daemon, [take("one"), take("two")]);
+    assert_eq!(succeeded(&both), listed(&mut client).len());
+    let clean = both.iter().flatten().next().expect("at least one succeeds")["id"].clone();
+    goes_on(&mut client, "web");
+    assert_files(&daemon, &mut client);
+
+    // Two rollbacks: the last one that is begun wins.
+    client.run("web", "echo now > /srv/mark; sync");
+    let back = json!({ "vm": "web", "checkpoint": clean, "keep_current": false, "wait_s": 45 });
+    let both = at_once(&daemon, [("vm_rollback", back.clone()), ("vm_rollback", back)]);
+    assert!(succeeded(&both) >= 1);
+    client.wait_for_state("web", "ready");
+    goes_on(&mut client, "web");
+    assert_eq!(client.run("web", "cat /srv/mark").stdout, "then\n");
+    assert_in_order(&daemon);
+
+    // Two forks.
+    let fork = |name: &str| ("vm_fork", json!({ "checkpoint": clean, "names": [name], "wait_s": 45 }));
+    let both = at_once(&daemon, [fork("a"), fork("b")]);
+    assert_eq!(succeeded(&both), 2, "forks do not concern each other");
+    for name in ["a", "b"] {
+        goes_on(&mut client, name);
+    }
+    delete(&mut client, &["a", "b"]);
+
+    // A deletion of the checkpoint that is forked: either waits, is refused, or is first.
+    let gone = ("checkpoint_delete", json!({ "checkpoint": clean }));
+    let [forked, deleted] = delete_within(&daemon, fork("c"), gone);
+    assert!(forked.is_ok() || deleted.is_ok(), "one of them has its way");
+    assert_eq!(names(&mut client).contains("c"), forked.is_ok(), "all of the fork or nothing");
+    if forked.is_ok() {
+        goes_on(&mut client, "c");
+        delete(&mut client, &["c"]);
+    }
+    if deleted.is_err() {
+        let deleted = until(Duration::from_mins(1), || {
+            client.call_confirmed("checkpoint_delete", json!({ "checkpoint": clean })).ok()
+        });
+        assert!(deleted.is_some(), "it can be deleted once nobody uses it");
+    }
+    assert_files(&daemon, &mut client);
+    delete_all(&daemon, &mut client);
+
+    // A fork of a fork of a rollback.
+    checkpoint(&mut client, "web", "first");
+    client.run("web", "echo lost > /srv/mark");
+    roll_back(&mut client, "web", "first");
+    client.run("web", "echo web >> /srv/mark; echo web > /run/memory");
+    for (of, name) in [("web", "child"), ("child", "grandchild")] {
+        client.to_the_end("vm_fork", json!({ "vm": of, "names": [name], "wait_s": 45 }), BOOT);
+        goes_on(&mut client, name);
+        client.run(name, &format!("echo {name} >> /srv/mark; echo {name} >> /run/memory"));
+    }
+    assert_eq!(client.run("web", "cat /srv/mark /run/memory").stdout, "then\nweb\nweb\n");
+    assert_eq!(client.run("child", "cat /srv/mark").stdout, "then\nweb\nchild\n");
+    let last = client.run("grandchild", "cat /srv/mark /run/memory").stdout;
+    assert_eq!(last, "then\nweb\nchild\ngrandchild\nweb\nchild\ngrandchild\n");
+    let (child, grandchild) = (client.inspect("child"), client.inspect("grandchild"));
+    assert_eq!(grandchild["parent_id"], child["id"]);
+    assert_eq!(child["parent_id"], client.inspect("web")["id"]);
+    let ids: BTreeSet<String> =
+        ["child", "grandchild"].map(|vm| client.run(vm, "cat /etc/machine-id").stdout).into();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+    // Each goes on without those that it came from.
+    delete_all(&daemon, &mut client);
+    delete(&mut client, &["web", "child"]);
+    goes_on(&mut client, "grandchild");
+    assert_in_order(&daemon);
+}
+
+/// Deletes a checkpoint as soon as an operation uses it.
+fn delete_within(
+    daemon: &Daemon,
+    (fork, arguments): (&'static str, Value),
+    (delete, checkpoint): (&'static str, Value),
+) -> [Result<Value, Failure>; 2] {
+    let mut client = daemon.client();
+    let forking = thread::spawn(move || outcome(&mut client, fork, arguments));
+    let mut client = daemon.client();
+    let begun = until(Duration::from_mins(1), || {
+        let ops = client.must("op_list", json!({ "limit": 1 }));
+        (ops["ops"][0]["tool"] == fork && ops["ops"][0]["state"] == "running").then_some(())
+    });
+    assert!(begun.is_some(), "the fork never begins");
+    let deleted = client.call_confirmed(delete, checkpoint);
+    [forking.join().expect("no panic"), deleted]
+}
+
+#[test]
+fn children_of_a_loop_that_was_frozen_while_it_drew_random_numbers_draw_different_ones() {
+    let daemon = Daemon::start();
+    create(&mut daemon.client(), "base");
+    let draw = "while true; do cat /proc/sys/kernel/random/uuid >> /srv/drawn; \
+        head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/drawn; echo >> /srv/drawn; sleep 0.1; done";
+    children_share_nothing(&daemon, "base", draw, 5);
+}

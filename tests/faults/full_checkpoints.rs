@@ -1,0 +1,91 @@
+//! Checkpoints for which the disk has no room: seen before they are begun, or on the way. The VM is a real one, on a filesystem with reflinks; its
+//! checkpoints are on another one, which is small, so that drives are copied whole.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use nexus_tests::client::{BOOT, Client};
+use nexus_tests::daemon::Daemon;
+use nexus_tests::order::assert_in_order;
+use nexus_tests::saved::{assert_files, checkpoint, count, delete_all, goes_on, listed, outcome};
+use serde_json::json;
+
+use crate::full::LoopDisk;
+
+/// How much is on the data drive, in MiB: more than what is left of a disk that has room for the VM's memory.
+const DATA: u64 = 560;
+
+/// A small filesystem over the directory of checkpoints; unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(daemon: &Daemon, mebibytes: u64) -> Self {
+        let at = daemon.state().join("checkpoints");
+        let size = format!("size={mebibytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&at).output();
+        let mounted = mounted.expect("mount runs");
+        let said = String::from_utf8_lossy(&mounted.stderr).into_owned();
+        assert!(mounted.status.success(), "mounting takes root: {said}");
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+/// A drive with a large file on it.
+fn make_data(client: &mut Client, disk: &LoopDisk) {
+    let source = disk.root().join("source");
+    fs::create_dir(&source).expect("a directory");
+    let mut file = File::create(source.join("large")).expect("a file");
+    let piece = vec![0x5a; 1 << 20];
+    (0..DATA).try_for_each(|_| file.write_all(&piece)).expect("it is written");
+    let from = format!("file:{}", source.display());
+    let drive = json!({ "name": "data", "from": from, "size": "700MiB", "wait_s": 45 });
+    client.to_the_end("drive_create", drive, BOOT);
+    fs::remove_dir_all(source).expect("it is of no more use");
+}
+
+#[test]
+fn a_checkpoint_on_a_full_disk_leaves_the_vm_running_and_nothing_else() {
+    let disk = LoopDisk::mount("btrfs", 4000);
+    let daemon = Daemon::start_at(&disk.state());
+    let mut client = daemon.client();
+    make_data(&mut client, &disk);
+    let web = json!({ "name": "web", "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "128MiB",
+        "start": false });
+    client.to_the_end("vm_create", web, BOOT);
+    client.must("drive_attach", json!({ "drive": "data", "vm": "web", "mount": "/data" }));
+    let boot = client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT)["boot_id"].clone();
+    client.wait_for_state("web", "ready");
+    count(&mut client, "web");
+
+    // The first has no room for anything, the second one for the memory only.
+    for (mebibytes, is_begun) in [(32, false), (520, true)] {
+        let small = SmallDisk::mount(&daemon, mebibytes);
+        let take = json!({ "vm": "web", "name": "none", "wait_s": 45 });
+        let failure = outcome(&mut client, "vm_checkpoint", take).expect_err("there is no room for it");
+        assert_eq!(failure.code, "disk_full", "{mebibytes} MiB: {}", failure.text);
+        // It names the disk: as that of the state directory, or by the place of the file that did not fit.
+        let named = if is_begun { "/checkpoints/" } else { "the disk of the state directory has" };
+        assert!(failure.text.contains(named), "{mebibytes} MiB: {}", failure.text);
+        goes_on(&mut client, "web");
+        assert_eq!(client.inspect("web")["boot_id"], boot, "{mebibytes} MiB");
+        assert_eq!(listed(&mut client), Vec::<String>::new(), "{mebibytes} MiB");
+        assert_files(&daemon, &mut client);
+        drop(small);
+        assert_in_order(&daemon);
+    }
+    // With room it works, and the drive takes next to none.
+    checkpoint(&mut client, "web", "clean");
+    goes_on(&mut client, "web");
+    delete_all(&daemon, &mut client);
+    client.must_confirmed("vm_delete", json!({ "vm": "web", "force": true }));
+    client.must_confirmed("drive_delete", json!({ "drive": "data" }));
+}
