@@ -146,6 +146,7 @@ impl Nexus {
             paths.vms(),
             paths.drives(),
             paths.checkpoints(),
+            paths.all_suspended(),
             paths.images(),
             paths.assets(),
             paths.builds(),

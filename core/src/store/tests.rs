@@ -48,6 +48,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             kernel: "debian".into(),
             start: true,
             idle_stop: None,
+            idle_action: nexus_schema::tools::vm::IdleAction::Stop,
             checkpoints: false,
             run: None,
         },
@@ -66,6 +67,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
         started_at: None,
         expires_at: None,
         lineage: vms::Lineage::default(),
+        suspended: None,
     }
 }
 
