@@ -29,6 +29,7 @@ mod token;
 mod tree;
 mod vm;
 mod wait;
+mod wake;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -178,14 +178,14 @@ async fn adopt(
         },
         None => None,
     };
-    if let Some(waking) =
+    if let Some(begun) =
         shim.take_if(|shim| waking::is_unfinished(shared, &record) && shim.silence().is_none())
     {
         tracing::info!(vm = %record.name, "ending a VMM that an earlier daemon began to wake a vm with");
-        if let Err(error) = waking.kill().await {
+        if let Err(error) = begun.kill().await {
             tracing::error!(vm = %record.name, %error, "cannot end it");
         }
-        waking.wait().await;
+        begun.wait().await;
     }
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
         crate::vmm::remove_sockets(&directory);

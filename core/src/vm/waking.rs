@@ -8,7 +8,7 @@ use nexus_schema::{ErrorCode, ToolError};
 
 use super::create::{ask, until_ready};
 use super::policy;
-use crate::context::{Command, Handle, Shared};
+use crate::context::{Command, Handle, Shared, View};
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
 use crate::os::remove;
@@ -31,8 +31,10 @@ pub(crate) async fn wake(
     let woken = async {
         let mut view = handle.view.clone();
         // One that is falling asleep has to be down first.
-        let settled = view.wait_for(|view| view.deleted || view.record.state != VmState::Stopping).await;
-        drop(settled.map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down"))?);
+        let is_down = |view: &View| view.deleted || view.record.state != VmState::Stopping;
+        if view.wait_for(is_down).await.is_err() {
+            return Err(ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down"));
+        }
         let (who, why) = (who.to_owned(), format!("woken for {what}"));
         let boot = ask(handle, |reply| Command::Wake { who, why, reply }).await?;
         until_ready(&mut view, boot, &Progress::default()).await

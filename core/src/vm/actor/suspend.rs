@@ -125,7 +125,7 @@ impl Actor {
                 .hint("the host is too busy to suspend a VM: try again later"));
         }
         failpoint::reach("suspend-paused");
-        let is_idle = |limit| self.activity.idle().is_some_and(|idle| idle >= limit);
+        let is_idle = |limit: Duration| self.activity.idle().is_some_and(|idle| idle >= limit);
         if idle.is_some_and(|limit| !is_idle(limit)) {
             return Err(ToolError::new(ErrorCode::Busy, format!("{name} is in use again"))
                 .hint("it is suspended once it is idle"));
