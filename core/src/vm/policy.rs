@@ -453,6 +453,43 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_whose_guest_went_on_does_not_sleep_any_more() {
+        for (state, configured, sleeps) in [
+            // It was to sleep: its guest was renewed long ago.
+            (Stopping, true, true),
+            (Starting, false, true),
+            (Running, false, true),
+            (Running, true, false),
+            (Ready, true, false),
+        ] {
+            let mut vm = crate::store::tests::vm("web", 3);
+            let saved = crate::store::tests::suspended(&vm);
+            vm.state = state;
+            vm.boot_id = BootId::from_i64(7);
+            vm.token = Some("of-now".into());
+            vm.guest = Some(crate::store::vms::GuestRecord { configured, ..saved.manifest.guest.clone() });
+            vm.suspended = Some(Box::new(saved.clone()));
+            assert_eq!(falls_asleep(&mut vm), sleeps, "{state} {configured}");
+            assert_eq!(is_asleep(&vm), sleeps);
+            let (boot, token) =
+                if sleeps { (Some(saved.manifest.boot_id), "of-then") } else { (vm.boot_id, "of-now") };
+            assert_eq!((vm.boot_id, vm.token.as_deref()), (boot, Some(token)), "{state} {configured}");
+            assert!(!sleeps || is_edge(state, Suspended), "{state}");
+        }
+        assert!(!falls_asleep(&mut crate::store::tests::vm("web", 3)));
+    }
+
+    #[test]
+    fn a_vm_for_one_command_is_not_suspended() {
+        let mut vm = crate::store::tests::vm("web", 3);
+        vm.driver = Some("qemu".into());
+        vm.spec.checkpoints = true;
+        suspendable(&vm).unwrap();
+        vm.spec.run = Some("make test".into());
+        assert_eq!(suspendable(&vm).unwrap_err().code, ErrorCode::VmWrongState);
+    }
+
+    #[test]
     fn another_boot_is_told_with_both_ids() {
         let [one, other] = [1, 2].map(BootId::from_i64);
         same_boot("x", one, None).unwrap();

@@ -231,6 +231,13 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         assert!(checkpoints::is_current(db, clean.id, VmId::from_i64(1).unwrap()).unwrap());
         assert_eq!(checkpoints::drives_of(db, clean.id).unwrap()[0].size, ByteSize::gib(8));
     }
+    if version >= 15 {
+        let vm = vms::get(db, &"v15".parse().unwrap()).unwrap().unwrap();
+        let memory = vm.suspended.as_ref().unwrap();
+        assert_eq!((vm.state, vm.spec.idle_action), (VmState::Suspended, IdleAction::Suspend));
+        assert_eq!((memory.token.as_str(), memory.memory_bytes), ("secret-of-v15", 73_400_320));
+        assert_eq!(memory.drives[0].modified_ns, 1_764_000_150_000_000_001);
+    }
 }
 
 #[test]
