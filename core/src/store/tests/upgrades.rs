@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::TokenId;
 use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
-use nexus_schema::tools::vm::VmFile;
+use nexus_schema::tools::vm::{IdleAction, VmFile};
 use nexus_schema::{ErrorCode, Name};
 
 use super::*;
