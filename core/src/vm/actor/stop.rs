@@ -45,6 +45,8 @@ impl Actor {
             tracing::warn!(vm = %self.record.name, %error, "stopping although the stop could not be recorded");
         }
         let answers = self.boot.as_ref().is_some_and(Boot::agent_answers);
+        // A shutdown of one that is waking would write to its drives.
+        let force = force || self.record.suspended.is_some();
         self.climb(Rung::first(force, answers)).await;
         failpoint::reach("stop-asked");
         Ok(Decision::Go)

@@ -256,7 +256,7 @@ fn make_directory(part: &Path) -> std::io::Result<()> {
 
 /// Returns the marks of drives, which are not written to. Blocks.
 pub(super) fn marks(files: &[(DriveId, PathBuf)]) -> std::io::Result<Vec<DriveMark>> {
-    let mark = |(drive, file): &(DriveId, PathBuf)| {
+    let mark = |(drive, file): &(DriveId, PathBuf)| -> std::io::Result<DriveMark> {
         let found = fs_err::metadata(file)?;
         let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
         Ok(DriveMark { drive: *drive, modified_ns, size_bytes: found.len() })
@@ -289,7 +289,8 @@ mod tests {
         let old = std::time::SystemTime::now() - Duration::from_secs(5);
         let open = || std::fs::File::options().write(true).open(&file).unwrap();
         open().set_modified(old).unwrap();
-        let files = [(random_id(), file.clone())];
+        let drive: DriveId = random_id();
+        let files = [(drive, file.clone())];
         let before = marks(&files).unwrap();
         assert_eq!(marks(&files).unwrap(), before);
         // As long as before.
