@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
@@ -112,7 +112,8 @@ fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
 
     // The one call is told that it woke it, and the clock is right.
     suspend(&mut client, "web");
-    thread::sleep(Duration::from_secs(3));
+    // Its clock stands still meanwhile.
+    client.must("vm_wait", json!({ "vm": "web", "state": "ready", "wait_s": 5 }));
     let result = client.call_whole("guest_run_command", json!({ "vm": "web", "command": "date +%s" }));
     let result = result.unwrap_or_else(|e| panic!("{}", e.text));
     assert_eq!(result["_meta"]["dev.nexus/vm"]["woken"], true, "{result}");

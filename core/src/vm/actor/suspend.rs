@@ -56,7 +56,7 @@ impl Actor {
         }
         let id: CheckpointId = random_id();
         let part = self.shared.paths.suspended_part(id);
-        let asleep = match self.save_memory(id, &part, idle).await {
+        let asleep = match Box::pin(self.save_memory(id, &part, idle)).await {
             Ok(memory) => self.fall_asleep(memory, who, why).await,
             Err(error) => Err(error),
         };
@@ -147,8 +147,7 @@ impl Actor {
         };
         let mut held_until = renew().await?;
         let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
-        let writing = self.publish_memory(memory, part.to_owned());
-        tokio::pin!(writing);
+        let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
         let written = loop {
             tokio::select! {
                 written = &mut writing => break written?,
