@@ -102,11 +102,18 @@ impl Actor {
         boot.release();
     }
 
-    /// Pauses the VMM of a VM that is paused, after another daemon or shim has lost that.
+    /// Pauses the VMM of a VM that is paused, after another daemon or shim has lost that; resumes one that another daemon was only about to suspend.
     pub(super) async fn pause_anew(&self) {
-        let Some(boot) = self.boot.as_ref().filter(|_| self.record.state == VmState::Paused) else { return };
-        if let Err(error) = boot.shim.pause().await {
-            tracing::error!(vm = %self.record.name, %error, "cannot pause the vm again");
+        let Some(boot) = &self.boot else { return };
+        let done = match self.record.state {
+            VmState::Paused => boot.shim.pause().await,
+            // It ends as it is.
+            VmState::Stopping => Ok(()),
+            _ if self.record.spec.checkpoints => boot.shim.resume().await,
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::error!(vm = %self.record.name, %error, "the vm may be paused, or not, against its state");
         }
     }
 }
