@@ -117,13 +117,16 @@ impl Actor {
         let saved = shim.save(part, HOLD).await.map_err(|error| save_failed(&error))?;
         failpoint::reach("suspend-saved");
         let memory_of = Memory { id, saved, interface, quiesced: quiesced.frozen && quiesced.synced };
-        let (memory, held_until) = self.write_memory(&shim, memory_of, part).await?;
+        let (mut memory, held_until) = self.write_memory(&shim, memory_of, part).await?;
         shim.pause().await.map_err(|error| save_failed(&error))?;
-        // It must not have run between the save and the pause.
-        if Instant::now() >= held_until {
+        let (files, saved) = (self.drive_files(), self.shared.paths.suspended(id));
+        let drives = in_background(move || marks_since(&files, &saved.join(checkpoint_files::RAM))).await?;
+        // It must not have run between the save and the pause, nor written.
+        let Some(drives) = drives.filter(|_| Instant::now() < held_until) else {
             return Err(ToolError::new(ErrorCode::Timeout, "the guest ran on while its memory was written")
                 .hint("the host is too busy to suspend a VM: try again later"));
-        }
+        };
+        memory.drives = drives;
         failpoint::reach("suspend-paused");
         let is_idle = |limit: Duration| self.activity.idle().is_some_and(|idle| idle >= limit);
         if idle.is_some_and(|limit| !is_idle(limit)) {
@@ -189,11 +192,9 @@ impl Actor {
         };
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;
-        let files = self.drive_files();
         let whole = self.shared.paths.suspended(id);
-        let written = in_background(move || Ok((publish(&part, &whole, &text)?, marks(&files)?)));
-        let (memory_bytes, drives) = written.await?;
-        Ok(Suspended { manifest, token, drives, memory_bytes, at: now() })
+        let memory_bytes = in_background(move || publish(&part, &whole, &text)).await?;
+        Ok(Suspended { manifest, token, drives: Vec::new(), memory_bytes, at: now() })
     }
 
     /// The drives of the VM and their files.
@@ -253,12 +254,22 @@ fn make_directory(part: &Path) -> std::io::Result<()> {
     directory.create(part.join(checkpoint_files::DRIVES))
 }
 
-/// Returns the marks of drives, which are not written to. Blocks.
+/// Returns the marks of drives, unless one was written to after the file with the memory. Blocks.
+fn marks_since(files: &[(DriveId, PathBuf)], memory: &Path) -> std::io::Result<Option<Vec<DriveMark>>> {
+    let saved = modified_ns(&fs_err::metadata(memory)?);
+    let marks = marks(files)?;
+    Ok(marks.iter().all(|mark| mark.modified_ns <= saved).then_some(marks))
+}
+
+fn modified_ns(file: &std::fs::Metadata) -> i64 {
+    file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec())
+}
+
+/// Returns the marks of drives. Blocks.
 pub(super) fn marks(files: &[(DriveId, PathBuf)]) -> std::io::Result<Vec<DriveMark>> {
     let mark = |(drive, file): &(DriveId, PathBuf)| -> std::io::Result<DriveMark> {
         let found = fs_err::metadata(file)?;
-        let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
-        Ok(DriveMark { drive: *drive, modified_ns, size_bytes: found.len() })
+        Ok(DriveMark { drive: *drive, modified_ns: modified_ns(&found), size_bytes: found.len() })
     };
     files.iter().map(mark).collect()
 }
@@ -292,9 +303,14 @@ mod tests {
         let files = [(drive, file.clone())];
         let before = marks(&files).unwrap();
         assert_eq!(marks(&files).unwrap(), before);
+        let memory = root.path().join("ram");
+        std::fs::write(&memory, "saved").unwrap();
+        assert_eq!(marks_since(&files, &memory).unwrap(), Some(before.clone()));
+        std::fs::File::options().write(true).open(&memory).unwrap().set_modified(old).unwrap();
         // As long as before.
         open().write_all(b"after!").unwrap();
         assert_ne!(marks(&files).unwrap(), before);
+        assert_eq!(marks_since(&files, &memory).unwrap(), None);
         std::fs::remove_file(&file).unwrap();
         marks(&files).unwrap_err();
     }
