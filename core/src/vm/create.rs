@@ -44,6 +44,7 @@ pub(crate) async fn begin(
     if let Some(template) = shared.provision.template_of(from).await? {
         defaults.ttl = template.spec.ttl.unwrap_or(defaults.ttl);
         defaults.idle_stop = template.spec.idle_stop.unwrap_or(defaults.idle_stop);
+        defaults.idle_action = template.spec.idle_action.unwrap_or(defaults.idle_action);
     }
     let mut spec = spec::check(&params, &name, &defaults)?;
     packages::fill(shared, &mut spec.network).await?;
