@@ -14,12 +14,15 @@ pub(crate) fn of_life(at: Timestamp, vm: &str, view: View) -> Option<String> {
     of_life_at(at, vm, view, Timestamp::from(SystemTime::now()))
 }
 
-/// What to say of a VM that is stopped at `at` if it stays idle; `None` while that is far off.
-pub(crate) fn of_idle(at: Timestamp, vm: &str) -> Option<String> {
+/// What to say of a VM that is stopped or suspended at `at` if it stays idle; `None` while that is far off.
+pub(crate) fn of_idle(at: Timestamp, vm: &str, suspends: bool) -> Option<String> {
     let left = soon(at, Timestamp::from(SystemTime::now()))?;
-    Some(format!(
-        "{vm} is stopped in {left} unless something runs in it: idle_stop of vm_update changes that"
-    ))
+    Some(match suspends {
+        true => format!("{vm} is suspended in {left} unless something runs in it; the next call wakes it"),
+        false => format!(
+            "{vm} is stopped in {left} unless something runs in it: idle_stop of vm_update changes that"
+        ),
+    })
 }
 
 fn of_life_at(at: Timestamp, vm: &str, view: View, now: Timestamp) -> Option<String> {
@@ -54,7 +57,12 @@ mod tests {
         assert_eq!(at(250_900).as_deref(), Some(said));
         assert!(at(-5).is_some_and(|said| said.contains("ends in 0s")));
         assert!(
-            of_idle(Timestamp::from_millis(1), "web-1").is_some_and(|said| said.contains("stopped in 0s"))
+            of_idle(Timestamp::from_millis(1), "web-1", false)
+                .is_some_and(|said| said.contains("stopped in 0s"))
+        );
+        assert!(
+            of_idle(Timestamp::from_millis(1), "web-1", true)
+                .is_some_and(|said| said.contains("suspended in 0s"))
         );
     }
 }

@@ -225,7 +225,7 @@ impl Server {
             .map_err(|e| ErrorData::internal_error(format!("arguments without a JSON form: {e}"), None))?;
         let handle = Handle::default();
         let how = (Era::Stateless, trace_of(context));
-        let admitted = ForwardedCall::admit(&self.client, tool, Some(&text), how, &handle);
+        let admitted = ForwardedCall::admit_awake(&self.client, tool, Some(&text), how, &handle).await;
         let (call, arguments) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Ok(error_result(&error)),

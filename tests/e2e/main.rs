@@ -17,5 +17,6 @@ mod oci;
 mod recovery;
 mod releases;
 mod serial;
+mod sleep;
 mod tutorials;
 mod user_nat;

@@ -135,9 +135,10 @@ fn a_vm_that_is_idle_is_stopped_and_work_of_any_kind_keeps_it() {
 fn vms_of_a_template_have_its_times_unless_they_ask_for_others() {
     let world = World::hostile(&[]);
     let mut client = world.client();
-    let template = json!({ "name": "web", "source": world.from, "ttl": "2h", "idle_stop": "30m" });
+    let template = json!({ "name": "web", "source": world.from, "ttl": "2h", "idle_stop": "30m", "idle_action": "suspend" });
     let made = client.must("template_create", template);
     assert_eq!([&made["spec"]["ttl"], &made["spec"]["idle_stop"]], ["2h", "30m"], "{made}");
+    assert_eq!(made["spec"]["idle_action"], "suspend", "{made}");
     let create = |client: &mut Client, name: &str, more: Value| {
         let mut arguments = with(&world, name, more);
         arguments["from"] = "template:web".into();

@@ -43,6 +43,7 @@ mod refusals;
 mod restarts;
 mod runs;
 mod shell;
+mod sleep;
 mod slow;
 mod sources;
 mod steady;

@@ -37,6 +37,7 @@ fn look(daemon: &Daemon) -> Vec<String> {
         ("images", &rows.images),
         ("assets", &rows.assets),
         ("builds", &rows.builds),
+        ("suspended", &rows.suspended),
         ("scratch", &BTreeSet::new()),
     ] {
         for name in names(&state.join(directory)) {
@@ -89,6 +90,7 @@ struct Rows {
     images: BTreeSet<String>,
     assets: BTreeSet<String>,
     builds: BTreeSet<String>,
+    suspended: BTreeSet<String>,
     half: Vec<String>,
 }
 
@@ -106,6 +108,7 @@ fn rows(database: &Path) -> Rows {
             if vm.state.may_run() {
                 rows.running.insert(vm.id.to_string());
             }
+            rows.suspended.extend(vm.suspended.map(|memory| memory.manifest.checkpoint.to_string()));
             rows.vms.insert(vm.id.to_string());
         }
         for drive in drives::all(db)? {

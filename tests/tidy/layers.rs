@@ -32,7 +32,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "vmm",
         ],
     ),
-    ("publish", &["context", "guest", "op", "os", "store"]),
+    ("publish", &["context", "guest", "op", "os", "store", "vm"]),
     (
         "vm",
         &[

@@ -67,6 +67,7 @@ impl ErrorCode {
             Self::DownloadFailed => Try("check that the host of nexusd can reach the source, then try again"),
             Self::ImageFailed => Try("correct what the message names, then try again"),
             Self::DiskFull => Try("free disk space on the host, for example with prune, then try again"),
+            Self::HostOutOfMemory => Try("stop or suspend a VM that is not needed, then try again"),
             Self::HostUnsuitable => Try("call system_info: it says what the host lacks"),
             Self::GuestOutdated => Try("call vm_restart: the VM gets the agent of this daemon"),
             Self::GuestMisbehaved => Try("try again; vm_restart starts the agent anew"),

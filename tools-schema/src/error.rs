@@ -155,6 +155,8 @@ codes! {
     ImageFailed = "image_failed", Failed, retryable: false;
     /// Not enough room on the disk.
     DiskFull = "disk_full", Failed, retryable: true;
+    /// The host has too little free memory.
+    HostOutOfMemory = "host_out_of_memory", Failed, retryable: true;
     /// The host lacks a program, a device or a permission.
     HostUnsuitable = "host_unsuitable", Failed, retryable: false;
     /// The guest speaks an older or newer protocol that this daemon does not support.

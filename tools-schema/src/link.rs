@@ -210,6 +210,8 @@ pub enum ResumeKind {
     Fork,
     /// As the same VM, at an earlier time.
     Rollback,
+    /// As the same VM, which was suspended meanwhile.
+    Wake,
 }
 
 impl ResumeKind {
@@ -218,6 +220,7 @@ impl ResumeKind {
         match self {
             Self::Fork => "fork",
             Self::Rollback => "rollback",
+            Self::Wake => "wake",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nexus_schema::id::{BootId, CheckpointId, DriveId};
 use nexus_schema::link::ResumeKind;
-use nexus_schema::tools::vm::{DeletedVm, NetworkParams};
+use nexus_schema::tools::vm::{DeletedVm, IdleAction, NetworkParams};
 use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use tokio::sync::oneshot;
 
@@ -32,6 +32,10 @@ pub(crate) enum Command {
     Pause { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
     /// Resume the VM.
     Resume { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
+    /// Save the VM's memory to the disk, and end its VMM; the VM is suspended once that has ended.
+    Suspend { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
+    /// Wake the VM for a call, if it is suspended. The reply has the id of the boot that was begun or is running. `why` is for its history.
+    Wake { who: String, why: String, reply: oneshot::Sender<Result<BootId, ToolError>> },
     /// Delete the VM. `why` is for its history.
     Delete {
         who: String,
@@ -42,7 +46,7 @@ pub(crate) enum Command {
     },
     /// Delete the VM if its time to live is over, or stop it if it is protected.
     Expire { reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Stop the VM if it has been idle for its limit.
+    /// Stop or suspend the VM if it has been idle for its limit.
     StopIdle { reply: oneshot::Sender<Result<(), ToolError>> },
     /// Read the names of the preset `packages` again, if the VM has it, and apply them.
     Packages { reply: oneshot::Sender<Result<(), ToolError>> },
@@ -82,6 +86,8 @@ pub(crate) struct Change {
     pub(crate) ttl: Option<TimeSpan>,
     /// How long it may be idle; zero for ever.
     pub(crate) idle_stop: Option<TimeSpan>,
+    /// Whether it is stopped or suspended then.
+    pub(crate) idle_action: Option<IdleAction>,
     /// Only if this is its boot.
     pub(crate) if_boot: Option<BootId>,
 }

@@ -214,6 +214,7 @@ impl Nexus {
         check_size(params.size)?;
         let shared = &self.shared;
         let (drive, _locked) = shared.take_drive(&ctx.caller, &params.drive).await?;
+        shared.check_awake(&drive)?;
         check_not_smaller(Some(params.size), drive.size, &drive.name)?;
         let is_claimed = shared.claim_growth(&ctx.caller, &drive, params.size).await?;
         let grown = shared.grow(&drive, params.size).await;
@@ -309,6 +310,7 @@ impl Shared {
     /// Fails if a running VM may write to a drive.
     pub(super) fn check_down(&self, drive: &DriveRecord) -> Result<(), ToolError> {
         let Some(handle) = self.user_of(drive) else { return Ok(()) };
+        self.check_awake(drive)?;
         let view = handle.view.borrow();
         if drive.read_only || !view.record.state.may_run() {
             return Ok(());
@@ -321,6 +323,21 @@ impl Shared {
             ),
         )
         .hint(format!("call vm_stop with vm: {} first", view.record.name)))
+    }
+
+    /// Fails if a VM has the drive whose memory is saved: that knows what is on it.
+    fn check_awake(&self, drive: &DriveRecord) -> Result<(), ToolError> {
+        let Some(handle) = self.user_of(drive) else { return Ok(()) };
+        let view = handle.view.borrow();
+        let record = &view.record;
+        if !policy::is_asleep(record) {
+            return Ok(());
+        }
+        let (name, state) = (&record.name, record.state);
+        let message = format!("{name} is {state}: its memory knows what is on its drive {}", drive.name);
+        Err(ToolError::new(ErrorCode::VmWrongState, message).hint(format!(
+            "call vm_start with vm: {name}, which wakes it, or vm_stop, which gives its memory up"
+        )))
     }
 
     fn in_use(&self, caller: &Caller, drive: &DriveRecord, attachment: &Attachment, hint: &str) -> ToolError {

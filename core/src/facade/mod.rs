@@ -29,6 +29,7 @@ mod token;
 mod tree;
 mod vm;
 mod wait;
+mod wake;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -146,6 +147,7 @@ impl Nexus {
             paths.vms(),
             paths.drives(),
             paths.checkpoints(),
+            paths.all_suspended(),
             paths.images(),
             paths.assets(),
             paths.builds(),

@@ -323,6 +323,7 @@ impl Shared {
                 ("builds", paths.builds()),
                 ("cache", paths.cache()),
                 ("scratch", paths.scratch()),
+                ("suspended", paths.all_suspended()),
             ]
             .into_iter()
             .map(|(what, directory)| DiskUse {

@@ -68,7 +68,7 @@ impl Nexus {
         ctx: &CallContext,
         params: GuestStreamOpenParams,
     ) -> Result<GuestStreamOpenOutput, ToolError> {
-        let guest = self.guest(&ctx.caller, &params.vm)?;
+        let guest = self.guest_awake(&ctx.caller, &params.vm, "a stream").await?;
         let owner = ctx.caller.owner.clone();
         let opening = Opening { version: VERSION, client: Some(owner.to_string()), open: params.open };
         let length = serde_json::to_vec(&opening).map_or(usize::MAX, |line| line.len());
@@ -115,7 +115,11 @@ impl Nexus {
         opening: &Opening,
     ) -> Result<VmStream, StreamRefusal> {
         // Checked again: the state may have changed since the ticket was issued.
-        let guest = self.guest(caller, vm)?;
+        let guest = match of_boot {
+            None => self.guest_awake(caller, vm, "a stream").await?,
+            // A ticket is of one boot.
+            Some(_) => self.guest(caller, vm)?,
+        };
         let name = guest.name.as_str();
         if of_boot.is_some_and(|boot| boot != guest.boot_id) {
             let text = format!("{name} was restarted after the ticket was issued");

@@ -44,6 +44,7 @@ impl Nexus {
             size: params.size.filter(|size| size.as_bytes() > 0),
             ttl: params.ttl.filter(|ttl| !ttl.is_zero()),
             idle_stop: params.idle_stop.filter(|idle| !idle.is_zero()),
+            idle_action: params.idle_action,
         };
         may_read_host(&ctx.caller, Some(&spec.source))?;
         self.shared.check_template(&spec).await?;
@@ -102,6 +103,7 @@ impl Nexus {
         if let Some(idle) = params.idle_stop {
             spec.idle_stop = Some(idle).filter(|idle| !idle.is_zero());
         }
+        spec.idle_action = params.idle_action.or(spec.idle_action);
         if record.spec != before {
             self.shared.check_template(&record.spec).await?;
             record.version += 1;

@@ -32,7 +32,7 @@ impl Nexus {
         if params.same_owner == Some(true) && params.user.is_some() {
             return Err(ToolError::invalid("same_owner and user cannot be used together"));
         }
-        let handle = self.guest(&ctx.caller, &params.vm)?;
+        let handle = self.guest_awake(&ctx.caller, &params.vm, "a copy").await?;
         let to = Path::new(&directory).join(&top).display().to_string();
         let opening = TreeInOpening {
             directory,
@@ -82,7 +82,7 @@ impl Nexus {
                 return Err(ToolError::invalid("to: give a name for the copy, since the tree has none"));
             }
         };
-        let handle = self.guest(&ctx.caller, &params.vm)?;
+        let handle = self.guest_awake(&ctx.caller, &params.vm, "a copy").await?;
         let (path, overwrite) = (to.path.clone(), params.overwrite.unwrap_or(false));
         let (into, top) = blocking(move || destination(to, overwrite)).await?;
         let shown = path.display().to_string();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nexus_schema::access::Scope;
-use nexus_schema::id::{VmId, VmKind};
+use nexus_schema::id::{BootId, VmId, VmKind};
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
 use nexus_schema::network::NetworkPolicy;
 use nexus_schema::tools::OpOutcome;
@@ -26,11 +26,15 @@ use crate::os::{disk, process};
 use crate::store::{StoreError, history, vms};
 use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::defaults;
-use crate::vm::details;
 use crate::vm::lifetime;
+use crate::vm::{details, wake};
 use crate::vm::{packages, policy};
 use crate::vmm::console;
 
+/// Time for which a resume waits for a suspended VM to wake.
+const WAKE_WAIT: std::time::Duration = std::time::Duration::from_secs(45);
+/// Time for which a suspension waits for the end of the VMM.
+const SUSPEND_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 /// Time for which a resume waits for the agent's answer.
 const RESUMED_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -89,14 +93,18 @@ impl Nexus {
         ctx: &CallContext,
         params: VmStartParams,
     ) -> Result<OpOutcome<VmDetails>, ToolError> {
-        let wait = patience(params.wait_s)?;
+        let (wait, cold) = (patience(params.wait_s)?, params.cold.unwrap_or(false));
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::start(record.name.as_str(), record.state)?;
         let op = self.shared.begin_op("vm_start", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(op, move |progress| async move {
-            let was_ready = handle.view.borrow().record.state == VmState::Ready;
+            let was = handle.view.borrow().record.state;
+            let was_ready = was == VmState::Ready;
+            if cold && was == VmState::Suspended {
+                stop_and_wait(&handle, &who, false, None, &progress).await?;
+            }
             start_and_wait(&handle, &who, &progress).await?;
             answers_again(&handle).await;
             if was_ready {
@@ -154,10 +162,14 @@ impl Nexus {
 
     /// The tool `vm_pause`.
     pub async fn vm_pause(&self, ctx: &CallContext, params: VmPauseParams) -> Result<VmDetails, ToolError> {
-        let VmPauseParams { vm, if_boot_id: if_boot } = params;
+        let VmPauseParams { vm, suspend, if_boot_id: if_boot } = params;
         let handle = self.shared.vms.get(&ctx.caller, &vm)?;
         let (id, who) = (handle.view.borrow().record.id, ctx.caller.owner.to_string());
-        ask(&handle, |reply| Command::Pause { who, if_boot, reply }).await?;
+        if suspend == Some(true) {
+            suspend_and_wait(&handle, who, if_boot).await?;
+        } else {
+            ask(&handle, |reply| Command::Pause { who, if_boot, reply }).await?;
+        }
         details(&self.shared, &Reference::Id(id)).await
     }
 
@@ -166,7 +178,11 @@ impl Nexus {
         let VmResumeParams { vm, if_boot_id: if_boot } = params;
         let handle = self.shared.vms.get(&ctx.caller, &vm)?;
         let (id, who) = (handle.view.borrow().record.id, ctx.caller.owner.to_string());
-        if ask(&handle, |reply| Command::Resume { who, if_boot, reply }).await? == Decision::Go {
+        let (record, what) = (handle.view.borrow().record.clone(), "vm_resume");
+        policy::same_boot(record.name.as_str(), record.boot_id, if_boot)?;
+        if wake(&handle, &who, what, WAKE_WAIT).await?.is_none()
+            && ask(&handle, |reply| Command::Resume { who, if_boot, reply }).await? == Decision::Go
+        {
             answers_again(&handle).await;
         }
         details(&self.shared, &Reference::Id(id)).await
@@ -250,6 +266,7 @@ impl Nexus {
             network: params.network,
             ttl: params.ttl,
             idle_stop: params.idle_stop,
+            idle_action: params.idle_action,
             if_boot: params.if_boot_id,
         };
         self.change(ctx, &handle, change).await
@@ -495,6 +512,18 @@ pub(super) type AnyResult = StoredResult;
 /// Returns the subject of an operation on a VM: its id and name.
 pub(super) fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
+}
+
+/// Suspends a VM, and waits until it is down.
+async fn suspend_and_wait(handle: &Handle, who: String, if_boot: Option<BootId>) -> Result<(), ToolError> {
+    ask(handle, |reply| Command::Suspend { who, if_boot, reply }).await?;
+    if create::until_down(&mut handle.view.clone(), SUSPEND_WAIT).await {
+        return Ok(());
+    }
+    let name = handle.view.borrow().record.name.clone();
+    let message =
+        format!("the VMM of {name} is still running {} s after it was killed", SUSPEND_WAIT.as_secs());
+    Err(ToolError::new(ErrorCode::Timeout, message).hint("its memory is saved: look at it with vm_inspect"))
 }
 
 /// Waits until the agent of a VM that was resumed answers: a daemon that did not pause it itself has to connect first.

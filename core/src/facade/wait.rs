@@ -74,6 +74,7 @@ impl Goal {
         let missing = self.missing();
         match state {
             VmState::Paused => format!("{missing}; it is paused: vm_resume lets it go on"),
+            VmState::Suspended => format!("{missing}; it is suspended: vm_start wakes it"),
             _ => missing,
         }
     }

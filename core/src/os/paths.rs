@@ -71,6 +71,21 @@ impl Paths {
         self.checkpoints().join(format!("{id}.part"))
     }
 
+    /// The directory of the saved memories of suspended VMs.
+    pub fn all_suspended(&self) -> PathBuf {
+        self.root.join("suspended")
+    }
+
+    /// The directory of one saved memory. Its files are those of a checkpoint, without copies of drives.
+    pub fn suspended(&self, id: CheckpointId) -> PathBuf {
+        self.all_suspended().join(id.to_string())
+    }
+
+    /// The directory of a memory that is being saved.
+    pub fn suspended_part(&self, id: CheckpointId) -> PathBuf {
+        self.all_suspended().join(format!("{id}.part"))
+    }
+
     /// The directory of all images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")

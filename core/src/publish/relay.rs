@@ -10,8 +10,10 @@ use nexus_schema::tools::vm::VmState;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listener::find;
-use crate::context::{Handle, Shared};
+use crate::context::Shared;
 use crate::guest::{GuestStream, StreamError};
+use crate::vm::actor::DAEMON;
+use crate::vm::wake;
 
 /// Time for which a client waits for a VM that is starting.
 const READY_WAIT: Duration = Duration::from_secs(30);
@@ -31,8 +33,14 @@ pub(super) async fn serve(
     client: Client,
 ) -> Result<(), StreamError> {
     let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?, shared.paths.vm(vm))));
-    let Some((Handle { mut view, activity, .. }, directory)) = found else { return Ok(()) };
-    let _busy = activity.begin();
+    let Some((handle, directory)) = found else { return Ok(()) };
+    let _busy = handle.activity.begin();
+    let what = format!("a connection to its port {guest_port}");
+    if let Err(error) = wake(&handle, DAEMON, &what, READY_WAIT).await {
+        tracing::info!(vm = %vm, %error, "a connection to a published port cannot wake its vm");
+        return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
+    }
+    let mut view = handle.view;
     // A paused VM stays so until somebody resumes it.
     let settled = view.wait_for(|view| matches!(view.record.state, VmState::Ready | VmState::Paused));
     let settled = tokio::time::timeout(READY_WAIT, settled);

@@ -20,6 +20,7 @@ pub mod ops;
 pub mod ports;
 pub mod providers;
 pub mod settings;
+pub mod suspended;
 pub mod templates;
 pub mod tokens;
 pub mod vms;
@@ -52,6 +53,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0012.sql")),
         M::up(include_str!("migrations/0013.sql")),
         M::up(include_str!("migrations/0014.sql")),
+        M::up(include_str!("migrations/0016.sql")),
         M::up(include_str!("migrations/0017.sql")),
     ])
 }

@@ -18,6 +18,27 @@ pub(crate) use self::checkpoints::checkpoint;
 use super::vms::{TmpPlace, VmRecord, VmSpec};
 use super::*;
 
+/// The saved memory of a VM.
+pub(crate) fn suspended(vm: &VmRecord) -> super::suspended::Suspended {
+    let hello = serde_json::json!({ "protocol": 1, "min_protocol": 1, "build": "0.1.0", "kernel": "6.12", "arch": "x86_64",
+        "kernel_boot_id": "b", "uptime_ms": 5, "init": "agent" });
+    let manifest = serde_json::json!({
+        "version": 1, "checkpoint": "aaaaaaaaaaaig", "vm": vm.id, "boot_id": "aaaaaaaaaaadg", "spec": vm.spec, "image_id": null,
+        "image_name": "debian", "kernel_id": null, "arch": "x86_64",
+        "guest": { "hello": hello, "protocol": 1, "configured": true },
+        "host": { "driver": "qemu", "driver_version": "7.2.22", "binary_sha256": "aa", "accel": "tcg", "cpu_sha256": "bb",
+            "tsc_khz": 2_400_000 },
+        "private": false, "state_sha256": "cc", "ram_sha256": "dd", "quiesced": true, "drive_bytes": [],
+    });
+    super::suspended::Suspended {
+        manifest: serde_json::from_value(manifest).unwrap(),
+        token: "of-then".into(),
+        drives: Vec::new(),
+        memory_bytes: 4096,
+        at: now(),
+    }
+}
+
 pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
     VmRecord {
         id: random_id(),
@@ -50,6 +71,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             kernel: "debian".into(),
             start: true,
             idle_stop: None,
+            idle_action: nexus_schema::tools::vm::IdleAction::Stop,
             checkpoints: false,
             run: None,
         },
@@ -68,6 +90,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
         started_at: None,
         expires_at: None,
         lineage: vms::Lineage::default(),
+        suspended: None,
     }
 }
 
@@ -151,6 +174,8 @@ async fn rows_come_back_as_they_were() {
     stored.timings = Some(Default::default());
     stored.expires_at = Some(now());
     stored.spec.idle_stop = Some(nexus_schema::TimeSpan::seconds(90));
+    stored.spec.idle_action = nexus_schema::tools::vm::IdleAction::Suspend;
+    stored.suspended = Some(Box::new(suspended(&stored)));
     let row = stored.clone();
     write(&store, move |tx| vms::update(tx, &row, 1)).await.unwrap();
     let by_name: Reference<_> = "web".parse().unwrap();

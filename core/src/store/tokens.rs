@@ -99,8 +99,9 @@ pub struct Usage {
     pub vcpus: u64,
     /// Their memory, in bytes.
     pub memory: u64,
-    /// Their drives and those of their own, their checkpoints, images as far as they occupy the disk, root filesystems that they are made from, and by how
-    /// much drives of others were grown, in bytes. A VM whose root drive is not made yet counts with the size that it asks for.
+    /// Their drives and those of their own, their checkpoints and suspended memory, images as far as they occupy the disk, root filesystems that
+    /// they are made from, and by how much drives of others were grown, in bytes. A VM whose root drive is not made yet counts with the size
+    /// that it asks for.
     pub disk: u64,
 }
 
@@ -110,6 +111,7 @@ pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result
     let vms = db
         .prepare_cached(
             "SELECT count(*) AS vms, coalesce(sum(spec ->> '$.vcpus'), 0) AS vcpus, json_group_array(spec ->> '$.memory') AS memory,
+                coalesce(sum(suspended ->> '$.memory_bytes'), 0) AS suspended,
                 json_group_array(spec ->> '$.disk') FILTER (WHERE state = 'creating'
                     AND NOT EXISTS (SELECT 1 FROM vm_drives WHERE vm_id = vms.id)) AS disk
              FROM vms WHERE owner IN (SELECT value FROM json_each(?1)) AND (?2 IS NULL OR id <> ?2)",
@@ -120,7 +122,7 @@ pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result
                 vms: row.unsigned("vms")?,
                 vcpus: row.unsigned("vcpus")?,
                 memory: sizes("memory")?,
-                disk: sizes("disk")?,
+                disk: sizes("disk")?.saturating_add(row.unsigned("suspended")?),
             })
         })?;
     let drives = db

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use nexus_schema::id::{AssetId, BootId, CheckpointId, ImageId, VmId, VmKind};
 use nexus_schema::link::{Hello, InitMode, Resumed};
 use nexus_schema::network::NetworkPolicy;
-use nexus_schema::tools::vm::{DriverChoice, VmFile, VmState, VmTimings};
+use nexus_schema::tools::vm::{DriverChoice, IdleAction, VmFile, VmState, VmTimings};
 use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::columns::{Json, RowExt, Text};
+use super::suspended::Suspended;
 use super::{StoreError, drives, name_taken};
 
 /// The request that created a VM, with all defaults filled in.
@@ -59,9 +60,12 @@ pub struct VmSpec {
     pub kernel: String,
     /// Whether it is started right after its creation.
     pub start: bool,
-    /// How long it may be idle before it is stopped.
+    /// How long it may be idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// What happens to it then.
+    #[serde(default, skip_serializing_if = "is_stop")]
+    pub idle_action: IdleAction,
     /// Whether it is made so that checkpoints of it can be taken.
     #[serde(default, skip_serializing_if = "is_false")]
     pub checkpoints: bool,
@@ -76,6 +80,10 @@ const fn yes() -> bool {
 
 const fn is_false(value: &bool) -> bool {
     !*value
+}
+
+const fn is_stop(action: &IdleAction) -> bool {
+    matches!(action, IdleAction::Stop)
 }
 
 /// Where `/tmp` of a VM is.
@@ -182,6 +190,8 @@ pub struct VmRecord {
     pub expires_at: Option<Timestamp>,
     /// Where it comes from.
     pub lineage: Lineage,
+    /// Its saved memory, from when that is whole until the VM is ready again.
+    pub suspended: Option<Box<Suspended>>,
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
@@ -220,6 +230,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         started_at: row.time_opt("started_at")?,
         expires_at: row.time_opt("expires_at")?,
         lineage: Lineage { parent: row.id_opt("parent_id")?, checkpoint: row.id_opt("checkpoint_id")? },
+        suspended: row.json_opt("suspended")?,
     })
 }
 
@@ -276,7 +287,8 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             "UPDATE vms SET state = ?3, reason = ?4, generation = ?5, tags = ?6, protected = ?7, image_id = ?8,
                 kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
                 timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
-                spec = ?22, name = ?23, expires_at = ?24, checkpoint_id = ?25
+                spec = ?22, name = ?23, expires_at = ?24, checkpoint_id = ?25,
+                suspended = ?26
              WHERE id = ?1 AND generation = ?2",
         )?
         .execute(params![
@@ -305,6 +317,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             vm.name.as_str(),
             vm.expires_at.map(Timestamp::as_millis),
             vm.lineage.checkpoint.map(|id| id.as_i64()),
+            vm.suspended.as_ref().map(Json),
         ])
         .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     if changed != 1 {

@@ -44,6 +44,7 @@ pub(crate) async fn begin(
     if let Some(template) = shared.provision.template_of(from).await? {
         defaults.ttl = template.spec.ttl.unwrap_or(defaults.ttl);
         defaults.idle_stop = template.spec.idle_stop.unwrap_or(defaults.idle_stop);
+        defaults.idle_action = template.spec.idle_action.unwrap_or(defaults.idle_action);
     }
     let mut spec = spec::check(&params, &name, &defaults)?;
     packages::fill(shared, &mut spec.network).await?;
@@ -96,6 +97,7 @@ pub(crate) async fn begin(
                 started_at: None,
                 expires_at,
                 lineage: Lineage::default(),
+                suspended: None,
                 spec,
             };
             let taken = Usage {
@@ -340,7 +342,7 @@ pub(crate) async fn stop_and_wait(
     if_boot: Option<BootId>,
     progress: &Progress,
 ) -> Result<Decision, ToolError> {
-    let who = who.to_owned();
+    let (who, again) = (who.to_owned(), who.to_owned());
     let decision = ask(handle, |reply| Command::Stop { who, force, if_boot, reply }).await?;
     if decision == Decision::Go {
         progress.step("shutting down");
@@ -351,6 +353,10 @@ pub(crate) async fn stop_and_wait(
                 format!("{name} is still running after {} s", DOWN_MAX.as_secs()),
             )
             .hint("call vm_stop with force: true"));
+        }
+        // It was falling asleep or waking: its memory is given up, too.
+        if handle.view.borrow().record.state == VmState::Suspended {
+            ask(handle, |reply| Command::Stop { who: again, force, if_boot: None, reply }).await?;
         }
     }
     Ok(decision)
@@ -411,6 +417,14 @@ pub(crate) async fn until_ready(
                 VmState::Ready => return Ok(()),
                 // It was ready, and somebody paused it.
                 VmState::Paused => return Ok(()),
+                VmState::Suspended => {
+                    let reason = record.reason.clone().unwrap_or_else(|| "it was not woken".into());
+                    return Err(ToolError::new(
+                        ErrorCode::BootFailed,
+                        format!("{name} is suspended: {reason}"),
+                    )
+                    .hint("check vm_logs; try again, or give its memory up with vm_start, cold: true"));
+                }
                 VmState::Running => progress.step("configuring the guest"),
                 VmState::Starting => progress.step("booting"),
                 VmState::Failed | VmState::Crashed => {

@@ -19,6 +19,7 @@ pub(crate) const DEFAULT_CHECKPOINTS: &str = "default.checkpoints";
 pub(crate) const DEFAULT_DISK: &str = "default.disk";
 pub(crate) const DEFAULT_NETWORK: &str = "default.network";
 pub(crate) const DEFAULT_TTL: &str = "default.ttl";
+pub(crate) const DEFAULT_IDLE_ACTION: &str = "default.idle_action";
 pub(crate) const DEFAULT_IDLE_STOP: &str = "default.idle_stop";
 pub(crate) const DEFAULT_TMP: &str = "default.tmp";
 pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
@@ -34,13 +35,18 @@ pub(crate) const SUBNET: &str = "network.subnet";
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 18] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
     (
         DEFAULT_CHECKPOINTS,
         "false",
         "whether VMs are made so that checkpoints of them can be taken, which needs driver qemu: `true` or `false`",
     ),
     (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
+    (
+        DEFAULT_IDLE_ACTION,
+        "stop",
+        "what idle_stop does to VMs that checkpoints can be taken of: `stop`, or `suspend`, after which the next call wakes them",
+    ),
     (DEFAULT_IDLE_STOP, "0", "stop a VM after it was idle for so long, such as `30m`; 0: never"),
     (DEFAULT_IMAGE, spec::DEFAULT_IMAGE, "image of root drives: anything that `from` of vm_create accepts"),
     (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "kernel: anything that `kernel` of vm_create accepts"),
@@ -191,6 +197,11 @@ impl Values {
             }
             DEFAULT_TTL => defaults.ttl = span(value)?,
             DEFAULT_IDLE_STOP => defaults.idle_stop = span(value)?,
+            DEFAULT_IDLE_ACTION => {
+                defaults.idle_action = value
+                    .parse()
+                    .map_err(|()| ToolError::invalid(format!("`{value}` is neither stop nor suspend")))?;
+            }
             DEFAULT_WAIT_FOR_INIT => {
                 let wait = value.parse();
                 defaults.wait_for_init =
@@ -294,6 +305,7 @@ mod tests {
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
             (DEFAULT_TTL, "1 week"),
+            (DEFAULT_IDLE_ACTION, "pause"),
             (DEFAULT_IDLE_STOP, ""),
             (DEFAULT_CHECKPOINTS, "yes"),
             (HISTORY_DAYS, "0"),

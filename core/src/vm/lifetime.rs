@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! expires_at <= now ─────────────────────────────────────────> Expire: delete it, or stop it if it is protected
-//! ready, and nothing under way for idle_stop ─> ask the guest ─> StopIdle, unless a command runs or ended since
+//! ready, and nothing under way for idle_stop ─> ask the guest ─> StopIdle, unless a command runs or ended since: stops or suspends it
 //! ```
 //! Calls, streams and connections of published ports are counted by [`Activity`](crate::context::Activity); commands are the guest's to tell,
 //! and it is asked only when all else is quiet. Services do not count: they run as long as their VM. The end of a life is in the VM's row.

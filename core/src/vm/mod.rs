@@ -8,6 +8,7 @@
 //!                               failed: VMM ended, or no   └──> crashed: VMM ended without a bye
 //!                               hello in time                   failed: reboots in a loop
 //!
+//! ready, paused ─> stopping ─> suspended: its memory is on the disk; starting ─> running ─> ready when it is woken, and back if that fails
 //! ready <─> paused: its processors stand still; a stop resumes it first, and it ends like a ready one
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
@@ -34,5 +35,7 @@ pub(crate) mod recover;
 pub(crate) mod spec;
 mod stop;
 mod view;
+mod waking;
 
 pub(crate) use view::{details, note};
+pub(crate) use waking::wake;

@@ -8,7 +8,8 @@ use crate::context::Decision;
 use crate::store::vms::VmRecord;
 use crate::vmm::Caps;
 use VmState::{
-    Crashed, Created, Creating, Failed, Paused, Ready, Running, Starting, Stopped, Stopping, Unreachable,
+    Crashed, Created, Creating, Failed, Paused, Ready, Running, Starting, Stopped, Stopping, Suspended,
+    Unreachable,
 };
 
 /// Returns whether the transition from one state to another is allowed.
@@ -17,20 +18,24 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
         Creating => matches!(to, Created | Failed),
         Created => matches!(to, Starting),
         Stopped | Crashed | Failed => matches!(to, Starting),
+        // Its memory may be given up.
+        Suspended => matches!(to, Starting | Stopped),
         // To itself: a boot that failed because of the emulator is retried once.
-        Starting => matches!(to, Running | Stopping | Failed | Starting),
-        Running => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
+        // To suspended: one that could not be woken.
+        Starting => matches!(to, Running | Stopping | Suspended | Failed | Starting),
+        Running => matches!(to, Ready | Stopping | Suspended | Stopped | Starting | Failed | Crashed),
         Ready => matches!(to, Unreachable | Paused | Stopping | Stopped | Starting | Failed | Crashed),
         Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
         Paused => matches!(to, Ready | Unreachable | Stopping | Stopped | Starting | Failed | Crashed),
-        Stopping => matches!(to, Stopped),
+        Stopping => matches!(to, Stopped | Suspended),
     }
 }
 
 /// Decides whether a VM may be started.
 pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
-        Created | Stopped | Crashed | Failed => Ok(Decision::Go),
+        // A suspended one is woken.
+        Created | Stopped | Crashed | Failed | Suspended => Ok(Decision::Go),
         // A paused VM is running: it is resumed.
         Starting | Running | Ready | Paused => Ok(Decision::Already),
         Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
@@ -45,7 +50,8 @@ pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
 /// Decides whether a VM may be stopped.
 pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
-        Starting | Running | Ready | Unreachable | Paused => Ok(Decision::Go),
+        // The memory of a suspended one is given up.
+        Starting | Running | Ready | Unreachable | Paused | Suspended => Ok(Decision::Go),
         Stopping | Created | Stopped | Crashed | Failed => Ok(Decision::Already),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("cancel the operation that creates it with op_cancel")),
@@ -55,8 +61,8 @@ pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
 /// Whether a VM may be restarted: whatever runs of it is stopped, then it is started.
 pub(crate) fn restart(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {
-        Created | Starting | Running | Ready | Unreachable | Paused | Stopping | Stopped | Crashed
-        | Failed => Ok(()),
+        Created | Starting | Running | Ready | Unreachable | Paused | Stopping | Suspended | Stopped
+        | Crashed | Failed => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
     }
@@ -74,12 +80,70 @@ pub(crate) fn pause(name: &str, state: VmState) -> Result<Decision, ToolError> {
         Stopping => Err(wrong_state(name, state, "only a VM that is ready can be paused").hint(
             "nothing of it uses the processors once it is stopped; call vm_stop, which waits for that",
         )),
+        Suspended => Err(wrong_state(name, state, "it uses neither processors nor memory")
+            .hint("call vm_start, which wakes it, if it is to be paused instead")),
         Created | Stopped | Crashed | Failed => {
             Err(wrong_state(name, state, "only a VM that is ready can be paused").hint("call vm_start first"))
         }
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
     }
+}
+
+/// Decides whether a VM may be suspended. A paused one is resumed for that.
+pub(crate) fn suspend(name: &str, state: VmState) -> Result<Decision, ToolError> {
+    let ready = "only a VM that is ready can be suspended";
+    match state {
+        Ready | Paused => Ok(Decision::Go),
+        Suspended => Ok(Decision::Already),
+        Starting | Running => {
+            Err(wrong_state(name, state, ready).hint("call vm_start, which waits until it is ready"))
+        }
+        Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
+            .hint("call vm_restart with force: true")),
+        Stopping => Err(wrong_state(name, state, ready)
+            .hint("nothing of it uses memory once it is down; call vm_stop, which waits for that")),
+        Created | Stopped | Crashed | Failed => {
+            Err(wrong_state(name, state, ready).hint("it uses no memory now; call vm_start first"))
+        }
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
+}
+
+/// Refuses to suspend a VM that cannot be saved, or whose end would be taken for that of its command.
+pub(crate) fn suspendable(vm: &VmRecord) -> Result<(), ToolError> {
+    if vm.spec.run.is_some() {
+        let message = format!("{} exists for one command, so it cannot be suspended", vm.name);
+        return Err(ToolError::new(ErrorCode::VmWrongState, message)
+            .hint("make a VM without run, and start the command in it with guest_command_start"));
+    }
+    checkpointable(vm)
+}
+
+/// Whether the calls of a VM's guest wake it or wait for its wake: its memory is saved, and it is not stopped.
+pub(crate) fn is_asleep(vm: &VmRecord) -> bool {
+    vm.suspended.is_some()
+}
+
+/// What becomes of a VM with a saved memory whose VMM has ended: whether it is suspended. Then its row is made as it was when the memory was
+/// saved. Otherwise its guest went on from that memory, which is of the past: it is taken away.
+pub(crate) fn falls_asleep(vm: &mut VmRecord) -> bool {
+    let Some(suspended) = vm.suspended.take() else { return false };
+    let is_renewed = vm.guest.as_ref().is_some_and(|guest| guest.configured);
+    let sleeps = match vm.state {
+        Stopping => true,
+        Starting | Running => !is_renewed,
+        _ => false,
+    };
+    if sleeps {
+        vm.boot_id = Some(suspended.manifest.boot_id);
+        vm.token = Some(suspended.token.clone());
+        vm.guest = Some(suspended.manifest.guest.clone());
+        vm.processes = None;
+        vm.suspended = Some(suspended);
+    }
+    sleeps
 }
 
 /// Refuses to pause a VM whose driver cannot do that.
@@ -100,6 +164,7 @@ pub(crate) fn checkpoint(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {
         Ready => Ok(()),
         Paused => Err(wrong_state(name, state, ready).hint("call vm_start, which resumes it")),
+        Suspended => Err(wrong_state(name, state, ready).hint("call vm_start, which wakes it")),
         Starting | Running => {
             Err(wrong_state(name, state, ready).hint("call vm_start, which waits until it is ready"))
         }
@@ -136,6 +201,8 @@ pub(crate) fn restore(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {
         Created | Starting | Running | Ready | Unreachable | Paused | Stopping | Stopped | Crashed
         | Failed => Ok(()),
+        Suspended => Err(wrong_state(name, state, "it has a present of its own on the disk")
+            .hint("call vm_start, which wakes it, or vm_stop, which gives its memory up")),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
     }
@@ -144,7 +211,8 @@ pub(crate) fn restore(name: &str, state: VmState) -> Result<(), ToolError> {
 /// Decides whether a VM may be resumed.
 pub(crate) fn resume(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
-        Paused => Ok(Decision::Go),
+        // A suspended one is woken.
+        Paused | Suspended => Ok(Decision::Go),
         Ready => Ok(Decision::Already),
         Starting | Running | Created | Stopped | Crashed | Failed => {
             Err(wrong_state(name, state, "it is not paused")
@@ -178,7 +246,8 @@ pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -
             .hint("call vm_update with protected: false first, if you really want to delete it"));
     }
     match state {
-        Created | Stopped | Crashed | Failed => Ok(()),
+        // With its memory.
+        Created | Stopped | Crashed | Failed | Suspended => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("cancel the operation that creates it with op_cancel")),
         Starting | Running | Ready | Unreachable | Paused | Stopping if force => Ok(()),
@@ -195,6 +264,8 @@ pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError>
         Created | Stopped | Crashed | Failed => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
+        Suspended => Err(wrong_state(name, state, "its memory knows what is on its drives")
+            .hint(format!("call vm_stop with vm: {name} first, which gives its memory up"))),
         Starting | Running | Ready | Unreachable | Paused | Stopping => {
             Err(wrong_state(name, state, "drives can be attached and detached only while the VM is stopped")
                 .hint(format!("call vm_stop with vm: {name} first")))
@@ -217,6 +288,8 @@ pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Re
         Starting | Running => Err(ToolError::new(ErrorCode::VmNotReady, format!("{name} is {state}"))
             .hint("wait until it is ready: vm_start waits for it")),
         Unreachable => Err(unreachable(name, reason)),
+        Suspended => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is {state}"))
+            .hint("call vm_start, which wakes it; so does every call of a guest's tool")),
         Paused => Err(ToolError::new(ErrorCode::VmPaused, format!("{name} is paused"))
             .hint("call vm_start, which resumes it, or vm_resume")),
         Stopping => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is stopping"))
@@ -280,6 +353,7 @@ mod tests {
             "vm_stop" => stop("x", state).is_ok(),
             "vm_restart" => restart("x", state).is_ok(),
             "vm_pause" => pause("x", state).is_ok(),
+            "vm_pause suspend" => suspend("x", state).is_ok(),
             "vm_resume" => resume("x", state).is_ok(),
             "vm_delete" => delete("x", state, false, false).is_ok(),
             "drive_attach" => change_drives("x", state).is_ok(),
@@ -292,23 +366,25 @@ mod tests {
     #[test]
     fn every_state_has_its_tools_and_a_next_step_that_works() {
         for (state, allowed) in [
-            (Creating, [false, false, false, false, false, false, false, false]),
-            (Created, [true, true, true, false, false, true, true, false]),
-            (Starting, [true, true, true, false, false, false, false, false]),
-            (Running, [true, true, true, false, false, false, false, false]),
-            (Ready, [true, true, true, true, true, false, false, true]),
-            (Unreachable, [false, true, true, false, false, false, false, false]),
-            (Paused, [true, true, true, true, true, false, false, false]),
-            (Stopping, [false, true, true, false, false, false, false, false]),
-            (Stopped, [true, true, true, false, false, true, true, false]),
-            (Crashed, [true, true, true, false, false, true, true, false]),
-            (Failed, [true, true, true, false, false, true, true, false]),
+            (Creating, [false, false, false, false, false, false, false, false, false]),
+            (Created, [true, true, true, false, false, false, true, true, false]),
+            (Starting, [true, true, true, false, false, false, false, false, false]),
+            (Running, [true, true, true, false, false, false, false, false, false]),
+            (Ready, [true, true, true, true, true, true, false, false, true]),
+            (Unreachable, [false, true, true, false, false, false, false, false, false]),
+            (Paused, [true, true, true, true, true, true, false, false, false]),
+            (Stopping, [false, true, true, false, false, false, false, false, false]),
+            (Suspended, [true, true, true, false, true, true, true, false, false]),
+            (Stopped, [true, true, true, false, false, false, true, true, false]),
+            (Crashed, [true, true, true, false, false, false, true, true, false]),
+            (Failed, [true, true, true, false, false, false, true, true, false]),
         ] {
             let tools = [
                 "vm_start",
                 "vm_stop",
                 "vm_restart",
                 "vm_pause",
+                "vm_pause suspend",
                 "vm_resume",
                 "vm_delete",
                 "drive_attach",
@@ -328,6 +404,7 @@ mod tests {
                 stop("x", state).err(),
                 restart("x", state).err(),
                 pause("x", state).err(),
+                suspend("x", state).err(),
                 resume("x", state).err(),
                 delete("x", state, false, false).err(),
                 change_drives("x", state).err(),
@@ -376,6 +453,43 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_whose_guest_went_on_does_not_sleep_any_more() {
+        for (state, configured, sleeps) in [
+            // It was to sleep: its guest was renewed long ago.
+            (Stopping, true, true),
+            (Starting, false, true),
+            (Running, false, true),
+            (Running, true, false),
+            (Ready, true, false),
+        ] {
+            let mut vm = crate::store::tests::vm("web", 3);
+            let saved = crate::store::tests::suspended(&vm);
+            vm.state = state;
+            vm.boot_id = BootId::from_i64(7);
+            vm.token = Some("of-now".into());
+            vm.guest = Some(crate::store::vms::GuestRecord { configured, ..saved.manifest.guest.clone() });
+            vm.suspended = Some(Box::new(saved.clone()));
+            assert_eq!(falls_asleep(&mut vm), sleeps, "{state} {configured}");
+            assert_eq!(is_asleep(&vm), sleeps);
+            let (boot, token) =
+                if sleeps { (Some(saved.manifest.boot_id), "of-then") } else { (vm.boot_id, "of-now") };
+            assert_eq!((vm.boot_id, vm.token.as_deref()), (boot, Some(token)), "{state} {configured}");
+            assert!(!sleeps || is_edge(state, Suspended), "{state}");
+        }
+        assert!(!falls_asleep(&mut crate::store::tests::vm("web", 3)));
+    }
+
+    #[test]
+    fn a_vm_for_one_command_is_not_suspended() {
+        let mut vm = crate::store::tests::vm("web", 3);
+        vm.driver = Some("qemu".into());
+        vm.spec.checkpoints = true;
+        suspendable(&vm).unwrap();
+        vm.spec.run = Some("make test".into());
+        assert_eq!(suspendable(&vm).unwrap_err().code, ErrorCode::VmWrongState);
+    }
+
+    #[test]
     fn another_boot_is_told_with_both_ids() {
         let [one, other] = [1, 2].map(BootId::from_i64);
         same_boot("x", one, None).unwrap();
@@ -399,6 +513,10 @@ mod tests {
                     assert!(is_edge(state, Stopping), "{state}");
                 }
                 Creating => assert!(decision.is_err()),
+                Suspended => {
+                    assert_eq!(decision, Ok(Decision::Go));
+                    assert!(is_edge(state, Stopped));
+                }
                 _ => assert_eq!(decision, Ok(Decision::Already), "{state}"),
             }
         }

@@ -14,6 +14,7 @@ use super::boot::{self, Boot};
 use super::last_words;
 use super::network;
 use super::policy;
+use super::waking;
 use super::{checkpoint, create};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
@@ -39,6 +40,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         checkpoint::sweep(shared).await,
         "the disk is full: half-made checkpoints are removed at the next start",
     )?;
+    waking::sweep(shared).await?;
     or_later(sweep(shared).await, "the disk is full: unused files and rows are removed at the next start")
 }
 
@@ -166,7 +168,7 @@ async fn adopt(
     let known = record.processes.map(|p| ShimIdentity { pid: p.shim_pid, start_time: p.shim_start });
     // The daemon may have ended after the launch but before it wrote the row.
     let identity = known.or_else(|| discover(&directory));
-    let shim = match identity {
+    let mut shim = match identity {
         Some(identity) => match ShimClient::adopt(&directory, identity).await {
             Ok(shim) => shim,
             Err(error) => {
@@ -176,6 +178,15 @@ async fn adopt(
         },
         None => None,
     };
+    if let Some(begun) =
+        shim.take_if(|shim| waking::is_unfinished(shared, &record) && shim.silence().is_none())
+    {
+        tracing::info!(vm = %record.name, "ending a VMM that an earlier daemon began to wake a vm with");
+        if let Err(error) = begun.kill().await {
+            tracing::error!(vm = %record.name, %error, "cannot end it");
+        }
+        begun.wait().await;
+    }
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
         crate::vmm::remove_sockets(&directory);
         // If nothing was launched for this boot, the exit.json is from the boot before.
@@ -217,6 +228,13 @@ async fn adopt(
                 && let Err(error) = boot.shim.pause().await
             {
                 tracing::error!(vm = %record.name, %error, "cannot pause the vm again");
+            }
+            // An earlier daemon may have ended when it was about to suspend it. One that is stopping is ended as it is.
+            if record.spec.checkpoints
+                && !matches!(record.state, VmState::Paused | VmState::Stopping)
+                && let Err(error) = boot.shim.resume().await
+            {
+                tracing::error!(vm = %record.name, %error, "cannot resume a vm that was not suspended");
             }
             // An earlier daemon may have ended within a checkpoint, which is not gone on with.
             if record.spec.checkpoints
@@ -260,7 +278,12 @@ async fn settle(
         Some(exit) => format!("{} {when}", exit.message),
         None => "nexusd ended before the VMM was started".to_owned(),
     };
-    let (to, reason) = match record.state {
+    let was = record.state;
+    let (to, reason) = match was {
+        _ if policy::falls_asleep(&mut record) => {
+            let reason = format!("nexusd ended while it was woken: {what}");
+            (VmState::Suspended, (was != VmState::Stopping).then_some(reason))
+        }
         VmState::Stopping => (VmState::Stopped, None),
         VmState::Starting if exit.is_none() => (VmState::Failed, Some(what)),
         VmState::Starting => (VmState::Failed, Some(last_words::with_console(what, directory))),

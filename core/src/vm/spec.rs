@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use nexus_schema::limits::CONFIGURE_MAX;
 use nexus_schema::link::ImageConfig;
 use nexus_schema::network::{NetworkMode, NetworkPolicy};
-use nexus_schema::tools::vm::VmCreateParams;
+use nexus_schema::tools::vm::{IdleAction, VmCreateParams};
 use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 
 use crate::egress;
@@ -106,9 +106,16 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         }
     }
 
+    let checkpoints = params.checkpoints.unwrap_or(defaults.checkpoints);
+    if params.idle_action == Some(IdleAction::Suspend) && !checkpoints {
+        wrong("idle_action suspend needs checkpoints: true".into());
+    }
     if !mistakes.is_empty() {
         return Err(ToolError::invalid(mistakes.join("; ")));
     }
+    // The default is of those that can be suspended only.
+    let can_sleep = checkpoints && params.run.is_none();
+    let idle_action = params.idle_action.unwrap_or(defaults.idle_action);
     Ok(VmSpec {
         vcpus,
         memory,
@@ -129,7 +136,8 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         kernel,
         start: params.start.unwrap_or(true),
         idle_stop: Some(params.idle_stop.unwrap_or(defaults.idle_stop)).filter(|limit| !limit.is_zero()),
-        checkpoints: params.checkpoints.unwrap_or(defaults.checkpoints),
+        idle_action: if can_sleep { idle_action } else { IdleAction::Stop },
+        checkpoints,
         run: params.run.clone(),
     })
 }
@@ -172,6 +180,8 @@ pub(crate) struct Defaults {
     pub(crate) ttl: TimeSpan,
     /// How long they may be idle; zero for ever.
     pub(crate) idle_stop: TimeSpan,
+    /// What happens to them then.
+    pub(crate) idle_action: IdleAction,
     /// Whether checkpoints of them can be taken.
     pub(crate) checkpoints: bool,
 }
@@ -191,6 +201,7 @@ impl Defaults {
             network: NetworkMode::Proxy,
             ttl: TimeSpan::default(),
             idle_stop: TimeSpan::default(),
+            idle_action: IdleAction::Stop,
             checkpoints: false,
         }
     }

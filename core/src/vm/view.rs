@@ -4,7 +4,8 @@ use nexus_schema::id::VmKind;
 use nexus_schema::link::{PROTOCOL, PROTOCOL_MIN};
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{
-    PublishedPort, VmConnect, VmDetails, VmDrive, VmGuest, VmImage, VmNetwork, VmProcess, VmSummary,
+    IdleAction, PublishedPort, VmConnect, VmDetails, VmDrive, VmGuest, VmImage, VmNetwork, VmProcess,
+    VmSummary,
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
@@ -121,6 +122,7 @@ impl View {
             started_at: record.started_at,
             expires_at: record.expires_at,
             idle_stop: record.spec.idle_stop,
+            idle_action: Some(record.spec.idle_action).filter(|action| *action != IdleAction::Stop),
             idle_stop_at: None,
             parent_id: record.lineage.parent,
             checkpoint_id: record.lineage.checkpoint,

@@ -131,7 +131,7 @@ pub(crate) enum Command {
     /// Shut VMs down and start them again: the same as `vm restart`
     Restart(vm::StopArgs),
     /// Pause VMs: the same as `vm pause`
-    Pause(vm::PauseArgs),
+    Pause(vm::SuspendArgs),
     /// Resume paused VMs: the same as `vm resume`
     Resume(vm::PauseArgs),
     /// Wait for a VM, a port or a file in it, or a command's end: the same as `vm wait`

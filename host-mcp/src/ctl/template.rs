@@ -15,6 +15,7 @@ use nexus_schema::tools::template::{
     TemplateInspect, TemplateInspectParams, TemplateList, TemplateListParams, TemplateSummary,
     TemplateUpdate, TemplateUpdateParams,
 };
+use nexus_schema::tools::vm::IdleAction;
 use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Timestamp};
 
 use super::App;
@@ -74,6 +75,9 @@ pub(crate) struct CreateArgs {
     /// Stop them once nothing has been under way in them for so long, such as 30m [default: as other VMs]
     #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
+    /// What --idle-stop does to those of which checkpoints can be taken [default: as other VMs]
+    #[arg(long, value_name = "ACTION", value_parser = word::<IdleAction>(&["stop", "suspend"]))]
+    idle_action: Option<IdleAction>,
 }
 
 /// What to change.
@@ -114,6 +118,9 @@ pub(crate) struct UpdateArgs {
     /// Stop them once nothing has been under way in them for so long, such as 30m; 0 for as other VMs
     #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
+    /// What --idle-stop does to those of which checkpoints can be taken
+    #[arg(long, value_name = "ACTION", value_parser = word::<IdleAction>(&["stop", "suspend"]))]
+    idle_action: Option<IdleAction>,
     /// Go back to an earlier version, before the other changes
     #[arg(long, value_name = "VERSION")]
     back_to: Option<u32>,
@@ -150,6 +157,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 size: args.size,
                 ttl: args.ttl,
                 idle_stop: args.idle_stop,
+                idle_action: args.idle_action,
             };
             let template = app.connect().await?.call::<TemplateCreate>(&params).await?;
             show(app, &template)
@@ -196,6 +204,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         size: args.size,
         ttl: args.ttl,
         idle_stop: args.idle_stop,
+        idle_action: args.idle_action,
         version: args.back_to,
     };
     let template = client.call::<TemplateUpdate>(&params).await?;
@@ -309,6 +318,7 @@ fn details(template: &TemplateDetails, now: Timestamp) -> Table {
     table.maybe("size", spec.size);
     table.maybe("ttl", spec.ttl.map(|ttl| ttl.to_string()));
     table.maybe("idle stop", spec.idle_stop.map(|idle| idle.to_string()));
+    table.maybe("idle action", spec.idle_action.map(|action| action.as_str().to_owned()));
     for build in &template.builds {
         table.fact("build", format!("{} of version {}: {}", build.id, build.version, build.status.as_str()));
     }

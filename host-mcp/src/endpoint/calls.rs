@@ -70,7 +70,8 @@ impl Calls {
         let _running =
             Running::start(self, session.map(|session| (session.to_owned(), id.to_owned())), &handle)?;
         let how = (era, params.trace());
-        let (call, arguments) = match ForwardedCall::admit(client, tool, params.arguments, how, &handle) {
+        let admitted = ForwardedCall::admit_awake(client, tool, params.arguments, how, &handle).await;
+        let (call, arguments) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Some(failed(id, &error, era)),
         };

@@ -4,12 +4,14 @@
 //! ```text
 //!   admit ──> ForwardedCall ──begin──> the guest's link ──> Answer::done ──> recorded
 //!     │            │                         │
+//!     ├ asleep: woken first
 //!     └ refused    └ dropped                 └ cancelled by its Handle, or abandoned by a client that is gone   (recorded, too)
 //! ```
 //! Changes on the way: `vm` is removed from the arguments and selects the guest; the id and the progress token are replaced by
 //! the link's. On the way back, `_meta["dev.nexus/vm"]` says which VM and boot answered.
 
 mod arguments;
+mod asleep;
 mod name;
 mod names;
 mod pace;
@@ -28,7 +30,10 @@ use nexus_schema::{Tool, ToolError, TraceContext};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use reply::Woken;
+
 pub(crate) use arguments::{Arguments, CallParams, Era, flaw_of_call, may_be_call};
+pub(crate) use asleep::{Asleep, Refusal};
 pub(crate) use name::name_of_client;
 pub(crate) use pace::{BEAT_CHECK, Pace};
 pub(crate) use record::Recorded;
@@ -133,6 +138,60 @@ impl Client {
     }
 }
 
+/// A call that is authorised and has a place.
+#[derive(Debug)]
+struct Admitted {
+    record: Recorded,
+    tool: GuestTool,
+    era: Era,
+    trace: Option<Arc<TraceContext>>,
+    handle: Handle,
+    place: OwnedSemaphorePermit,
+}
+
+impl Admitted {
+    fn deadline(&self, arguments: &Arguments<'_>) -> Duration {
+        let seconds = self.tool.limit.argument().and_then(|name| arguments.number(name));
+        self.tool.limit.of_call(seconds)
+    }
+
+    /// The call of this guest, which was woken for it in that time, if at all.
+    fn go_on<'a>(
+        self,
+        client: &Client,
+        guest: GuestHandle,
+        mut arguments: Arguments<'a>,
+        woken: Option<Duration>,
+    ) -> (ForwardedCall, Arguments<'a>) {
+        let deadline = asleep::left(self.deadline(&arguments), woken);
+        let Self { mut record, tool, era, trace, handle, place } = self;
+        if let View::Whole(set) = client.view()
+            && tool.name == FileList::NAME
+            && !set.shows_results()
+        {
+            arguments.switch_on("compact");
+        }
+        record.guest(guest.vm, guest.boot_id);
+        let origin = client.origin(&guest);
+        let name = matches!(tool.name, RunCommand::NAME | CommandStart::NAME).then(|| client.name());
+        let call = ForwardedCall {
+            record,
+            tool,
+            guest,
+            origin,
+            woken,
+            deadline,
+            era,
+            view: client.view(),
+            handle,
+            client: name,
+            trace,
+            _place: place,
+        };
+        (call, arguments)
+    }
+}
+
 /// An admitted call. It counts as running, and is recorded when dropped.
 #[derive(Debug)]
 pub(crate) struct ForwardedCall {
@@ -140,6 +199,8 @@ pub(crate) struct ForwardedCall {
     tool: GuestTool,
     guest: GuestHandle,
     origin: Arc<Origin>,
+    /// How long it took to wake the VM for it.
+    woken: Option<Duration>,
     deadline: Duration,
     era: Era,
     view: View,
@@ -152,16 +213,20 @@ pub(crate) struct ForwardedCall {
 }
 
 impl ForwardedCall {
-    /// Admits a call of a guest's tool, which can be cancelled with `handle`. A refusal is recorded, too.
+    /// Admits a call of a guest's tool, which can be cancelled with `handle`. A refusal is recorded, too; a call of a VM that sleeps is only once it
+    /// has ended.
     pub(crate) fn admit<'a>(
         client: &Client,
         tool: GuestTool,
         arguments: Option<&'a RawValue>,
         era_and_trace: (Era, Option<Arc<TraceContext>>),
         handle: &Handle,
-    ) -> Result<(Self, Arguments<'a>), ToolError> {
+    ) -> Result<(Self, Arguments<'a>), Refusal> {
         let admitted = Self::admit_as_asked(client, tool, arguments, era_and_trace, handle);
-        admitted.map_err(|error| names::told(error, client.view()))
+        admitted.map_err(|refusal| match refusal {
+            Refusal::Failed(error) => Refusal::Failed(names::told(error, client.view())),
+            Refusal::Asleep(asleep) => Refusal::Asleep(asleep),
+        })
     }
 
     fn admit_as_asked<'a>(
@@ -170,7 +235,7 @@ impl ForwardedCall {
         arguments: Option<&'a RawValue>,
         (era, trace): (Era, Option<Arc<TraceContext>>),
         handle: &Handle,
-    ) -> Result<(Self, Arguments<'a>), ToolError> {
+    ) -> Result<(Self, Arguments<'a>), Refusal> {
         let Inner { host, view, caller, .. } = &*client.0;
         host.counters().guest_calls.add();
         let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
@@ -179,49 +244,41 @@ impl ForwardedCall {
             Ok(rule) => record.allow(rule),
             Err((error, rule)) => {
                 record.deny(rule, error.code.as_str());
-                return Err(error);
+                return Err(Refusal::Failed(error));
             }
         }
         record.took(arguments.map_or(0, |raw| raw.get().len()));
         let parsed = Arguments::parse(arguments, *view).map_err(|error| tool.explain(error, *view));
         let found = parsed.and_then(|arguments| {
             let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
-            let place = client.place()?;
-            Ok((host.guests().guest(caller, &vm)?, place, arguments))
+            Ok((vm, client.place()?, arguments))
         });
-        let (guest, place, mut arguments) = match found {
+        let (vm, place, arguments) = match found {
             Ok(found) => found,
             Err(error) => {
                 record.failed(error.code);
-                return Err(error);
+                return Err(Refusal::Failed(error));
             }
         };
-        if let View::Whole(set) = view
-            && tool.name == FileList::NAME
-            && !set.shows_results()
-        {
-            arguments.switch_on("compact");
+        let mut admitted = Admitted { record, tool, era, trace, handle: handle.clone(), place };
+        let guest = host.guests().guest(caller, &vm).or_else(|_| {
+            if host.nexus().is_asleep(caller, &vm) {
+                return Err(None);
+            }
+            // It may have woken meanwhile.
+            host.guests().guest(caller, &vm).map_err(Some)
+        });
+        match guest {
+            Ok(guest) => Ok(admitted.go_on(client, guest, arguments, None)),
+            Err(Some(error)) => {
+                admitted.record.failed(error.code);
+                Err(Refusal::Failed(error))
+            }
+            Err(None) => {
+                let deadline = admitted.deadline(&arguments);
+                Err(Refusal::Asleep(Box::new(Asleep { client: client.clone(), vm, admitted, deadline })))
+            }
         }
-        record.guest(guest.vm, guest.boot_id);
-        let origin = client.origin(&guest);
-        let seconds = tool.limit.argument().and_then(|name| arguments.number(name));
-        let deadline = tool.limit.of_call(seconds);
-        let handle = handle.clone();
-        let name = matches!(tool.name, RunCommand::NAME | CommandStart::NAME).then(|| client.name());
-        let call = Self {
-            record,
-            tool,
-            guest,
-            origin,
-            deadline,
-            era,
-            view: *view,
-            handle,
-            client: name,
-            trace,
-            _place: place,
-        };
-        Ok((call, arguments))
     }
 
     /// The link that the call uses.
@@ -324,7 +381,8 @@ impl Handle {
         }
     }
 
-    fn is_cancelled(&self) -> bool {
+    /// Whether nobody waits for its result.
+    pub(crate) fn is_cancelled(&self) -> bool {
         matches!(*self.stage(), Stage::Cancelled | Stage::Left)
     }
 
@@ -371,7 +429,8 @@ impl CallResult<'_> {
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let Self { outcome, call } = self;
         let before = out.len();
-        let outcome = reply::write_outcome(out, outcome, &call.tool, &call.origin, call.era, call.view);
+        let origin = Woken { origin: &call.origin, took: call.woken };
+        let outcome = reply::write_outcome(out, outcome, &call.tool, origin, call.era, call.view);
         call.record.outcome(outcome);
         call.record.gave(out.len() - before);
     }

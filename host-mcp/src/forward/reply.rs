@@ -1,6 +1,7 @@
 //! The reply to a call: a guest's checked result with its origin, or an error.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use nexus_core::GuestHandle;
 use nexus_core::link::LinkError;
@@ -71,6 +72,13 @@ impl Origin {
     }
 }
 
+/// Who answered, and how long it took to wake the VM for that, if it slept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Woken<'a> {
+    pub(super) origin: &'a Origin,
+    pub(super) took: Option<Duration>,
+}
+
 /// Who an error message comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speaker {
@@ -84,19 +92,23 @@ pub(super) fn write_outcome(
     out: &mut Vec<u8>,
     outcome: Result<&RawValue, LinkError>,
     tool: &GuestTool,
-    origin: &Origin,
+    woken: Woken<'_>,
     era: Era,
     view: View,
 ) -> &'static str {
+    let Woken { origin, took } = woken;
     let vm = origin.name.as_str();
-    let note = origin.expires_at.and_then(|at| expiry::of_life(at, vm, view));
+    let end = origin.expires_at.and_then(|at| expiry::of_life(at, vm, view));
+    let slept = took.map(|took| format!("{vm} was suspended, and was woken in {} ms", took.as_millis()));
+    let notes: Vec<String> = slept.into_iter().chain(end).collect();
+    let note = (!notes.is_empty()).then(|| notes.join("; "));
     let (error, speaker) = match outcome.and_then(|result| result::check(result, &tool.expected)) {
         Ok(GuestResult::Done { content, facts }) => {
             let shape = tool.expected.shape;
             let content =
                 if tool.reports_commands() { names::in_report(content, view) } else { content.into() };
             let (content, facts) = with_note(&content, facts, shape, note);
-            write_done(out, &content, &facts, shape, origin, era);
+            write_done(out, &content, &facts, shape, woken, era);
             return "ok";
         }
         Ok(GuestResult::Failed(failure)) => {
@@ -108,7 +120,7 @@ pub(super) fn write_outcome(
         Err(error) => (error.to_tool_error(vm), Speaker::Host),
     };
     let error = names::told(error, view);
-    write_failed(out, &error, Some(origin), speaker, era);
+    write_failed(out, &error, Some(woken), speaker, era);
     error.code.as_str()
 }
 
@@ -138,7 +150,14 @@ fn appended<'a>(json: &'a str, item: &str) -> Cow<'a, str> {
     format!("{inner}{}{item}{end}", if is_empty { "" } else { "," }).into()
 }
 
-fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape, origin: &Origin, era: Era) {
+fn write_done(
+    out: &mut Vec<u8>,
+    content: &str,
+    facts: &str,
+    shape: ResultShape,
+    origin: Woken<'_>,
+    era: Era,
+) {
     out.extend_from_slice(br#"{"content":"#);
     out.extend_from_slice(content.as_bytes());
     out.push(b',');
@@ -165,7 +184,7 @@ pub(crate) fn write_error(out: &mut Vec<u8>, error: &ToolError, era: Era) {
 }
 
 /// Appends a failed result: text for the reader, an object for programs, no structured content.
-fn write_failed(out: &mut Vec<u8>, error: &ToolError, origin: Option<&Origin>, speaker: Speaker, era: Era) {
+fn write_failed(out: &mut Vec<u8>, error: &ToolError, origin: Option<Woken<'_>>, speaker: Speaker, era: Era) {
     let error = &error.clone().with_advice();
     out.extend_from_slice(br#"{"content":[{"type":"text","text":"#);
     write_string(out, &error.to_string());
@@ -195,10 +214,14 @@ fn write_type(out: &mut Vec<u8>, era: Era) {
     }
 }
 
-fn write_origin(out: &mut Vec<u8>, origin: &Origin) {
+fn write_origin(out: &mut Vec<u8>, woken: Woken<'_>) {
     write_string(out, VM_META);
     out.push(b':');
-    out.extend_from_slice(origin.meta.as_bytes());
+    let meta = &woken.origin.meta;
+    match woken.took {
+        Some(_) => out.extend_from_slice(appended(meta, r#""woken":true"#).as_bytes()),
+        None => out.extend_from_slice(meta.as_bytes()),
+    }
 }
 
 /// Appends the start of a response: everything up to its result.
@@ -223,10 +246,15 @@ mod tests {
         Origin::sample()
     }
 
+    fn by(origin: &Origin) -> Woken<'_> {
+        Woken { origin, took: None }
+    }
+
     fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
         let mut out = Vec::new();
         let outcome = outcome.map(|text| serde_json::from_str(text).unwrap());
-        let said = write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), &origin(), era, WHOLE);
+        let said =
+            write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), by(&origin()), era, WHOLE);
         (serde_json::from_slice(&out).unwrap(), said)
     }
 
@@ -253,7 +281,7 @@ mod tests {
         let text = json!({"content": [], "structuredContent": facts}).to_string();
         let mut out = Vec::new();
         let raw = serde_json::from_str(&text).unwrap();
-        write_outcome(&mut out, Ok(raw), &GuestTool::alone::<OsInfo>(), &origin(), Era::Session, WHOLE);
+        write_outcome(&mut out, Ok(raw), &GuestTool::alone::<OsInfo>(), by(&origin()), Era::Session, WHOLE);
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["structuredContent"], facts, "{value}");
         assert_eq!(value.get("resultType"), None);
@@ -265,7 +293,7 @@ mod tests {
         let told = |text: &str, tool: &GuestTool, view: View| -> Value {
             let mut out = Vec::new();
             let raw = serde_json::from_str(text).unwrap();
-            write_outcome(&mut out, Ok(raw), tool, &soon, Era::Session, view);
+            write_outcome(&mut out, Ok(raw), tool, by(&soon), Era::Session, view);
             serde_json::from_slice(&out).unwrap()
         };
         let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
@@ -293,6 +321,28 @@ mod tests {
         );
         let note = inside["content"][1]["text"].as_str().unwrap();
         assert!(note.ends_with("ends in 0s: ask whoever gave you this endpoint to extend it"), "{note}");
+    }
+
+    #[test]
+    fn a_wake_is_told_in_each_form_of_a_result() {
+        let (origin, took) = (origin(), Some(Duration::from_millis(312)));
+        let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
+        let failed = json!({"content": [], "isError": true,
+            "_meta": {"dev.nexus/error": {"code": "file_not_found", "message": "none", "retryable": false}}});
+        for text in [result(facts), failed.to_string()] {
+            let mut out = Vec::new();
+            let (raw, tool) = (serde_json::from_str(&text).unwrap(), GuestTool::alone::<FileRead>());
+            let woken = Woken { origin: &origin, took };
+            write_outcome(&mut out, Ok(raw), &tool, woken, Era::Session, WHOLE);
+            let value: Value = serde_json::from_slice(&out).unwrap();
+            let vm =
+                json!({"id": "aaaaaaaaaaaac", "name": "web-1", "boot_id": "aaaaaaaaaaaae", "woken": true});
+            assert_eq!(value["_meta"]["dev.nexus/vm"], vm, "{value}");
+            if value["isError"] != json!(true) {
+                let note = value["content"][1]["text"].as_str().unwrap();
+                assert_eq!(note, "note: web-1 was suspended, and was woken in 312 ms");
+            }
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ const QUESTIONS_MAX: u32 = 16;
 const LOGS_MAX: u32 = 256;
 /// How long a client may take for the answer to one question.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// How long a request waits for a VM that sleeps to wake.
+const WAKE_WAIT: Duration = Duration::from_secs(30);
 /// Members of a request's `_meta` that are not the client's.
 const NOT_OF_CLIENT: [&str; 2] = ["dev.nexus/", "progressToken"];
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";
@@ -168,7 +170,14 @@ pub(super) async fn pass(
             return Err(of_host(&error));
         }
     }
-    let found = client.place().and_then(|place| Ok((place, guest_of(client)?)));
+    let found = async {
+        let place = client.place()?;
+        if let Some(vm) = client.view().scope() {
+            host.nexus().wake(caller, &Reference::Id(vm), method.name, WAKE_WAIT).await?;
+        }
+        Ok::<_, ToolError>((place, guest_of(client)?))
+    };
+    let found = found.await;
     let (_place, guest) = found.map_err(|error| {
         record.failed(error.code);
         of_host(&error)

@@ -16,7 +16,9 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio::time::interval;
 
-use crate::forward::{self, Answer, CallParams, CallResult, Client, Era, ForwardedCall, Handle, Pace};
+use crate::forward::{
+    self, Answer, Asleep, CallParams, CallResult, Client, Era, ForwardedCall, Handle, Pace, Refusal,
+};
 use crate::greeting;
 
 /// How much output may be buffered for a client before progress is dropped, in bytes.
@@ -52,6 +54,10 @@ struct Reported {
 }
 
 impl Reported {
+    fn by(token: &str) -> Self {
+        Self { token: token.into(), pace: Mutex::new(Pace::start()) }
+    }
+
     fn pace(&self) -> MutexGuard<'_, Pace> {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,18 +213,51 @@ impl Tap {
         let how = (era, params.trace());
         match ForwardedCall::admit(&self.client, tool, params.arguments, how, &handle) {
             Ok((call, arguments)) => {
-                let reported =
-                    |token: &str| Reported { token: token.into(), pace: Mutex::new(Pace::start()) };
-                let progress = params.progress_token().map(|token| Arc::new(reported(token)));
+                let progress = params.progress_token().map(|token| Arc::new(Reported::by(token)));
                 let id: Arc<str> = id.into();
                 self.calls().insert(Arc::clone(&id), Call { handle, progress: progress.clone() });
                 self.flush_later(call.link());
                 let wants_progress = progress.is_some();
                 call.begin(&arguments, wants_progress, Reply { tap: Arc::clone(self), id, progress });
             }
-            Err(error) => self.fail(id, &error, era),
+            Err(Refusal::Failed(error)) => self.fail(id, &error, era),
+            Err(Refusal::Asleep(asleep)) => {
+                let id: Arc<str> = id.into();
+                let progress = params.progress_token().map(|token| Arc::new(Reported::by(token)));
+                self.calls().insert(Arc::clone(&id), Call { handle, progress: progress.clone() });
+                let raw = params.arguments.map(ToOwned::to_owned);
+                tokio::spawn(Arc::clone(self).wake(asleep, raw, id, progress, era));
+            }
         }
         true
+    }
+
+    /// Forwards a call once its VM was woken.
+    async fn wake(
+        self: Arc<Self>,
+        asleep: Box<Asleep>,
+        arguments: Option<Box<RawValue>>,
+        id: Arc<str>,
+        progress: Option<Arc<Reported>>,
+        era: Era,
+    ) {
+        match asleep.wake(arguments.as_deref()).await {
+            Ok((call, arguments)) => {
+                let (link, wants_progress) = (call.link().clone(), progress.is_some());
+                call.begin(&arguments, wants_progress, Reply { tap: self, id, progress });
+                link.flush();
+            }
+            Err(error) => {
+                let ended = self.calls().remove(&id);
+                // A cancelled call has no answer.
+                if ended.is_some_and(|call| !call.handle.is_cancelled()) {
+                    self.fail(&id, &error, era);
+                }
+                if !self.has_calls() {
+                    self.answered.notify_one();
+                }
+            }
+        }
     }
 
     /// Answers a call with an error from the host.

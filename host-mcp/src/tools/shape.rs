@@ -77,9 +77,10 @@ fn note_of(value: &Value) -> Option<String> {
     if vm.get("run").is_some() {
         return None;
     }
+    let suspends = vm.get("idle_action").is_some_and(|action| action == "suspend");
     at("expires_at")
         .and_then(|at| expiry::of_life(at, name, View::Whole(Toolset::ALL)))
-        .or_else(|| at("idle_stop_at").and_then(|at| expiry::of_idle(at, name)))
+        .or_else(|| at("idle_stop_at").and_then(|at| expiry::of_idle(at, name, suspends)))
 }
 
 /// `{id, name, boot_id}` of the VM that a result concerns.

@@ -15,6 +15,7 @@ use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
 use crate::tools::ContentEncoding;
 use crate::tools::build::BuildStatus;
+use crate::tools::vm::IdleAction;
 
 /// A file that is laid over the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,6 +58,9 @@ pub struct TemplateSpec {
     /// `idle_stop` of VMs that are created from the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// What happens to them then, if checkpoints of them can be taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
 }
 
 /// A template.
@@ -153,6 +157,9 @@ pub struct TemplateCreateParams {
     /// The same for `idle_stop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// The same for `idle_action`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
 }
 
 impl Tool for TemplateCreate {
@@ -203,6 +210,9 @@ pub struct TemplateUpdateParams {
     /// `idle_stop` of its VMs; 0 for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// `idle_action` of its VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
     /// An earlier version to go back to, before the other changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::TokenId;
 use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
-use nexus_schema::tools::vm::VmFile;
+use nexus_schema::tools::vm::{IdleAction, VmFile};
 use nexus_schema::{ErrorCode, Name};
 
 use super::*;
@@ -232,6 +232,13 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         assert_eq!((manifest.checkpoint, manifest.host.tsc_khz), (clean.id, Some(2_400_000)));
         assert!(checkpoints::is_current(db, clean.id, VmId::from_i64(1).unwrap()).unwrap());
         assert_eq!(checkpoints::drives_of(db, clean.id).unwrap()[0].size, ByteSize::gib(8));
+    }
+    if version >= 15 {
+        let vm = vms::get(db, &"v15".parse().unwrap()).unwrap().unwrap();
+        let memory = vm.suspended.as_ref().unwrap();
+        assert_eq!((vm.state, vm.spec.idle_action), (VmState::Suspended, IdleAction::Suspend));
+        assert_eq!((memory.token.as_str(), memory.memory_bytes), ("secret-of-v15", 73_400_320));
+        assert_eq!(memory.drives[0].modified_ns, 1_764_000_150_000_000_001);
     }
     if version >= 16 {
         let unused = drives::get(db, &"unused".parse().unwrap()).unwrap().unwrap();

@@ -9,7 +9,7 @@ use nexus_schema::tools::vm::VmState;
 use super::reboots::{self, Reboot};
 use super::{Actor, DAEMON, DELETE_PATIENCE, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
-use crate::os::failpoint;
+use crate::os::{failpoint, remove};
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::GuestRecord;
@@ -188,7 +188,13 @@ impl Actor {
                 boot.deadline = None;
                 self.had_mishap = false;
                 self.record.timings = Some(boot.clock.timings);
-                self.settle(VmState::Ready, None, "guest agent ready").await;
+                let woken = self.record.suspended.take();
+                let why = if woken.is_some() { "woken: guest agent ready" } else { "guest agent ready" };
+                self.settle(VmState::Ready, None, why).await;
+                if let Some(memory) = woken {
+                    failpoint::reach("wake-ready");
+                    remove::tree(&self.shared.paths.suspended(memory.manifest.checkpoint)).await;
+                }
             }
             (LinkState::Up, VmState::Unreachable) => {
                 boot.deadline = None;
@@ -220,8 +226,11 @@ impl Actor {
                     (None, VmState::Starting) => format!("no hello from the guest in {waited} s"),
                     (None, _) => format!("the guest was not ready in {waited} s"),
                 };
-                let reason = last_words::with_console(what, &self.shared.paths.vm(self.record.id));
+                let reason = last_words::with_console(what.clone(), &self.shared.paths.vm(self.record.id));
                 self.kill_boot().await;
+                if self.sleep_on(&what).await {
+                    return;
+                }
                 self.settle(VmState::Failed, Some(reason), "it did not come up").await;
             }
             VmState::Ready => {
@@ -309,6 +318,9 @@ impl Actor {
         };
         self.end_boot().await;
         failpoint::reach("stop-down");
+        if self.sleep_on(&failure).await {
+            return;
+        }
         match (self.record.state, bye) {
             (VmState::Stopping, _) => self.settle(VmState::Stopped, None, "it is down").await,
             (VmState::Starting, _)

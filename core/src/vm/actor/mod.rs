@@ -8,7 +8,10 @@ mod reboots;
 mod remove;
 mod restore;
 mod save;
+mod stop;
+mod suspend;
 mod update;
+mod wake;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -32,7 +35,6 @@ use crate::store::vms::{VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
 use crate::vm::recover;
-use crate::vm::stop::Rung;
 use crate::vm::{checkpoint, network, packages, policy};
 use crate::vmm::{LaunchPlan, ShimClient, ShimIdentity};
 
@@ -201,6 +203,17 @@ impl Actor {
                 };
                 reply.send(result).ok();
             }
+            Command::Suspend { who, if_boot, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => Box::pin(self.suspend(&who, "suspend requested", None)).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            }
+            Command::Wake { who, why, reply } => {
+                let result = Box::pin(self.wake_for_call(&who, &why)).await;
+                reply.send(result).ok();
+            }
             Command::Delete { who, force, if_boot, why, reply } => {
                 let result = match self.same_boot(if_boot) {
                     Ok(()) => self.delete(&who, force, why).await,
@@ -233,6 +246,7 @@ impl Actor {
                 self.record.expires_at = before.expires_at;
                 self.record.spec.network = before.spec.network;
                 self.record.spec.idle_stop = before.spec.idle_stop;
+                self.record.spec.idle_action = before.spec.idle_action;
                 self.drives = drives;
                 let result = self.transition(VmState::Created, None, "drives created", DAEMON).await;
                 reply.send(result).ok();
@@ -408,6 +422,9 @@ impl Actor {
                 .boot_id
                 .ok_or_else(|| ToolError::internal(format!("{name} runs without a boot id")));
         }
+        if self.record.state == VmState::Suspended {
+            return Box::pin(self.wake(who, why, progress)).await;
+        }
         self.had_mishap = false;
         self.launch(who, why, progress).await
     }
@@ -512,65 +529,12 @@ impl Actor {
                 if leased.is_some() {
                     network::disconnect(&self.shared, &self.record).await;
                 }
-                self.settle(VmState::Failed, Some(error.message.clone()), "the VMM could not be started")
-                    .await;
+                if !self.sleep_on(&error.message).await {
+                    let reason = Some(error.message.clone());
+                    self.settle(VmState::Failed, reason, "the VMM could not be started").await;
+                }
                 Err(error)
             }
-        }
-    }
-
-    // --- stop
-
-    async fn stop(&mut self, who: &str, force: bool, why: &str) -> Result<Decision, ToolError> {
-        if self.again_at.take().is_some() {
-            self.record.reason = None;
-            self.note("stop requested: the pending start was cancelled").await;
-        }
-        let decision = policy::stop(self.record.name.as_str(), self.record.state)?;
-        if self.record.state == VmState::Stopping {
-            if force {
-                self.climb(Rung::Kill).await;
-            }
-            return Ok(Decision::Go);
-        }
-        if decision == Decision::Already {
-            return Ok(decision);
-        }
-        if self.record.state == VmState::Paused && !force {
-            self.run_on().await;
-        }
-        if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
-            if self.record.state != VmState::Stopping {
-                return Err(error);
-            }
-            // A full disk must not keep the VM from stopping; the stop is recorded once the VM is stopped.
-            tracing::warn!(vm = %self.record.name, %error, "stopping although the stop could not be recorded");
-        }
-        let answers = self.boot.as_ref().is_some_and(Boot::agent_answers);
-        self.climb(Rung::first(force, answers)).await;
-        failpoint::reach("stop-asked");
-        Ok(Decision::Go)
-    }
-
-    /// Executes one step of a stop.
-    async fn climb(&mut self, rung: Rung) {
-        let graceful = Duration::from_secs(self.shared.config.stop_timeout_s.into());
-        let name = &self.record.name;
-        let Some(boot) = self.boot.as_mut() else { return };
-        tracing::debug!(vm = %name, ?rung, "stopping");
-        boot.rung = Some(rung);
-        boot.deadline = Some(Instant::now() + rung.patience(graceful));
-        let result = match rung {
-            Rung::AskAgent => {
-                boot.ask_agent();
-                Ok(())
-            }
-            Rung::AskVmm => boot.shim.shutdown().await,
-            Rung::Kill => boot.shim.kill().await,
-        };
-        if let Err(error) = result {
-            tracing::warn!(vm = %name, ?rung, %error, "this step of the stop failed");
-            boot.deadline = Some(Instant::now() + Duration::from_millis(200));
         }
     }
 }

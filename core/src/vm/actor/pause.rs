@@ -9,6 +9,7 @@ use nexus_schema::{ErrorCode, ToolError};
 use super::{Actor, DAEMON};
 use crate::context::Decision;
 use crate::os::failpoint;
+use crate::progress::Progress;
 use crate::vm::policy;
 
 /// Time after which a guest that said bye before its pause is looked at.
@@ -47,12 +48,16 @@ impl Actor {
         Ok(Decision::Go)
     }
 
-    /// Resumes the VM, if it is paused.
+    /// Resumes the VM, if it is paused, and wakes it, if it is suspended.
     pub(super) async fn resume(&mut self, who: &str) -> Result<Decision, ToolError> {
         let name = self.record.name.clone();
         let decision = policy::resume(name.as_str(), self.record.state)?;
         if decision == Decision::Already {
             return Ok(decision);
+        }
+        if self.record.state == VmState::Suspended {
+            let woken = Box::pin(self.wake(who, "resume requested", &Progress::default()));
+            return woken.await.map(|_| Decision::Go);
         }
         let Some(boot) = &mut self.boot else {
             return Err(ToolError::internal(format!("{name} is paused, but has no boot")));
@@ -97,11 +102,18 @@ impl Actor {
         boot.release();
     }
 
-    /// Pauses the VMM of a VM that is paused, after another daemon or shim has lost that.
+    /// Pauses the VMM of a VM that is paused, after another daemon or shim has lost that; resumes one that another daemon was only about to suspend.
     pub(super) async fn pause_anew(&self) {
-        let Some(boot) = self.boot.as_ref().filter(|_| self.record.state == VmState::Paused) else { return };
-        if let Err(error) = boot.shim.pause().await {
-            tracing::error!(vm = %self.record.name, %error, "cannot pause the vm again");
+        let Some(boot) = &self.boot else { return };
+        let done = match self.record.state {
+            VmState::Paused => boot.shim.pause().await,
+            // It ends as it is.
+            VmState::Stopping => Ok(()),
+            _ if self.record.spec.checkpoints => boot.shim.resume().await,
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::error!(vm = %self.record.name, %error, "the vm may be paused, or not, against its state");
         }
     }
 }

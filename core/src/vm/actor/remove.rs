@@ -6,7 +6,7 @@ use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::{Actor, DELETE_PATIENCE};
 use crate::context::Shared;
-use crate::os::failpoint;
+use crate::os::{failpoint, remove as files};
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, drives, history, vms};
@@ -48,13 +48,19 @@ impl Actor {
 
     /// Records that a VM does not run any more: it was killed for its deletion, and the deletion failed.
     async fn down_undeleted(&mut self, error: &ToolError) {
+        if self.sleep_on(&error.message).await {
+            return;
+        }
         let to = match self.record.state {
             VmState::Starting => VmState::Failed,
             VmState::Running | VmState::Ready | VmState::Unreachable | VmState::Paused => VmState::Crashed,
             VmState::Stopping => VmState::Stopped,
-            VmState::Creating | VmState::Created | VmState::Stopped | VmState::Crashed | VmState::Failed => {
-                return;
-            }
+            VmState::Creating
+            | VmState::Created
+            | VmState::Suspended
+            | VmState::Stopped
+            | VmState::Crashed
+            | VmState::Failed => return,
         };
         let reason = format!("it was killed for its deletion, which failed: {}", error.message);
         self.settle(to, Some(reason), "its deletion failed").await;
@@ -115,6 +121,9 @@ pub(in crate::vm) async fn remove_files(shared: &Shared, record: &VmRecord, driv
         if let Err(error) = shared.drives.delete(&shared.paths.drive(*id)).await {
             tracing::warn!(vm = %record.name, drive = %id, %error, "cannot remove a drive's file; nexusd retries at its next start");
         }
+    }
+    if let Some(memory) = &record.suspended {
+        files::tree(&shared.paths.suspended(memory.manifest.checkpoint)).await;
     }
     let directory = shared.paths.vm(record.id);
     if let Err(error) = tokio::task::spawn_blocking(move || match fs_err::remove_dir_all(&directory) {

@@ -34,7 +34,7 @@ pub(super) fn begin(from: &RestoreFrom, configure: &mut Configure) -> (Restore, 
         kind: from.kind,
         entropy_base64: BASE64.encode(&entropy),
         machine_id,
-        run_hooks: true,
+        run_hooks: from.kind != ResumeKind::Wake,
     });
     configure.wait_for_init_s = 0;
     // They were written when the VM was made, and drives are mounted in the memory that is restored.
@@ -79,6 +79,7 @@ impl Actor {
         let why = match from.kind {
             ResumeKind::Fork => format!("forked from checkpoint {}", from.manifest.checkpoint),
             ResumeKind::Rollback => format!("rolled back to checkpoint {}", from.manifest.checkpoint),
+            ResumeKind::Wake => "woken".to_owned(),
         };
         self.record.lineage.checkpoint = Some(from.manifest.checkpoint);
         self.launch_from(Some(from), &from.who, &why, &from.progress).await

@@ -30,9 +30,9 @@ const QUIESCE_MAX: Duration = Duration::from_secs(8);
 /// Timeout of a guest to let its commands go on.
 const THAW_MAX: Duration = Duration::from_secs(10);
 /// How long the shim keeps the guest paused after it last heard of this daemon.
-const HOLD: Duration = Duration::from_secs(30);
+pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// The interval in which it hears of it.
-const RENEW: Duration = Duration::from_secs(5);
+pub(super) const RENEW: Duration = Duration::from_secs(5);
 
 impl Actor {
     /// Saves the memory of the VM and copies its drives. Whatever happens, the VM goes on afterwards.
@@ -81,7 +81,8 @@ impl Actor {
     }
 }
 
-async fn quiesce(link: &Link) -> Quiesced {
+/// Stops the guest's commands and syncs its filesystems, as far as it does that in time.
+pub(super) async fn quiesce(link: &Link) -> Quiesced {
     let Ok(none) = RawValue::from_string("{}".into()) else { return Quiesced::default() };
     match link.request(QUIESCE_REQUEST, &none, QUIESCE_MAX).await {
         Ok(answer) => serde_json::from_str(answer.get()).unwrap_or_default(),
@@ -155,7 +156,8 @@ async fn save_all(
     }
 }
 
-fn save_failed(error: &VmmError) -> ToolError {
+/// Returns the error of a save that failed.
+pub(super) fn save_failed(error: &VmmError) -> ToolError {
     let message = format!("save the VM's memory: {}", nexus_schema::error::chain(error));
     let is_full = message.contains("No space left") || message.contains("Disk quota exceeded");
     match is_full {

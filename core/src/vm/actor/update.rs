@@ -2,7 +2,7 @@
 
 use nexus_schema::link::ProxyParams;
 use nexus_schema::network::NetworkMode;
-use nexus_schema::tools::vm::VmState;
+use nexus_schema::tools::vm::{IdleAction, VmState};
 use nexus_schema::{DriverKind, ErrorCode, Name, ToolError};
 
 use super::Actor;
@@ -10,7 +10,7 @@ use crate::context::Change;
 use crate::egress;
 use crate::op::store_error;
 use crate::store::vms;
-use crate::vm::{lifetime, network, packages};
+use crate::vm::{lifetime, network, packages, policy};
 use crate::vmm::Caps;
 
 impl Actor {
@@ -39,6 +39,10 @@ impl Actor {
         if network.mode == NetworkMode::Nat && self.record.spec.network.mode != NetworkMode::Nat {
             self.check_nat().await?;
         }
+        self.check_card(network.mode)?;
+        if change.idle_action == Some(IdleAction::Suspend) {
+            policy::suspendable(&self.record)?;
+        }
         let new_name = change.name.filter(|name| *name != self.record.name);
         if let Some(name) = &new_name {
             self.check_rename(name).await?;
@@ -52,6 +56,9 @@ impl Actor {
         }
         if let Some(limit) = change.idle_stop {
             self.record.spec.idle_stop = Some(limit).filter(|limit| !limit.is_zero());
+        }
+        if let Some(action) = change.idle_action {
+            self.record.spec.idle_action = action;
         }
         let mut what = "changed by vm_update".to_owned();
         let line = new_name.clone().map(|name| {

@@ -18,7 +18,7 @@ const TSC_PARTS: u32 = 1000;
 
 /// Why a checkpoint cannot be restored.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CheckError {
+pub(in crate::vm) enum CheckError {
     /// A file cannot be read.
     #[error("read {path}")]
     Read {
@@ -48,6 +48,11 @@ pub(super) enum CheckError {
 }
 
 impl CheckError {
+    /// Whether the files are damaged, and not this host another one.
+    pub(in crate::vm) const fn is_of_files(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Damaged { .. })
+    }
+
     /// The same for callers.
     pub(super) fn told(&self, checkpoint: &CheckpointRecord) -> ToolError {
         let message = format!(
@@ -139,13 +144,22 @@ pub(super) async fn check(shared: &Shared, checkpoint: &CheckpointRecord) -> Res
     let Some(manifest) = checkpoint.manifest.clone() else {
         return Err(ToolError::internal(format!("checkpoint {} has no manifest", checkpoint.id)));
     };
+    let checked = check_at(shared, shared.paths.checkpoint(checkpoint.id), manifest).await?;
+    checked.map_err(|error| error.told(checkpoint))
+}
+
+/// Checks the files in a directory, and that this host can restore them; returns their manifest.
+pub(in crate::vm) async fn check_at(
+    shared: &Shared,
+    directory: PathBuf,
+    manifest: Manifest,
+) -> Result<Result<Manifest, CheckError>, ToolError> {
     let choice = choose(shared, &manifest).await?;
     if !Caps::of(choice.driver).fork {
         let message = format!("the driver {} cannot restore VMs", choice.driver);
         return Err(ToolError::new(ErrorCode::HostUnsuitable, message)
             .hint("make VMs that can be saved with vm_create, checkpoints: true and driver: qemu"));
     }
-    let directory = shared.paths.checkpoint(checkpoint.id);
     let looked = tokio::task::spawn_blocking(move || -> Result<Manifest, CheckError> {
         check_files(&directory, &manifest)?;
         let mut now = facts_of(&choice);
@@ -153,8 +167,7 @@ pub(super) async fn check(shared: &Shared, checkpoint: &CheckpointRecord) -> Res
         same_host(&manifest.host, &now)?;
         Ok(manifest)
     });
-    let checked = looked.await.map_err(|e| ToolError::internal(format!("check a checkpoint: {e}")))?;
-    checked.map_err(|error| error.told(checkpoint))
+    looked.await.map_err(|e| ToolError::internal(format!("check a checkpoint: {e}")))
 }
 
 fn digest(path: &Path, of: fn(&Path) -> std::io::Result<String>) -> Result<String, CheckError> {

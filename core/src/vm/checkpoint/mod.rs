@@ -12,9 +12,11 @@ mod remove;
 mod restore;
 mod take;
 
+pub(in crate::vm) use check::check_at;
 pub(crate) use check::{choose, problem};
 pub(crate) use remove::{expire, remove, sweep};
 pub(crate) use restore::{Child, Forking, fork, rollback, same_card, undo_forks};
+pub(in crate::vm) use take::{KEEP_FREE, host_facts, publish};
 pub(crate) use take::{Wanted, take};
 
 use nexus_schema::id::{CheckpointId, CheckpointKind};

@@ -326,6 +326,7 @@ fn child_of(
         started_at: None,
         expires_at: forking.expires_at,
         lineage: Lineage { parent, checkpoint: Some(checkpoint.id) },
+        suspended: None,
     })
 }
 

@@ -27,7 +27,7 @@ use crate::vm::policy;
 use crate::vmm::SavedKind;
 
 /// How many bytes must stay free on the disk when a checkpoint is taken.
-const KEEP_FREE: u64 = 64 << 20;
+pub(in crate::vm) const KEEP_FREE: u64 = 64 << 20;
 
 /// A checkpoint to take.
 #[derive(Debug, Clone)]
@@ -217,7 +217,7 @@ fn copies(drives: &[DriveRecord]) -> Vec<CheckpointDrive> {
 }
 
 /// What the VM ran on: of its VMM what its shim says, of the host what is so now.
-async fn host_facts(shared: &Shared, taken: &Taken) -> Result<HostFacts, ToolError> {
+pub(in crate::vm) async fn host_facts(shared: &Shared, taken: &Taken) -> Result<HostFacts, ToolError> {
     let record = &taken.record;
     let choice = shared.choose_driver(&record.spec).await?;
     let facts = spawn_blocking(move || facts_of(&choice)).await;
@@ -245,7 +245,7 @@ fn sync_drives(part: &Path, drives: &[String]) -> std::io::Result<(Vec<u64>, u64
 }
 
 /// Writes the manifest, and gives the directory its name once all of it is on the disk. Returns what the memory occupies. Blocks.
-fn publish(part: &Path, whole: &Path, manifest: &[u8]) -> std::io::Result<u64> {
+pub(in crate::vm) fn publish(part: &Path, whole: &Path, manifest: &[u8]) -> std::io::Result<u64> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();

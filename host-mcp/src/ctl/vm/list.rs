@@ -20,7 +20,7 @@ use crate::ctl::ui::Format;
 pub(crate) struct ListArgs {
     /// Only VMs in this state
     #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable", "paused",
-        "stopping", "stopped", "crashed", "failed"]))]
+        "stopping", "suspended", "stopped", "crashed", "failed"]))]
     state: Option<VmState>,
     /// Only VMs with this label
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
@@ -96,7 +96,7 @@ pub(super) async fn listed(client: &mut Client, args: ListArgs) -> Result<Listed
     list::all::<VmList, VmSummary>(client, &args.paging, "vms", page).await
 }
 
-/// Whether a VM's machine is running, or about to run.
+/// Whether a VM's machine is running, about to run, or suspended.
 pub(super) fn is_up(state: VmState) -> bool {
     match state {
         VmState::Creating
@@ -105,7 +105,8 @@ pub(super) fn is_up(state: VmState) -> bool {
         | VmState::Ready
         | VmState::Unreachable
         | VmState::Paused
-        | VmState::Stopping => true,
+        | VmState::Stopping
+        | VmState::Suspended => true,
         VmState::Created | VmState::Stopped | VmState::Crashed | VmState::Failed => false,
     }
 }

@@ -17,16 +17,18 @@ use clap::{Args, Subcommand};
 use nexus_schema::id::VmKind;
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::vm::{
-    DeletedVm, DriverChoice, UndeletedVm, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails,
-    VmHistory, VmHistoryParams, VmInspect, VmInspectParams, VmRename, VmRenameParams, VmState, VmTransition,
-    VmUpdate, VmUpdateParams,
+    DeletedVm, DriverChoice, IdleAction, UndeletedVm, VmCreate, VmCreateParams, VmDelete, VmDeleteParams,
+    VmDetails, VmHistory, VmHistoryParams, VmInspect, VmInspectParams, VmRename, VmRenameParams, VmState,
+    VmTransition, VmUpdate, VmUpdateParams,
 };
 use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Tool, tools::OpOutcome};
 
 pub(crate) use list::{ListArgs, PsArgs, list, ps};
 pub(crate) use logs::{Args as LogsArgs, run as logs};
 pub(crate) use network::Args as NetworkArgs;
-pub(crate) use power::{KillArgs, PauseArgs, StartArgs, StopArgs, kill, pause, restart, resume, start, stop};
+pub(crate) use power::{
+    KillArgs, PauseArgs, StartArgs, StopArgs, SuspendArgs, kill, pause, restart, resume, start, stop,
+};
 pub(crate) use show::of_inspected_network;
 pub(crate) use stats::{Args as StatsArgs, run as stats};
 pub(crate) use wait::{Args as WaitArgs, run as wait};
@@ -73,7 +75,7 @@ pub(crate) enum Command {
     /// Shut VMs down and start them again
     Restart(StopArgs),
     /// Pause VMs: their processors stop, their memory stays
-    Pause(PauseArgs),
+    Pause(SuspendArgs),
     /// Resume paused VMs
     Resume(PauseArgs),
     /// Take a VM back to one of its checkpoints
@@ -179,6 +181,9 @@ pub(crate) struct CreateOptions {
     /// Stop it once nothing has been under way in it for so long, such as 30m [default: never]
     #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
+    /// What --idle-stop does: stop it, or suspend it until the next call wakes it, with --checkpoints only [default: stop]
+    #[arg(long, value_name = "ACTION", value_parser = word::<IdleAction>(&["stop", "suspend"]))]
+    idle_action: Option<IdleAction>,
     /// Make it so that checkpoints of it can be taken; with driver qemu only
     #[arg(long)]
     checkpoints: bool,
@@ -228,6 +233,9 @@ pub(crate) struct UpdateArgs {
     /// Stop it once nothing has been under way in it for so long, such as 30m; 0 for never
     #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
+    /// What --idle-stop does: stop it, or suspend it until the next call wakes it
+    #[arg(long, value_name = "ACTION", value_parser = word::<IdleAction>(&["stop", "suspend"]))]
+    idle_action: Option<IdleAction>,
     #[command(flatten)]
     network: network::Args,
     #[command(flatten)]
@@ -343,6 +351,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         start: args.no_start.then_some(false),
         ttl: args.ttl,
         idle_stop: args.idle_stop,
+        idle_action: args.idle_action,
         checkpoints: args.checkpoints.then_some(true),
         run: args.run,
         dry_run: args.new.dry_run.then_some(true),
@@ -422,11 +431,11 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         (false, false) => None,
     };
     let network = args.network.params();
-    let has_limit = args.ttl.is_some() || args.idle_stop.is_some();
+    let has_limit = args.ttl.is_some() || args.idle_stop.is_some() || args.idle_action.is_some();
     if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() && network.is_none() && !has_limit
     {
         return Err(Error::usage(
-            "nothing to change: give --tag, --untag, --protect, --unprotect, --ttl, --idle-stop, --network, --preset, --allow or --deny",
+            "nothing to change: give --tag, --untag, --protect, --unprotect, --ttl, --idle-stop, --idle-action, --network, --preset, --allow or --deny",
         ));
     }
     let has_network = network.is_some();
@@ -437,6 +446,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         network,
         ttl: args.ttl,
         idle_stop: args.idle_stop,
+        idle_action: args.idle_action,
         ..VmUpdateParams::of(args.vm)
     };
     let mut client = app.connect().await?;

@@ -24,6 +24,9 @@ pub(crate) struct StartArgs {
     /// The VMs: names or ids
     #[arg(required = true, value_name = "VM")]
     vms: Vec<Reference<VmKind>>,
+    /// Start a suspended VM from its disk, and give its memory up
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -65,10 +68,20 @@ pub(crate) struct PauseArgs {
     if_boot_id: Option<BootId>,
 }
 
+/// Which VMs to pause, and how.
+#[derive(Debug, Args)]
+pub(crate) struct SuspendArgs {
+    /// Save their memory to the disk and end their VMMs; the next call wakes them
+    #[arg(long)]
+    suspend: bool,
+    #[command(flatten)]
+    which: PauseArgs,
+}
+
 /// Starts VMs.
 pub(crate) async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
     each(app, args.vms, async |client, vm| {
-        let started = start_one(app, client, &vm, args.wait).await?;
+        let started = start_one(app, client, &vm, args.cold, args.wait).await?;
         moved(app, &vm, &started)
     })
     .await
@@ -99,10 +112,11 @@ pub(crate) async fn restart(app: &App, args: StopArgs) -> Result<u8, Error> {
     .await
 }
 
-/// Pauses VMs.
-pub(crate) async fn pause(app: &App, args: PauseArgs) -> Result<u8, Error> {
+/// Pauses or suspends VMs.
+pub(crate) async fn pause(app: &App, args: SuspendArgs) -> Result<u8, Error> {
+    let SuspendArgs { suspend, which: args } = args;
     each(app, args.vms, async |client, vm| {
-        let params = VmPauseParams { vm, if_boot_id: args.if_boot_id };
+        let params = VmPauseParams { vm, suspend: suspend.then_some(true), if_boot_id: args.if_boot_id };
         changed(app, &client.call::<VmPause>(&params).await?)
     })
     .await
@@ -130,9 +144,10 @@ async fn start_one(
     app: &App,
     client: &mut Client,
     vm: &Reference<VmKind>,
+    cold: bool,
     wait: Wait,
 ) -> Result<Followed<VmDetails>, Error> {
-    let params = VmStartParams { vm: vm.clone(), wait_s: Some(0) };
+    let params = VmStartParams { vm: vm.clone(), cold: cold.then_some(true), wait_s: Some(0) };
     follow::start::<VmStart, _>(client, &app.ui, &params, wait).await
 }
 

@@ -7,7 +7,7 @@ use nexus_schema::link::InitMode;
 use nexus_schema::network::{NetworkMode, NetworkRule};
 use nexus_schema::tools::network::InspectedNetwork;
 use nexus_schema::tools::vm::{
-    NetworkCounts, VmDetails, VmNetwork, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
+    IdleAction, NetworkCounts, VmDetails, VmNetwork, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
 };
 use nexus_schema::{TimeSpan, Timestamp};
 
@@ -25,7 +25,7 @@ pub(super) fn mood(state: VmState) -> Mood {
         | VmState::Unreachable
         | VmState::Paused => Mood::Uneasy,
         VmState::Crashed | VmState::Failed => Mood::Bad,
-        VmState::Created | VmState::Stopped => Mood::Plain,
+        VmState::Created | VmState::Suspended | VmState::Stopped => Mood::Plain,
     }
 }
 
@@ -259,9 +259,13 @@ pub(super) fn limits(vm: &VmDetails, now: Timestamp) -> String {
     };
     let what = if vm.protected { "stopped" } else { "deleted" };
     let expires = vm.expires_at.map(|at| format!("{what} in {} ({at})", left(at)));
+    let done = match vm.idle_action {
+        Some(IdleAction::Suspend) => "suspended",
+        Some(IdleAction::Stop) | None => "stopped",
+    };
     let idle = vm.idle_stop.map(|limit| match vm.idle_stop_at {
-        Some(at) => format!("stopped once idle for {limit}, in {} at the earliest", left(at)),
-        None => format!("stopped once idle for {limit}"),
+        Some(at) => format!("{done} once idle for {limit}, in {} at the earliest", left(at)),
+        None => format!("{done} once idle for {limit}"),
     });
     let said: Vec<String> = expires.into_iter().chain(idle).collect();
     if said.is_empty() { "lives until it is deleted".into() } else { said.join("; ") }

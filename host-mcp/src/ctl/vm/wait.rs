@@ -21,7 +21,7 @@ use crate::ctl::ui::Format;
 pub(crate) struct Goal {
     /// Until it is in this state [default: ready]
     #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable", "paused",
-        "stopping", "stopped", "crashed", "failed"]))]
+        "stopping", "suspended", "stopped", "crashed", "failed"]))]
     state: Option<VmState>,
     /// Until a server in it listens on this TCP port
     #[arg(long)]
@@ -76,8 +76,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
             if left.is_zero() || deadline.is_some_and(|at| at <= Instant::now()) {
                 return Err(too_late(&said, args.timeout));
             }
-            if said.state == VmState::Paused && !is_told {
-                app.ui.say(&format!("{} is paused; to go on: nexusctl resume {}", said.name, said.name));
+            if matches!(said.state, VmState::Paused | VmState::Suspended) && !is_told {
+                let VmWaitOutput { name, state, .. } = &said;
+                app.ui.say(&format!("{name} is {state}; to go on: nexusctl resume {name}"));
                 is_told = true;
             }
             continue;

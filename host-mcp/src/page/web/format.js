@@ -40,7 +40,7 @@ export function when(time) {
 }
 
 const TONES = {
-  ready: "good", running: "busy", starting: "busy", creating: "busy", stopping: "busy", created: "off", stopped: "off", unreachable: "warn",
+  ready: "good", running: "busy", starting: "busy", creating: "busy", stopping: "busy", created: "off", suspended: "off", stopped: "off", unreachable: "warn",
   crashed: "bad", failed: "bad", ended: "off", lost: "bad", allowed: "good", denied: "bad",
 };
 
@@ -53,8 +53,8 @@ export function tone(state) {
 export function actions(vm) {
   const isUp = ["starting", "running", "ready", "unreachable"].includes(vm.state);
   return {
-    start: ["created", "stopped", "crashed", "failed"].includes(vm.state),
-    stop: isUp,
+    start: ["created", "suspended", "stopped", "crashed", "failed"].includes(vm.state),
+    stop: isUp || vm.state === "suspended",
     restart: ["running", "ready", "unreachable"].includes(vm.state),
     delete: vm.state !== "creating" && !vm.protected,
     isUp,

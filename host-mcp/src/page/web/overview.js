@@ -62,7 +62,7 @@ export class OverviewTab {
         ["Runs in", [vm.driver, vm.accel].filter(Boolean).join(", ")],
         ["Made", vm.created_at && `${when(vm.created_at)}${vm.owner ? ` by ${vm.owner}` : ""}`],
         ["Ends", vm.expires_at && `${vm.protected ? "stopped" : "deleted"} at ${when(vm.expires_at)}`],
-        ["Idle stop", vm.idle_stop && `after ${vm.idle_stop}${vm.idle_stop_at ? `, at ${when(vm.idle_stop_at)}` : ""}`],
+        ["Idle stop", vm.idle_stop && `${vm.idle_action === "suspend" ? "suspended " : ""}after ${vm.idle_stop}${vm.idle_stop_at ? `, at ${when(vm.idle_stop_at)}` : ""}`],
         ["Protected", vm.protected ? "yes: it cannot be deleted" : ""],
         ["Shell", vm.connect?.shell && el("code", {}, vm.connect.shell)],
         ["Id", el("code", {}, vm.id)],

@@ -41,7 +41,7 @@ pub use self::restart::{VmRestart, VmRestartParams};
 pub use self::run::VmRun;
 pub use self::update::{VmUpdate, VmUpdateParams};
 pub use self::wait::{VmWait, VmWaitOutput, VmWaitParams};
-pub use self::words::{DriverChoice, NextStep, VmState};
+pub use self::words::{DriverChoice, IdleAction, NextStep, VmState};
 
 /// Creates a VM.
 pub enum VmCreate {}
@@ -106,6 +106,9 @@ pub struct VmCreateParams {
     /// Stop it once it was idle so long: no command, call, stream or connection (default never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// `suspend`: idle_stop suspends it, and the next call wakes it; needs `checkpoints` (default stop).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
     /// Allow checkpoints of it, with qemu only (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<bool>,
@@ -248,10 +251,13 @@ pub struct VmDetails {
     /// When it will be deleted, or stopped if it is protected; absent for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// How long it may be idle before it is stopped; absent for ever.
+    /// How long it may be idle before it is stopped or suspended; absent for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
-    /// When it will be stopped if it stays idle; absent while something is under way in it, or if it is not ready.
+    /// What happens to it then; absent for `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
+    /// When it will be stopped or suspended if it stays idle; absent while something is under way in it, or if it is not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop_at: Option<Timestamp>,
     /// The VM that it was forked from, while that exists.
@@ -476,6 +482,9 @@ pub enum VmStart {}
 pub struct VmStartParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
+    /// Start a suspended VM from its disk: its memory is given up (default false: it is woken).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold: Option<bool>,
     /// How long to wait for it to be ready, in seconds (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
@@ -486,7 +495,7 @@ impl Tool for VmStart {
     const NAME: &'static str = "vm_start";
     const TITLE: &'static str = "Start a VM";
     const DESCRIPTION: &'static str = "Starts a VM that is created, stopped, crashed or failed, and waits until its tools \
-        work; use it to bring a stopped VM back with its disk as it was. A VM that is already running is left alone.";
+        work; use it to bring a stopped VM back with its disk as it was. A suspended VM is woken, a running one left alone.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmStartParams;
     type Output = OpOutcome<VmDetails>;

@@ -20,6 +20,9 @@ pub enum VmResume {}
 pub struct VmPauseParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
+    /// Suspend it: its memory goes to the disk and no VMM runs; the next call wakes it. Needs `checkpoints: true` (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
     /// Only if this is its boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_boot_id: Option<BootId>,
@@ -41,7 +44,7 @@ impl Tool for VmPause {
     const TITLE: &'static str = "Pause a VM";
     const DESCRIPTION: &'static str = "Pauses a ready VM: its processors stop, while its memory, processes and connections stay; use it to \
         free the host's processors for a while. Calls under way wait, new ones are refused with `vm_paused` until \
-        vm_resume or vm_start. It stays paused when nexusd restarts. VMs of Firecracker cannot be paused.";
+        vm_resume or vm_start. It stays paused when nexusd restarts. VMs of Firecracker cannot be paused. `suspend` frees its memory, too.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmPauseParams;
     type Output = VmDetails;
@@ -50,7 +53,7 @@ impl Tool for VmPause {
 impl Tool for VmResume {
     const NAME: &'static str = "vm_resume";
     const TITLE: &'static str = "Resume a paused VM";
-    const DESCRIPTION: &'static str = "Resumes a paused VM where it stopped and sets its clock; use it after vm_pause. Calls that waited go on, with \
+    const DESCRIPTION: &'static str = "Resumes a paused VM where it stopped, or wakes a suspended one, and sets its clock; use it after vm_pause. Calls that waited go on, with \
         their deadlines extended by the pause. A VM that is ready is left alone.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmResumeParams;

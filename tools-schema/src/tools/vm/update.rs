@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{NetworkParams, VmDetails};
+use super::{IdleAction, NetworkParams, VmDetails};
 use crate::id::{BootId, VmKind};
 use crate::name::{Name, Reference};
 use crate::span::TimeSpan;
@@ -42,6 +42,9 @@ pub struct VmUpdateParams {
     /// Stop it once it was idle so long; 0: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
+    /// Whether idle_stop stops or suspends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
     /// Only if this is its boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_boot_id: Option<BootId>,
@@ -62,6 +65,7 @@ impl VmUpdateParams {
             network: None,
             ttl: None,
             idle_stop: None,
+            idle_action: None,
             if_boot_id: None,
             confirm: None,
         }

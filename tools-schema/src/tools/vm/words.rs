@@ -23,8 +23,10 @@ pub enum VmState {
     Unreachable,
     /// Its processors are paused.
     Paused,
-    /// It is shutting down.
+    /// It is shutting down, or falling asleep.
     Stopping,
+    /// No VMM runs it: its memory is on the disk, and a call wakes it.
+    Suspended,
     /// It shut down in order.
     Stopped,
     /// It ended without a shutdown.
@@ -35,7 +37,7 @@ pub enum VmState {
 
 impl VmState {
     /// All states.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Creating,
         Self::Created,
         Self::Starting,
@@ -44,6 +46,7 @@ impl VmState {
         Self::Unreachable,
         Self::Paused,
         Self::Stopping,
+        Self::Suspended,
         Self::Stopped,
         Self::Crashed,
         Self::Failed,
@@ -60,6 +63,7 @@ impl VmState {
             Self::Unreachable => "unreachable",
             Self::Paused => "paused",
             Self::Stopping => "stopping",
+            Self::Suspended => "suspended",
             Self::Stopped => "stopped",
             Self::Crashed => "crashed",
             Self::Failed => "failed",
@@ -73,6 +77,8 @@ impl VmState {
             Self::Created | Self::Stopped | Self::Crashed | Self::Failed => ("vm_start", false),
             // It waits until the VM is ready.
             Self::Starting | Self::Running => ("vm_start", false),
+            // It wakes the VM.
+            Self::Suspended => ("vm_start", false),
             // It resumes the VM.
             Self::Paused => ("vm_start", false),
             Self::Ready => ("guest_run_command", false),
@@ -92,7 +98,12 @@ impl VmState {
             | Self::Unreachable
             | Self::Paused
             | Self::Stopping => true,
-            Self::Creating | Self::Created | Self::Stopped | Self::Crashed | Self::Failed => false,
+            Self::Creating
+            | Self::Created
+            | Self::Suspended
+            | Self::Stopped
+            | Self::Crashed
+            | Self::Failed => false,
         }
     }
 }
@@ -118,6 +129,35 @@ pub struct NextStep {
     pub tool: &'static str,
     /// Whether to pass `force: true`.
     pub force: bool,
+}
+
+/// What happens to a VM that was idle for as long as it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleAction {
+    /// It is stopped.
+    #[default]
+    Stop,
+    /// It is suspended: the next call wakes it.
+    Suspend,
+}
+
+impl IdleAction {
+    /// Returns the action as it is on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Suspend => "suspend",
+        }
+    }
+}
+
+impl std::str::FromStr for IdleAction {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Stop, Self::Suspend].into_iter().find(|action| action.as_str() == text).ok_or(())
+    }
 }
 
 /// Which VMM to use.

@@ -1,0 +1,327 @@
+//! Putting a VM to sleep: its memory goes to the disk, and its VMM ends.
+//!
+//! ```text
+//! quiesce ─> save: held, memory and devices written ─> synced, manifest, renamed, the hold renewed ─> paused ─> row: stopping, memory saved
+//!                                                                                                                └─> VMM killed ─> suspended
+//! ```
+//! Until the row says that the memory is saved, whatever fails has the VM go on. From the pause on the guest cannot run, whatever becomes of the daemon:
+//! so the memory is that of the VM's end, and a later daemon ends a VMM that this one did not.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nexus_schema::id::{CheckpointId, DriveId};
+use nexus_schema::link::Quiesced;
+use nexus_schema::tools::vm::VmState;
+use nexus_schema::{ErrorCode, ToolError};
+use tokio::task::spawn_blocking;
+
+use super::Actor;
+use super::save::{HOLD, RENEW, quiesce, save_failed, thaw};
+use crate::context::{Decision, Taken};
+use crate::drive::DISK;
+use crate::os::paths::checkpoint_files;
+use crate::os::{disk, failpoint, process, remove};
+use crate::store::checkpoints::{MANIFEST_VERSION, Manifest};
+use crate::store::suspended::{DriveMark, Suspended};
+use crate::store::vms::VmRecord;
+use crate::store::{now, random_id};
+use crate::vm::checkpoint::{KEEP_FREE, host_facts, publish};
+use crate::vm::policy;
+use crate::vm::stop::Rung;
+use crate::vmm::{Saved, SavedKind, ShimClient};
+
+impl Actor {
+    /// Saves the memory of the VM and begins to end its VMM; it is suspended once that has ended. If this fails, the VM goes on. With `idle`, it is given
+    /// up if something is under way in the VM, or was within that time.
+    pub(super) async fn suspend(
+        &mut self,
+        who: &str,
+        why: &str,
+        idle: Option<Duration>,
+    ) -> Result<Decision, ToolError> {
+        let name = self.record.name.clone();
+        if policy::suspend(name.as_str(), self.record.state)? == Decision::Already {
+            return Ok(Decision::Already);
+        }
+        policy::suspendable(&self.record)?;
+        // Nobody resizes or copies them meanwhile.
+        let _locked = self.lock_drives().await?;
+        self.check_space().await?;
+        if self.record.state == VmState::Paused {
+            self.resume(who).await?;
+            policy::suspend(name.as_str(), self.record.state)?;
+        }
+        let id: CheckpointId = random_id();
+        let part = self.shared.paths.suspended_part(id);
+        let asleep = match Box::pin(self.save_memory(id, &part, idle)).await {
+            Ok(memory) => self.fall_asleep(memory, who, why).await,
+            Err(error) => Err(error),
+        };
+        if asleep.is_err() {
+            self.go_on_awake().await;
+            remove::tree(&part).await;
+            remove::tree(&self.shared.paths.suspended(id)).await;
+        }
+        asleep.map(|()| Decision::Go)
+    }
+
+    /// Fails if the disk has no room for the memory.
+    async fn check_space(&self) -> Result<(), ToolError> {
+        let vmm = self.record.processes.map(|processes| processes.vmm_pid);
+        let root = self.shared.paths.all_suspended();
+        let looked = spawn_blocking(move || {
+            let used = vmm.and_then(|pid| process::usage(pid).ok().flatten());
+            (used.map_or(0, |used| used.memory_bytes), disk::free_bytes(&root).ok())
+        });
+        let (memory, free) =
+            looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
+        let needed = memory.saturating_add(KEEP_FREE);
+        let Some(free) = free.filter(|free| *free < needed) else { return Ok(()) };
+        let message = format!(
+            "the memory of {} needs up to {} MiB, and the disk of the state directory has {} MiB free",
+            self.record.name,
+            needed >> 20,
+            free >> 20
+        );
+        Err(ToolError::new(ErrorCode::DiskFull, message)
+            .hint("free space, for example with checkpoint_delete or prune; vm_stop needs none"))
+    }
+
+    /// Saves the memory. Afterwards the guest is paused until it is told to go on.
+    async fn save_memory(
+        &mut self,
+        id: CheckpointId,
+        part: &Path,
+        idle: Option<Duration>,
+    ) -> Result<Suspended, ToolError> {
+        let name = self.record.name.clone();
+        let Some(boot) = &mut self.boot else {
+            return Err(ToolError::internal(format!("{name} is ready, but has no boot")));
+        };
+        if boot.bye.is_some() {
+            let message = format!("{name} is going down: its guest has said goodbye");
+            return Err(ToolError::new(ErrorCode::VmWrongState, message).hint("wait until it is stopped"));
+        }
+        let made = part.to_owned();
+        in_background(move || make_directory(&made)).await?;
+        let quiesced = match &boot.link {
+            Some(link) => quiesce(link).await,
+            None => Quiesced::default(),
+        };
+        failpoint::reach("suspend-quiet");
+        boot.hold();
+        let (shim, interface) = (boot.shim.clone(), boot.has_interface);
+        let saved = shim.save(part, HOLD).await.map_err(|error| save_failed(&error))?;
+        failpoint::reach("suspend-saved");
+        let memory_of = Memory { id, saved, interface, quiesced: quiesced.frozen && quiesced.synced };
+        let (mut memory, held_until) = self.write_memory(&shim, memory_of, part).await?;
+        shim.pause().await.map_err(|error| save_failed(&error))?;
+        let (files, saved) = (self.drive_files(), self.shared.paths.suspended(id));
+        let drives = in_background(move || marks_since(&files, &saved.join(checkpoint_files::RAM))).await?;
+        // It must not have run between the save and the pause, nor written.
+        let Some(drives) = drives.filter(|_| Instant::now() < held_until) else {
+            return Err(ToolError::new(ErrorCode::Timeout, "the guest ran on while its memory was written")
+                .hint("the host is too busy to suspend a VM: try again later"));
+        };
+        memory.drives = drives;
+        failpoint::reach("suspend-paused");
+        let is_idle = |limit: Duration| self.activity.idle().is_some_and(|idle| idle >= limit);
+        if idle.is_some_and(|limit| !is_idle(limit)) {
+            return Err(ToolError::new(ErrorCode::Busy, format!("{name} is in use again"))
+                .hint("it is suspended once it is idle"));
+        }
+        Ok(memory)
+    }
+
+    /// Syncs the memory and gives it its name, while the guest is held. Also returns until when it is held.
+    async fn write_memory(
+        &self,
+        shim: &Arc<ShimClient>,
+        memory: Memory,
+        part: &Path,
+    ) -> Result<(Suspended, Instant), ToolError> {
+        let renew = async || {
+            let asked = Instant::now();
+            shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
+            Ok::<_, ToolError>(asked + HOLD)
+        };
+        let mut held_until = renew().await?;
+        let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
+        let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
+        let written = loop {
+            tokio::select! {
+                written = &mut writing => break written?,
+                _ = renewals.tick() => held_until = renew().await?,
+            }
+        };
+        Ok((written, held_until))
+    }
+
+    async fn publish_memory(&self, memory: Memory, part: PathBuf) -> Result<Suspended, ToolError> {
+        let record = &self.record;
+        let Memory { id, saved, interface, quiesced } = memory;
+        let (Some(boot_id), Some(token), Some(guest)) =
+            (record.boot_id, record.token.clone(), record.guest.clone())
+        else {
+            return Err(ToolError::internal(format!("{} is ready, but has no boot", record.name)));
+        };
+        let drives = self.drives.clone();
+        let taken = Taken { saved, record: record.clone(), drives, interface, quiesced, pause_ms: 0 };
+        let host = host_facts(&self.shared, &taken).await?;
+        let manifest = Manifest {
+            version: MANIFEST_VERSION,
+            checkpoint: id,
+            vm: record.id,
+            boot_id,
+            spec: record.spec.clone(),
+            image_id: record.image_id,
+            image_name: record.image_name.clone(),
+            kernel_id: record.kernel_id,
+            arch: record.arch.clone(),
+            guest,
+            host,
+            private: taken.saved.kind == SavedKind::Private,
+            interface,
+            state_sha256: taken.saved.state_sha256.clone(),
+            ram_sha256: taken.saved.ram_sha256.clone(),
+            quiesced,
+            drive_bytes: Vec::new(),
+        };
+        let text = serde_json::to_vec_pretty(&manifest)
+            .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;
+        let whole = self.shared.paths.suspended(id);
+        let memory_bytes = in_background(move || publish(&part, &whole, &text)).await?;
+        Ok(Suspended { manifest, token, drives: Vec::new(), memory_bytes, at: now() })
+    }
+
+    /// The drives of the VM and their files.
+    pub(super) fn drive_files(&self) -> Vec<(DriveId, PathBuf)> {
+        let file = |id: DriveId| (id, self.shared.paths.drive(id).join(DISK));
+        self.drives.iter().map(|drive| file(drive.id)).collect()
+    }
+
+    /// Records that the memory is saved, and kills the VMM. If it cannot be recorded, the VM is as before.
+    async fn fall_asleep(&mut self, memory: Suspended, who: &str, why: &str) -> Result<(), ToolError> {
+        let before = self.record.clone();
+        self.record.suspended = Some(Box::new(memory));
+        if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
+            self.record = VmRecord { generation: self.record.generation, ..before };
+            self.unwritten = None;
+            self.publish();
+            return Err(error);
+        }
+        failpoint::reach("suspend-recorded");
+        self.climb(Rung::Kill).await;
+        failpoint::reach("suspend-killed");
+        Ok(())
+    }
+
+    /// Lets a VM go on that could not be suspended.
+    async fn go_on_awake(&mut self) {
+        let Some(boot) = &mut self.boot else { return };
+        // The pause first: the guest runs once the hold is over, too.
+        for resumed in [boot.shim.resume().await, boot.shim.release_guest().await] {
+            if let Err(error) = resumed {
+                tracing::warn!(vm = %self.record.name, %error, "cannot resume a vm that was not suspended");
+            }
+        }
+        boot.let_go(&self.shared, &self.record);
+        if let Some(link) = &boot.link {
+            thaw(link).await;
+        }
+    }
+}
+
+/// A memory that was saved, and is not whole yet.
+struct Memory {
+    id: CheckpointId,
+    saved: Saved,
+    /// Whether the machine has a network card.
+    interface: bool,
+    /// Whether commands stood still and filesystems were synced.
+    quiesced: bool,
+}
+
+/// Makes the directory of a memory that is to be saved. Blocks.
+fn make_directory(part: &Path) -> std::io::Result<()> {
+    let mut directory = std::fs::DirBuilder::new();
+    directory.mode(0o700);
+    directory.create(part)?;
+    // A checkpoint has copies of drives there; those of a suspended VM stay in their place.
+    directory.create(part.join(checkpoint_files::DRIVES))
+}
+
+/// Returns the marks of drives, unless one was written to after the file with the memory. Blocks.
+fn marks_since(files: &[(DriveId, PathBuf)], memory: &Path) -> std::io::Result<Option<Vec<DriveMark>>> {
+    let saved = modified_ns(&fs_err::metadata(memory)?);
+    let marks = marks(files)?;
+    Ok(marks.iter().all(|mark| mark.modified_ns <= saved).then_some(marks))
+}
+
+fn modified_ns(file: &std::fs::Metadata) -> i64 {
+    file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec())
+}
+
+/// Returns the marks of drives. Blocks.
+pub(super) fn marks(files: &[(DriveId, PathBuf)]) -> std::io::Result<Vec<DriveMark>> {
+    let mark = |(drive, file): &(DriveId, PathBuf)| -> std::io::Result<DriveMark> {
+        let found = fs_err::metadata(file)?;
+        Ok(DriveMark { drive: *drive, modified_ns: modified_ns(&found), size_bytes: found.len() })
+    };
+    files.iter().map(mark).collect()
+}
+
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, ToolError> {
+    let done = spawn_blocking(work).await;
+    let done = done.map_err(|e| ToolError::internal(format!("write a VM's memory: {e}")))?;
+    done.map_err(|error| {
+        let code = if disk::is_full(&error) { ErrorCode::DiskFull } else { ErrorCode::Internal };
+        ToolError::new(code, format!("write a VM's memory: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_drive_that_was_written_to_has_another_mark() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("disk");
+        std::fs::write(&file, "before").unwrap();
+        let old = std::time::SystemTime::now() - Duration::from_secs(5);
+        let open = || std::fs::File::options().write(true).open(&file).unwrap();
+        open().set_modified(old).unwrap();
+        let drive: DriveId = random_id();
+        let files = [(drive, file.clone())];
+        let before = marks(&files).unwrap();
+        assert_eq!(marks(&files).unwrap(), before);
+        let memory = root.path().join("ram");
+        std::fs::write(&memory, "saved").unwrap();
+        assert_eq!(marks_since(&files, &memory).unwrap(), Some(before.clone()));
+        std::fs::File::options().write(true).open(&memory).unwrap().set_modified(old).unwrap();
+        // As long as before.
+        open().write_all(b"after!").unwrap();
+        assert_ne!(marks(&files).unwrap(), before);
+        assert_eq!(marks_since(&files, &memory).unwrap(), None);
+        std::fs::remove_file(&file).unwrap();
+        marks(&files).unwrap_err();
+    }
+
+    #[test]
+    fn the_directory_is_private_and_new() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let part = root.path().join("a.part");
+        make_directory(&part).unwrap();
+        assert_eq!(std::fs::metadata(&part).unwrap().permissions().mode() & 0o777, 0o700);
+        make_directory(&part).unwrap_err();
+    }
+}

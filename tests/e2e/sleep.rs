@@ -1,0 +1,208 @@
+//! Real machines that sleep: their memory is on the disk and no VMM runs, and whoever calls them wakes them.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::thread;
+use std::time::UNIX_EPOCH;
+
+use nexus_tests::client::{BOOT, Client};
+use nexus_tests::daemon::Daemon;
+use serde_json::{Value, json};
+
+/// Makes a machine that can be suspended, with a loop that counts and a server.
+fn create(client: &mut Client, name: &str) -> Value {
+    let vm = client.create(json!({
+        "name": name, "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "256MiB", "wait_s": 45
+    }));
+    let counting = "i=0; while true; do i=$((i+1)); echo $i > /run/count; sleep 0.1; done";
+    client.must("guest_command_start", json!({ "vm": name, "command": counting }));
+    client.run(name, "mkdir -p /srv/www; echo served > /srv/www/page; httpd -p 127.0.0.1:8080 -h /srv/www");
+    client.run(name, "until [ -s /run/count ]; do sleep 0.1; done; echo unsynced > /srv/file");
+    vm
+}
+
+fn count(client: &mut Client, vm: &str) -> u64 {
+    client.run(vm, "cat /run/count").stdout.trim().parse().unwrap_or_default()
+}
+
+fn suspend(client: &mut Client, vm: &str) -> Value {
+    let slept = client.must("vm_pause", json!({ "vm": vm, "suspend": true }));
+    assert_eq!(slept["state"], "suspended", "{slept}");
+    assert!(slept.get("process").is_none(), "{slept}");
+    slept
+}
+
+/// The saved memories.
+fn memories(daemon: &Daemon) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(daemon.state().join("suspended")).expect("the directory");
+    entries.map(|entry| entry.expect("an entry").path()).collect()
+}
+
+/// How often a VM was woken.
+fn wakes(client: &mut Client, vm: &str) -> usize {
+    let history = client.must("vm_history", json!({ "vm": vm, "limit": 200 }));
+    let lines = history["transitions"].as_array().expect("a list").iter();
+    lines.filter(|line| line["from"] == "suspended" && line["to"] == "starting").count()
+}
+
+/// Has the daemon end at a point within a call, and starts it again.
+fn kill_at(daemon: &mut Daemon, point: &str, tool: &str, arguments: &Value) {
+    daemon.stop();
+    daemon.set("NEXUS_FAILPOINT", Some(point));
+    daemon.restart();
+    daemon.client().request("tools/call", &json!({ "name": tool, "arguments": arguments })).ok();
+    daemon.wait_until_ended();
+    let reached = format!("ending at a failpoint point=\"{point}\"");
+    assert!(daemon.log().contains(&reached), "{point} was not reached\n{}", daemon.log());
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+}
+
+#[test]
+fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
+    let mut daemon = Daemon::start();
+    let mut client = daemon.client();
+    let first = create(&mut client, "web");
+    let published = client.must("vm_publish", json!({ "vm": "web", "guest_port": 8080 }));
+    let machine = client.run("web", "cat /etc/machine-id 2>/dev/null; hostname").stdout;
+    let before = count(&mut client, "web");
+    let vmm = first["process"]["pid"].as_u64().expect("it runs");
+    let slept = suspend(&mut client, "web");
+    assert!(!PathBuf::from(format!("/proc/{vmm}")).exists(), "its VMM is gone");
+    assert_eq!((memories(&daemon).len(), &slept["boot_id"]), (1, &first["boot_id"]));
+    assert!(slept["usage"].get("memory_bytes").is_none(), "{slept}");
+
+    // It stays so over a restart, and who only looks wakes nothing.
+    daemon.stop();
+    daemon.restart();
+    let mut client = daemon.client();
+    client.must("vm_list", json!({}));
+    let still = client.must("vm_wait", json!({ "vm": "web", "state": "ready", "wait_s": 1 }));
+    assert_eq!((&still["done"], &still["state"]), (&json!(false), &json!("suspended")), "{still}");
+
+    // Many at once.
+    thread::scope(|threads| {
+        for _ in 0..20 {
+            threads.spawn(|| {
+                let mut caller = daemon.client();
+                let call = json!({ "vm": "web", "command": "cat /srv/file" });
+                let result =
+                    caller.call_whole("guest_run_command", call).unwrap_or_else(|e| panic!("{}", e.text));
+                assert!(result.to_string().contains("unsynced"), "{result}");
+                let vm = &result["_meta"]["dev.nexus/vm"];
+                assert_ne!(vm["boot_id"], first["boot_id"], "{vm}");
+                // One that came when it was awake is not told.
+                assert!(vm.get("woken").is_none_or(|woken| woken == true), "{vm}");
+            });
+        }
+    });
+    assert_eq!(wakes(&mut client, "web"), 1);
+    assert!(memories(&daemon).is_empty());
+    assert!(count(&mut client, "web") >= before, "the loop goes on");
+    let then = count(&mut client, "web");
+    client.run("web", "sleep 1");
+    assert!(count(&mut client, "web") > then);
+    assert_eq!(client.run("web", "cat /etc/machine-id 2>/dev/null; hostname").stdout, machine);
+    // What means the boot before is refused, commands of before are there.
+    let stale = client.call("vm_stop", json!({ "vm": "web", "if_boot_id": first["boot_id"] }));
+    assert_eq!(stale.expect_err("another boot").code, "boot_changed");
+    let commands = client.call_whole("guest_command_list", json!({ "vm": "web" })).expect("a list");
+    assert!(commands.to_string().contains("i=$((i+1))"), "{commands}");
+
+    // The one call is told that it woke it, and the clock is right.
+    suspend(&mut client, "web");
+    // Its clock stands still meanwhile.
+    client.must("vm_wait", json!({ "vm": "web", "state": "ready", "wait_s": 5 }));
+    let result = client.call_whole("guest_run_command", json!({ "vm": "web", "command": "date +%s" }));
+    let result = result.unwrap_or_else(|e| panic!("{}", e.text));
+    assert_eq!(result["_meta"]["dev.nexus/vm"]["woken"], true, "{result}");
+    assert!(result.to_string().contains("web was suspended, and was woken in"), "{result}");
+    let date = nexus_tests::client::stream(&result, "stdout");
+    let date = date.trim().parse::<i64>().expect("seconds");
+    let now = i64::try_from(UNIX_EPOCH.elapsed().expect("a time").as_secs()).expect("a small number");
+    assert!((date - now).abs() <= 3, "{date} and {now}");
+
+    // A connection of a published port wakes it, too.
+    suspend(&mut client, "web");
+    let address = published["address"].as_str().expect("an address");
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(BOOT)).expect("a timeout");
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").expect("it is read");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("it answers");
+    assert!(page.contains("served"), "{page}");
+    assert_eq!(client.inspect("web")["state"], "ready");
+
+    // One that is idle goes to sleep by itself.
+    client.must("vm_update", json!({ "vm": "web", "idle_stop": "1s", "idle_action": "suspend" }));
+    client.run("web", "killall httpd");
+    let listed = client.call_whole("guest_command_list", json!({ "vm": "web" })).expect("a list");
+    let commands = listed["_meta"]["dev.nexus/result"]["commands"].as_array().expect("commands").clone();
+    for command in commands.iter().filter(|command| command["state"] == "running") {
+        let kill = json!({ "vm": "web", "id": command["command_id"], "signal": "KILL" });
+        client.call_whole("guest_command_signal", kill).expect("it is killed");
+    }
+    let slept = client.wait_for_state("web", "suspended");
+    assert_eq!((&slept["idle_action"], slept.get("idle_stop_at")), (&json!("suspend"), None), "{slept}");
+    assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
+    let mut daemon = Daemon::start();
+    let mut boot = create(&mut daemon.client(), "web")["boot_id"].clone();
+    let (sleep, wake) = (json!({ "vm": "web", "suspend": true }), json!({ "vm": "web", "command": "true" }));
+    // Until its row says so, it runs on.
+    for point in
+        ["suspend-quiet", "suspend-saved", "checkpoint-written", "checkpoint-named", "suspend-paused"]
+    {
+        kill_at(&mut daemon, point, "vm_pause", &sleep);
+        let mut client = daemon.client();
+        client.wait_for_state("web", "ready");
+        let before = count(&mut client, "web");
+        client.run("web", "sleep 1");
+        assert!(count(&mut client, "web") > before, "{point}");
+        assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
+        assert!(memories(&daemon).is_empty(), "{point}");
+    }
+    // From then on it is suspended.
+    let mut before = count(&mut daemon.client(), "web");
+    for point in ["suspend-recorded", "suspend-killed", "suspended"] {
+        kill_at(&mut daemon, point, "vm_pause", &sleep);
+        let mut client = daemon.client();
+        let slept = client.wait_for_state("web", "suspended");
+        assert_eq!(slept["boot_id"], boot, "{point}");
+        assert_eq!(memories(&daemon).len(), 1, "{point}");
+        let now = count(&mut client, "web");
+        assert!(now >= before, "{point}: {now} and {before}");
+        (before, boot) = (now, client.inspect("web")["boot_id"].clone());
+    }
+    // A wake is not begun, or is undone; the memory is still there.
+    suspend(&mut daemon.client(), "web");
+    for point in ["wake-checked", "starting", "wake-launched"] {
+        kill_at(&mut daemon, point, "guest_run_command", &wake);
+        let slept = daemon.client().wait_for_state("web", "suspended");
+        assert_eq!(slept["boot_id"], boot, "{point}");
+        assert_eq!(memories(&daemon).len(), 1, "{point}");
+    }
+    // Once it is ready, what was saved is of the past.
+    kill_at(&mut daemon, "wake-ready", "guest_run_command", &wake);
+    let mut client = daemon.client();
+    client.wait_for_state("web", "ready");
+    assert!(memories(&daemon).is_empty());
+    assert!(count(&mut client, "web") >= before);
+    assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
+    // A memory that is damaged is not restored; the disk has what was synced.
+    suspend(&mut client, "web");
+    let ram = memories(&daemon)[0].join("ram");
+    let mut bytes = std::fs::read(&ram).expect("the memory");
+    bytes[4096 * 100] ^= 1;
+    std::fs::write(&ram, bytes).expect("it is written");
+    let failure = client.call_whole("guest_run_command", wake).expect_err("it is damaged");
+    assert_eq!(failure.code, "verification_failed", "{}", failure.text);
+    assert_eq!(client.inspect("web")["state"], "suspended");
+    client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
+    assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
+    assert!(memories(&daemon).is_empty());
+}
