@@ -37,6 +37,10 @@ pub const MCP_PORT: u32 = 200;
 /// The guest's vsock port for bulk and interactive streams.
 pub const STREAM_PORT: u32 = 201;
 
+/// The guest's vsock port on which a VMM's host tells the agent of a restored guest so, where no other way exists: a line with the nonce of the restore,
+/// which the agent repeats. It then says hello with it.
+pub const RESUME_PORT: u32 = 202;
+
 /// A guest's message on the hello port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

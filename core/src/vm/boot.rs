@@ -31,7 +31,9 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
-use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Stall, VmmError};
+use crate::vmm::{
+    Accel, Exit, LaunchPlan, Link as VmmLink, MachineEnd, PlanDrive, ShimClient, Stall, VmmError,
+};
 
 /// Size limit of a console's file. Two files are kept: the current and the previous one.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -263,7 +265,11 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
-        link: if record.spec.checkpoints { crate::vmm::Link::Serial } else { crate::vmm::Link::Vsock },
+        link: if record.spec.checkpoints && !choice.caps.saves_vsock {
+            VmmLink::Serial
+        } else {
+            VmmLink::Vsock
+        },
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,

@@ -87,9 +87,7 @@ pub(crate) fn pausable(name: &str, driver: &str) -> Result<(), ToolError> {
     if DriverKind::named(driver).is_some_and(|driver| Caps::of(driver).can_pause) {
         return Ok(());
     }
-    let message = format!(
-        "{name} runs under {driver}, which cannot pause a VM without breaking the connections into it"
-    );
+    let message = format!("{name} runs under {driver}, which cannot pause a VM");
     Err(ToolError::new(ErrorCode::HostUnsuitable, message)
         .hint("create VMs that are to be paused with driver: qemu; vm_stop frees the processors, too"))
 }
@@ -127,7 +125,7 @@ pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
         (false, _) => format!("{} runs under {driver}, which cannot save a VM", vm.name),
     };
     Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(
-        "make a VM that can: vm_create with checkpoints: true and driver: qemu; settings_set default.checkpoints makes that the default",
+        "make a VM that can: vm_create with checkpoints: true; settings_set default.checkpoints makes that the default",
     ))
 }
 
@@ -347,11 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn only_drivers_that_keep_the_connections_pause() {
-        pausable("x", "qemu").unwrap();
-        let refused = pausable("x", "firecracker").unwrap_err();
+    fn only_drivers_that_can_pause_do() {
+        for driver in ["qemu", "firecracker", "process"] {
+            pausable("x", driver).unwrap();
+        }
+        let refused = pausable("x", "bhyve").unwrap_err();
         assert_eq!(refused.code, ErrorCode::HostUnsuitable);
-        assert!(refused.message.contains("firecracker") && refused.hint.unwrap().contains("qemu"));
+        assert!(refused.message.contains("bhyve") && refused.hint.unwrap().contains("qemu"));
         pausable("x", "").unwrap_err();
     }
 
@@ -370,9 +370,11 @@ mod tests {
             assert!(error.message.contains(said), "{error}");
             assert!(error.hint.unwrap().contains("vm_create with checkpoints: true"));
         }
-        vm.driver = Some("qemu".into());
         vm.spec.checkpoints = true;
-        checkpointable(&vm).unwrap();
+        for driver in ["qemu", "firecracker"] {
+            vm.driver = Some(driver.into());
+            checkpointable(&vm).unwrap();
+        }
     }
 
     #[test]

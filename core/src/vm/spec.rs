@@ -12,6 +12,7 @@ use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use crate::egress;
 use crate::os::paths::GUEST_PROGRAMS;
 use crate::store::vms::{TmpPlace, VmSpec};
+use crate::vmm::Caps;
 
 /// Maximum number of virtual CPUs that both drivers allow.
 pub(crate) const VCPUS_MAX: u32 = 32;
@@ -129,7 +130,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         kernel,
         start: params.start.unwrap_or(true),
         idle_stop: Some(params.idle_stop.unwrap_or(defaults.idle_stop)).filter(|limit| !limit.is_zero()),
-        checkpoints: params.checkpoints.unwrap_or(defaults.checkpoints),
+        checkpoints: params.checkpoints.or(defaults.checkpoints).unwrap_or(false),
         run: params.run.clone(),
     })
 }
@@ -172,8 +173,16 @@ pub(crate) struct Defaults {
     pub(crate) ttl: TimeSpan,
     /// How long they may be idle; zero for ever.
     pub(crate) idle_stop: TimeSpan,
-    /// Whether checkpoints of them can be taken.
-    pub(crate) checkpoints: bool,
+    /// Whether checkpoints of them can be taken; `None` where that costs nothing.
+    pub(crate) checkpoints: Option<bool>,
+}
+
+impl Defaults {
+    /// Returns whether checkpoints of a VM can be taken, now that its driver is known. With a driver where that costs nothing they can, unless somebody
+    /// said otherwise.
+    pub(crate) fn allow_checkpoints(&self, asked: Option<bool>, driver: &Caps) -> bool {
+        asked.or(self.checkpoints).unwrap_or(driver.checkpoint && driver.saves_vsock)
+    }
 }
 
 impl Defaults {
@@ -191,7 +200,7 @@ impl Defaults {
             network: NetworkMode::Proxy,
             ttl: TimeSpan::default(),
             idle_stop: TimeSpan::default(),
-            checkpoints: false,
+            checkpoints: None,
         }
     }
 }
