@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
-use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::{
     ByeReason, Configure, GuestFile, HOSTNAME_REQUEST, HostnameParams, InitMode, MCP_PORT, Mount, PROTOCOL,
@@ -14,6 +13,7 @@ use nexus_schema::link::{
 };
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmState, VmTimings};
+use nexus_schema::{DriverKind, ToolError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,7 +32,7 @@ use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
 use crate::vmm::{
-    Accel, Exit, LaunchPlan, Link as VmmLink, MachineEnd, PlanDrive, ShimClient, Stall, VmmError,
+    Accel, Caps, Exit, LaunchPlan, Link as VmmLink, MachineEnd, PlanDrive, ShimClient, Stall, VmmError,
 };
 
 /// Size limit of a console's file. Two files are kept: the current and the previous one.
@@ -435,16 +435,19 @@ impl Boot {
         }
     }
 
-    /// Ends what [`Boot::hold`] began.
-    pub(super) fn release(&self) {
-        if let Some(link) = &self.link {
-            link.release();
+    /// Ends what [`Boot::hold`] began. Where the VMM has cut the connections to its guest, they are made anew.
+    pub(super) fn release(&self, record: &VmRecord) {
+        let Some(link) = &self.link else { return };
+        link.release();
+        let driver = record.driver.as_deref().and_then(DriverKind::named);
+        if driver.is_some_and(|driver| Caps::of(driver).cuts_connections()) {
+            link.redial();
         }
     }
 
     /// Goes on with a guest that runs again, and keeps its clock right; connects to it if there is no link.
     pub(super) fn let_go(&mut self, shared: &Shared, record: &VmRecord) {
-        self.release();
+        self.release(record);
         match self.link.clone() {
             Some(link) => self.clock_keeper = Some(ClockKeeper::start(link, &shared.paths.vm(record.id))),
             None => self.dial(shared, record),

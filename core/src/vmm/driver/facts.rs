@@ -141,6 +141,11 @@ impl Caps {
         facts(driver).caps
     }
 
+    /// Returns whether connections to a guest are lost when it is paused or saved, and have to be made anew.
+    pub const fn cuts_connections(&self) -> bool {
+        self.checkpoint && !self.keeps_connections
+    }
+
     /// Checks whether the driver can run a VM of this size.
     pub fn check(&self, vcpus: u32, memory: ByteSize, drives: u32) -> Result<(), Unsupported> {
         if vcpus == 0 || vcpus > self.max_vcpus {
@@ -182,7 +187,9 @@ mod tests {
         }
         assert!(Caps::of(DriverKind::Qemu).checkpoint && !Caps::of(DriverKind::Process).checkpoint);
         let firecracker = facts(DriverKind::Firecracker);
-        assert!(firecracker.caps.checkpoint && !firecracker.caps.keeps_connections);
+        assert!(firecracker.caps.checkpoint && firecracker.caps.cuts_connections());
+        assert!(!Caps::of(DriverKind::Qemu).cuts_connections());
+        assert!(!Caps::of(DriverKind::Process).cuts_connections());
         // Older ones do not go on with a saved guest's connections.
         assert_eq!(firecracker.vmm.as_ref().unwrap().min_version, Version(1, 16, 1));
     }
