@@ -8,7 +8,7 @@
 //!         after 20 ms, 40 ms ... 2 s
 //! ```
 //! A call that was written is never sent again, since the guest may have executed it in part. But most guests keep calls and their answers for a while
-//! when a connection is lost, and are asked for them over the next one ([`again`]).
+//! when a connection is lost, and are asked for them over the next one (`again`).
 
 mod again;
 mod connection;
