@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
+use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::{
     ByeReason, Configure, GuestFile, HOSTNAME_REQUEST, HostnameParams, InitMode, MCP_PORT, Mount, PROTOCOL,
@@ -13,13 +14,13 @@ use nexus_schema::link::{
 };
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmState, VmTimings};
-use nexus_schema::{DriverKind, ToolError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::actor::thaw;
 use super::mishap;
 use super::network::{self, Leased};
+use super::policy;
 use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
@@ -31,9 +32,7 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
-use crate::vmm::{
-    Accel, Caps, Exit, LaunchPlan, Link as VmmLink, MachineEnd, PlanDrive, ShimClient, Stall, VmmError,
-};
+use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Stall, VmmError};
 
 /// Size limit of a console's file. Two files are kept: the current and the previous one.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -265,11 +264,7 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
-        link: if record.spec.checkpoints && !choice.caps.saves_vsock {
-            VmmLink::Serial
-        } else {
-            VmmLink::Vsock
-        },
+        link: policy::link(record.spec.checkpoints, &choice.caps),
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
@@ -439,8 +434,7 @@ impl Boot {
     pub(super) fn release(&self, record: &VmRecord) {
         let Some(link) = &self.link else { return };
         link.release();
-        let driver = record.driver.as_deref().and_then(DriverKind::named);
-        if driver.is_some_and(|driver| Caps::of(driver).cuts_connections()) {
+        if policy::cuts_connections(record) {
             link.redial();
         }
     }

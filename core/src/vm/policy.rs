@@ -6,7 +6,7 @@ use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use crate::context::Decision;
 use crate::store::vms::VmRecord;
-use crate::vmm::Caps;
+use crate::vmm::{Caps, Link};
 use VmState::{
     Crashed, Created, Creating, Failed, Paused, Ready, Running, Starting, Stopped, Stopping, Unreachable,
 };
@@ -127,6 +127,17 @@ pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
     Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(
         "make a VM that can: vm_create with checkpoints: true; settings_set default.checkpoints makes that the default",
     ))
+}
+
+/// Returns what carries the connections into a VM: one with a vsock device can be saved only where its driver saves that, too.
+pub(crate) const fn link(checkpoints: bool, driver: &Caps) -> Link {
+    if checkpoints && !driver.saves_vsock { Link::Serial } else { Link::Vsock }
+}
+
+/// Returns whether the connections into a VM are lost when it is paused or saved.
+pub(crate) fn cuts_connections(vm: &VmRecord) -> bool {
+    let driver = vm.driver.as_deref().and_then(DriverKind::named);
+    driver.is_some_and(|driver| Caps::of(driver).cuts_connections())
 }
 
 /// Decides whether a VM may go on from a checkpoint: what runs of it is ended.
@@ -371,9 +382,12 @@ mod tests {
             assert!(error.hint.unwrap().contains("vm_create with checkpoints: true"));
         }
         vm.spec.checkpoints = true;
-        for driver in ["qemu", "firecracker"] {
+        for (driver, cuts, serial) in [("qemu", false, Link::Serial), ("firecracker", true, Link::Vsock)] {
             vm.driver = Some(driver.into());
             checkpointable(&vm).unwrap();
+            assert_eq!(cuts_connections(&vm), cuts);
+            let caps = Caps::of(DriverKind::named(driver).unwrap());
+            assert_eq!((link(true, &caps), link(false, &caps)), (serial, Link::Vsock));
         }
     }
 

@@ -179,7 +179,7 @@ pub(crate) struct CreateOptions {
     /// Stop it once nothing has been under way in it for so long, such as 30m [default: never]
     #[arg(long, value_name = "TIME", value_parser = moment::span)]
     idle_stop: Option<TimeSpan>,
-    /// Make it so that checkpoints of it can be taken; with driver qemu only
+    /// Make it so that checkpoints of it can be taken; with firecracker they can anyway
     #[arg(long)]
     checkpoints: bool,
     /// Run this shell line in it, show what it wrote, and delete the VM

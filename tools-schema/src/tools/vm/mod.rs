@@ -106,7 +106,7 @@ pub struct VmCreateParams {
     /// Stop it once it was idle so long: no command, call, stream or connection (default never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
-    /// Allow checkpoints of it, with qemu only (default false).
+    /// Allow checkpoints of it (default: with firecracker).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<bool>,
     /// A shell line to run in it; then the VM is deleted, and `run` of the result has output and exit code.
