@@ -138,7 +138,7 @@ fn command(job: &Job) -> CommandLine {
 /// Gives drives names in the working directory, and returns these. A saved guest has the names of its drives in its state, and so finds those of its own
 /// VM. In a jail they have such names anyway.
 fn link_drives(job: &Job) -> io::Result<Vec<PathBuf>> {
-    let link = |drive: &PlanDrive| {
+    let link = |drive: &PlanDrive| -> io::Result<PathBuf> {
         let name = PathBuf::from(format!("drive-{}", drive.id));
         match std::fs::remove_file(&name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

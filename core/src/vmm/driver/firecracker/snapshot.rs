@@ -104,8 +104,20 @@ impl Saver {
         written.inspect_err(|_| self.empty())
     }
 
-    /// Copies what [`Saver::write`] wrote. `is_wanted` is asked from time to time; once it is not, this fails.
+    /// Copies what [`Saver::write`] wrote, and frees its space. `is_wanted` is asked from time to time; once it is not, this fails.
     pub(super) fn copy(
+        &self,
+        version: &str,
+        files: &SaveFiles,
+        written: Duration,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Saved, DriverError> {
+        let copied = self.copy_both(version, files, written, is_wanted);
+        self.empty();
+        copied
+    }
+
+    fn copy_both(
         &self,
         version: &str,
         files: &SaveFiles,
@@ -123,7 +135,6 @@ impl Saver {
             io::ErrorKind::Interrupted => io::Error::other("nobody waits for it any more"),
             _ => source,
         });
-        self.empty();
         let ram = ram.map_err(saving("write the guest's memory"))?;
         Ok(Saved {
             state_sha256: state.sha256,
@@ -213,7 +224,7 @@ impl Drop for Loaded {
 }
 
 fn make_both(directory: &Path, names: [&str; 2], jail: Option<&Jail>) -> Result<[File; 2], DriverError> {
-    let make = |name: &str| {
+    let make = |name: &str| -> Result<File, DriverError> {
         let path = directory.join(name);
         let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let made = made.map_err(saving("make a file for a saved guest"))?;
