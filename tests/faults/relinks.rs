@@ -91,7 +91,12 @@ fn a_call_under_way_is_answered_once_although_its_link_breaks() {
     // The command ran once, and there is no second answer before the next one.
     assert_eq!(std::fs::read_to_string(&ran).expect("it ran"), "x\n");
     let next = other.start("ping", &json!({})).expect("it is sent");
-    let pong: Value = serde_json::from_str(&other.answer(next).expect("it is answered")).expect("JSON");
+    let pong = loop {
+        let message = other.next_message().expect("it is answered");
+        if !message["id"].is_null() {
+            break message;
+        }
+    };
     assert_eq!(pong["id"], next, "{pong}");
     assert_eq!(client.inspect("web")["state"], "ready");
 }
