@@ -282,6 +282,20 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn checkpoints_are_allowed_where_they_cost_nothing_unless_somebody_says_otherwise() {
+        use nexus_schema::DriverKind::{Firecracker, Process, Qemu};
+        let [qemu, firecracker, process] = [Qemu, Firecracker, Process].map(Caps::of);
+        let allowed = |setting, asked, driver: &Caps| {
+            Defaults { checkpoints: setting, ..defaults() }.allow_checkpoints(asked, driver)
+        };
+        assert!(allowed(None, None, &firecracker));
+        assert!(!allowed(None, None, &qemu) && !allowed(None, None, &process));
+        assert!(allowed(Some(true), None, &qemu) && !allowed(Some(false), None, &firecracker));
+        assert!(allowed(Some(false), Some(true), &qemu));
+        assert!(!allowed(Some(true), Some(false), &firecracker));
+    }
+
     fn defaults() -> Defaults {
         Defaults::built_in()
     }

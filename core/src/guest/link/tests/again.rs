@@ -64,7 +64,7 @@ async fn calls_go_on_over_the_next_connection_and_end_once() {
         talk.result(id, json!({ "of": "somebody else" })).await;
     }
     for (call, id) in begun {
-        let answer: Value = serde_json::from_str(ended(call).await.unwrap().get()).unwrap();
+        let answer = ended(call).await.unwrap();
         assert_eq!(answer["of"], id);
     }
     talk.result(&of_next, json!({})).await;
