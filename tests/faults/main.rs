@@ -40,6 +40,7 @@ mod providers;
 mod publish;
 mod reboots;
 mod refusals;
+mod relinks;
 mod restarts;
 mod runs;
 mod shell;

@@ -37,6 +37,10 @@ pub const MCP_PORT: u32 = 200;
 /// The guest's vsock port for bulk and interactive streams.
 pub const STREAM_PORT: u32 = 201;
 
+/// The guest's vsock port on which a VMM's host tells the agent of a restored guest so, where no other way exists: a line with the nonce of the restore,
+/// which the agent repeats. It then says hello with it.
+pub const RESUME_PORT: u32 = 202;
+
 /// A guest's message on the hello port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -297,6 +301,33 @@ pub const CUT_OFF: &str = "nexus/cut-off";
 pub const CLIENT_META: &str = "dev.nexus/client";
 /// The key under `_meta` of a guest's question or log message that holds the id of the host's request that it belongs to.
 pub const CALL_META: &str = "dev.nexus/call";
+
+/// The key under `_meta` of the host's `initialize` that holds the name of its link, which is the same for each connection that it makes. A guest keeps
+/// the calls of a named link for [`CALLS_KEPT`] after its connection was lost.
+pub const LINK_META: &str = "dev.nexus/link";
+/// The experimental capability of guests that do.
+pub const KEEPS_CALLS: &str = "dev.nexus/calls";
+/// How long a guest keeps the calls of a link that is not connected.
+pub const CALLS_KEPT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The host's MCP request on each later connection of a named link: which calls it still waits for; takes [`CallsParams`], returns [`CallsAnswer`]. The
+/// answers that got lost with the earlier connection are sent again, those of calls that are under way come when they end, and the guest detaches from
+/// calls that are not named.
+pub const CALLS_REQUEST: &str = "nexus/calls";
+
+/// Parameters of [`CALLS_REQUEST`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallsParams {
+    /// The ids of requests that have no answer yet.
+    pub ids: Vec<u64>,
+}
+
+/// The answer to [`CALLS_REQUEST`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallsAnswer {
+    /// Those of the requests that will not be answered: the guest knows nothing of them.
+    pub lost: Vec<u64>,
+}
 
 /// The host's MCP request to read a guest's clock, and to correct it; takes [`ClockParams`], returns [`ClockAnswer`]. An older guest answers with the
 /// JSON-RPC error -32601, and its clock is not corrected.

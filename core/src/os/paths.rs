@@ -245,6 +245,14 @@ pub mod vm_files {
     pub const VMM_LOG: &str = "vmm.log";
     /// The pipe to [`VMM_LOG`], for a VMM that opens its log by itself.
     pub const VMM_PIPE: &str = "vmm.pipe";
+    /// Where Firecracker saves the state of its guest's devices and processors to, before it is copied.
+    pub const SAVED_STATE: &str = "saved.state";
+    /// Where Firecracker saves its guest's memory to, before it is copied.
+    pub const SAVED_RAM: &str = "saved.ram";
+    /// The state that a Firecracker goes on from.
+    pub const LOADED_STATE: &str = "loaded.state";
+    /// The memory that a Firecracker goes on from.
+    pub const LOADED_RAM: &str = "loaded.ram";
     /// The directory with the root of a jailed VMM, some levels down.
     pub const JAIL: &str = "jail";
     /// The shim's own log.

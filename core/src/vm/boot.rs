@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::actor::thaw;
 use super::mishap;
 use super::network::{self, Leased};
+use super::policy;
 use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
@@ -263,7 +264,7 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
-        link: if record.spec.checkpoints { crate::vmm::Link::Serial } else { crate::vmm::Link::Vsock },
+        link: policy::link(record.spec.checkpoints, &choice.caps),
         interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
@@ -429,16 +430,18 @@ impl Boot {
         }
     }
 
-    /// Ends what [`Boot::hold`] began.
-    pub(super) fn release(&self) {
-        if let Some(link) = &self.link {
-            link.release();
+    /// Ends what [`Boot::hold`] began. Where the VMM has cut the connections to its guest, they are made anew.
+    pub(super) fn release(&self, record: &VmRecord) {
+        let Some(link) = &self.link else { return };
+        link.release();
+        if policy::cuts_connections(record) {
+            link.redial();
         }
     }
 
     /// Goes on with a guest that runs again, and keeps its clock right; connects to it if there is no link.
     pub(super) fn let_go(&mut self, shared: &Shared, record: &VmRecord) {
-        self.release();
+        self.release(record);
         match self.link.clone() {
             Some(link) => self.clock_keeper = Some(ClockKeeper::start(link, &shared.paths.vm(record.id))),
             None => self.dial(shared, record),

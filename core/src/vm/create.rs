@@ -49,6 +49,10 @@ pub(crate) async fn begin(
     let mut spec = spec::check(&params, &name, &defaults)?;
     packages::fill(shared, &mut spec.network).await?;
     let choice = shared.choose_driver(&spec).await?;
+    spec.checkpoints = defaults.allow_checkpoints(params.checkpoints, &choice.caps);
+    if !spec.checkpoints {
+        spec.idle_action = IdleAction::Stop;
+    }
     let last_address = match spec.network.mode {
         NetworkMode::Nat => {
             network::check(&*shared.host(false).await?, &choice)?;

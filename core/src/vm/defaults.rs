@@ -38,8 +38,8 @@ const DNS_MAX: usize = 3;
 pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
     (
         DEFAULT_CHECKPOINTS,
-        "false",
-        "whether VMs are made so that checkpoints of them can be taken, which needs driver qemu: `true` or `false`",
+        "",
+        "whether VMs are made so that checkpoints of them can be taken: `true` or `false`; empty: if that costs nothing, as with firecracker",
     ),
     (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
     (
@@ -191,9 +191,16 @@ impl Values {
                 };
             }
             DEFAULT_CHECKPOINTS => {
-                defaults.checkpoints = value
-                    .parse()
-                    .map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
+                defaults.checkpoints = match value {
+                    "" => None,
+                    "true" => Some(true),
+                    "false" => Some(false),
+                    other => {
+                        return Err(ToolError::invalid(format!(
+                            "`{other}` is neither true nor false nor empty"
+                        )));
+                    }
+                };
             }
             DEFAULT_TTL => defaults.ttl = span(value)?,
             DEFAULT_IDLE_STOP => defaults.idle_stop = span(value)?,
@@ -319,6 +326,10 @@ mod tests {
         let mut values = Values::default();
         values.set(DNS, "9.9.9.9, 2620:fe::fe").unwrap();
         assert_eq!(values.0.dns.len(), 2);
+        for (value, checkpoints) in [("true", Some(true)), ("false", Some(false)), ("", None)] {
+            values.set(DEFAULT_CHECKPOINTS, value).unwrap();
+            assert_eq!(values.0.checkpoints, checkpoints);
+        }
         values.set(PACKAGES, "a.example:443, *.b.example").unwrap();
         assert_eq!(values.2.packages.len(), 2);
     }

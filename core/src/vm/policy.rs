@@ -6,7 +6,7 @@ use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use crate::context::Decision;
 use crate::store::vms::VmRecord;
-use crate::vmm::Caps;
+use crate::vmm::{Caps, Link};
 use VmState::{
     Crashed, Created, Creating, Failed, Paused, Ready, Running, Starting, Stopped, Stopping, Suspended,
     Unreachable,
@@ -151,9 +151,7 @@ pub(crate) fn pausable(name: &str, driver: &str) -> Result<(), ToolError> {
     if DriverKind::named(driver).is_some_and(|driver| Caps::of(driver).can_pause) {
         return Ok(());
     }
-    let message = format!(
-        "{name} runs under {driver}, which cannot pause a VM without breaking the connections into it"
-    );
+    let message = format!("{name} runs under {driver}, which cannot pause a VM");
     Err(ToolError::new(ErrorCode::HostUnsuitable, message)
         .hint("create VMs that are to be paused with driver: qemu; vm_stop frees the processors, too"))
 }
@@ -192,8 +190,19 @@ pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
         (false, _) => format!("{} runs under {driver}, which cannot save a VM", vm.name),
     };
     Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(
-        "make a VM that can: vm_create with checkpoints: true and driver: qemu; settings_set default.checkpoints makes that the default",
+        "make a VM that can: vm_create with checkpoints: true; settings_set default.checkpoints makes that the default",
     ))
+}
+
+/// Returns what carries the connections into a VM: one with a vsock device can be saved only where its driver saves that, too.
+pub(crate) const fn link(checkpoints: bool, driver: &Caps) -> Link {
+    if checkpoints && !driver.saves_vsock { Link::Serial } else { Link::Vsock }
+}
+
+/// Returns whether the connections into a VM are lost when it is paused or saved.
+pub(crate) fn cuts_connections(vm: &VmRecord) -> bool {
+    let driver = vm.driver.as_deref().and_then(DriverKind::named);
+    driver.is_some_and(|driver| Caps::of(driver).cuts_connections())
 }
 
 /// Decides whether a VM may go on from a checkpoint: what runs of it is ended.
@@ -424,11 +433,13 @@ mod tests {
     }
 
     #[test]
-    fn only_drivers_that_keep_the_connections_pause() {
-        pausable("x", "qemu").unwrap();
-        let refused = pausable("x", "firecracker").unwrap_err();
+    fn only_drivers_that_can_pause_do() {
+        for driver in ["qemu", "firecracker", "process"] {
+            pausable("x", driver).unwrap();
+        }
+        let refused = pausable("x", "bhyve").unwrap_err();
         assert_eq!(refused.code, ErrorCode::HostUnsuitable);
-        assert!(refused.message.contains("firecracker") && refused.hint.unwrap().contains("qemu"));
+        assert!(refused.message.contains("bhyve") && refused.hint.unwrap().contains("qemu"));
         pausable("x", "").unwrap_err();
     }
 
@@ -447,9 +458,14 @@ mod tests {
             assert!(error.message.contains(said), "{error}");
             assert!(error.hint.unwrap().contains("vm_create with checkpoints: true"));
         }
-        vm.driver = Some("qemu".into());
         vm.spec.checkpoints = true;
-        checkpointable(&vm).unwrap();
+        for (driver, cuts, serial) in [("qemu", false, Link::Serial), ("firecracker", true, Link::Vsock)] {
+            vm.driver = Some(driver.into());
+            checkpointable(&vm).unwrap();
+            assert_eq!(cuts_connections(&vm), cuts);
+            let caps = Caps::of(DriverKind::named(driver).unwrap());
+            assert_eq!((link(true, &caps), link(false, &caps)), (serial, Link::Vsock));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use crate::egress;
 use crate::os::paths::GUEST_PROGRAMS;
 use crate::store::vms::{TmpPlace, VmSpec};
+use crate::vmm::Caps;
 
 /// Maximum number of virtual CPUs that both drivers allow.
 pub(crate) const VCPUS_MAX: u32 = 32;
@@ -106,15 +107,15 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         }
     }
 
-    let checkpoints = params.checkpoints.unwrap_or(defaults.checkpoints);
-    if params.idle_action == Some(IdleAction::Suspend) && !checkpoints {
+    let checkpoints = params.checkpoints.or(defaults.checkpoints);
+    if params.idle_action == Some(IdleAction::Suspend) && checkpoints != Some(true) {
         wrong("idle_action suspend needs checkpoints: true".into());
     }
     if !mistakes.is_empty() {
         return Err(ToolError::invalid(mistakes.join("; ")));
     }
-    // The default is of those that can be suspended only.
-    let can_sleep = checkpoints && params.run.is_none();
+    // The default is of those that can be suspended only. The driver may still decide that one cannot.
+    let can_sleep = checkpoints != Some(false) && params.run.is_none();
     let idle_action = params.idle_action.unwrap_or(defaults.idle_action);
     Ok(VmSpec {
         vcpus,
@@ -137,7 +138,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         start: params.start.unwrap_or(true),
         idle_stop: Some(params.idle_stop.unwrap_or(defaults.idle_stop)).filter(|limit| !limit.is_zero()),
         idle_action: if can_sleep { idle_action } else { IdleAction::Stop },
-        checkpoints,
+        checkpoints: checkpoints.unwrap_or(false),
         run: params.run.clone(),
     })
 }
@@ -182,8 +183,16 @@ pub(crate) struct Defaults {
     pub(crate) idle_stop: TimeSpan,
     /// What happens to them then.
     pub(crate) idle_action: IdleAction,
-    /// Whether checkpoints of them can be taken.
-    pub(crate) checkpoints: bool,
+    /// Whether checkpoints of them can be taken; `None` where that costs nothing.
+    pub(crate) checkpoints: Option<bool>,
+}
+
+impl Defaults {
+    /// Returns whether checkpoints of a VM can be taken, now that its driver is known. With a driver where that costs nothing they can, unless somebody
+    /// said otherwise.
+    pub(crate) fn allow_checkpoints(&self, asked: Option<bool>, driver: &Caps) -> bool {
+        asked.or(self.checkpoints).unwrap_or(driver.checkpoint && driver.saves_vsock)
+    }
 }
 
 impl Defaults {
@@ -202,7 +211,7 @@ impl Defaults {
             ttl: TimeSpan::default(),
             idle_stop: TimeSpan::default(),
             idle_action: IdleAction::Stop,
-            checkpoints: false,
+            checkpoints: None,
         }
     }
 }
@@ -283,6 +292,20 @@ mod tests {
     use nexus_schema::tools::vm::VmFile;
 
     use super::*;
+
+    #[test]
+    fn checkpoints_are_allowed_where_they_cost_nothing_unless_somebody_says_otherwise() {
+        use nexus_schema::DriverKind::{Firecracker, Process, Qemu};
+        let [qemu, firecracker, process] = [Qemu, Firecracker, Process].map(Caps::of);
+        let allowed = |setting, asked, driver: &Caps| {
+            Defaults { checkpoints: setting, ..defaults() }.allow_checkpoints(asked, driver)
+        };
+        assert!(allowed(None, None, &firecracker));
+        assert!(!allowed(None, None, &qemu) && !allowed(None, None, &process));
+        assert!(allowed(Some(true), None, &qemu) && !allowed(Some(false), None, &firecracker));
+        assert!(allowed(Some(false), Some(true), &qemu));
+        assert!(!allowed(Some(true), Some(false), &firecracker));
+    }
 
     fn defaults() -> Defaults {
         Defaults::built_in()

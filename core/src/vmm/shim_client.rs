@@ -144,12 +144,12 @@ impl ShimClient {
 
     /// Ends [`ShimClient::hold_guest`]. A pause by [`ShimClient::pause`] stays.
     pub async fn release_guest(&self) -> Result<(), VmmError> {
-        self.request(Request::Release, "resume").await
+        self.request_within(Request::Release, "resume", ANSWER_OF_PAUSE).await
     }
 
     /// Resumes the guest's processors.
     pub async fn resume(&self) -> Result<(), VmmError> {
-        self.request(Request::Resume, "resume").await
+        self.request_within(Request::Resume, "resume", ANSWER_OF_PAUSE).await
     }
 
     /// Tells the guest that a drive has grown: the one at `index` of the plan, whose file is now `bytes` long.

@@ -13,6 +13,15 @@ use super::driver;
 use crate::os::confine::{self, ConfineError, Syscalls, VmmFiles, Walls};
 use crate::os::paths::vm_files;
 
+/// Files in the VM's directory that some drivers make for their VMM: the pipe of its log, and those of saved guests.
+const OF_VMM: [&str; 5] = [
+    vm_files::VMM_PIPE,
+    vm_files::SAVED_STATE,
+    vm_files::SAVED_RAM,
+    vm_files::LOADED_STATE,
+    vm_files::LOADED_RAM,
+];
+
 /// Returns whether this confinement applies to a job.
 fn has_walls(job: &Job) -> bool {
     !confine::is_root() && job.plan.driver != DriverKind::Process
@@ -28,13 +37,13 @@ fn files_of(job: &Job) -> VmmFiles {
     // A restored guest has its kernel in its memory.
     let kernel = if plan.restore.is_some() { Vec::new() } else { Vec::from(kernel) };
     let saved = plan.restore.iter().flat_map(|restore| [restore.state.clone(), restore.ram.clone()]);
-    // The pipe of the VMM's log, if the driver has made one.
-    let pipe = Some(PathBuf::from(vm_files::VMM_PIPE)).filter(|pipe| pipe.exists());
+    // What the driver has made for its VMM.
+    let made = OF_VMM.map(PathBuf::from).into_iter().filter(|path| path.exists());
     VmmFiles {
         binary: plan.binary.clone(),
         directory: Path::new(".").to_owned(),
         read: kernel.into_iter().chain(drives(true)).collect(),
-        write: drives(false).chain(pipe).collect(),
+        write: drives(false).chain(made).collect(),
         dials: driver::facts(plan.driver).dials,
         read_by_shim: saved.collect(),
     }

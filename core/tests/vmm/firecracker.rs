@@ -3,11 +3,13 @@
 //! whole system run on the real one.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nexus_core::host::socket::{bind_in, connect_in};
-use nexus_core::internals::{Caps, PlanDrive, Stall, VmmError, console, read_exit};
+use nexus_core::internals::{Caps, PlanDrive, Restore, SavedKind, Stall, VmmError, console, read_exit};
+use nexus_schema::id::{BootId, VmId};
 use nexus_schema::network::Bandwidth;
 use nexus_schema::{ByteSize, DriverKind};
 use nix::sys::signal::Signal;
@@ -15,6 +17,7 @@ use nix::sys::signal::Signal;
 use crate::support::{Vm, ended, eventually, in_time, is_alive, signal};
 
 const STAND_IN: &str = env!("CARGO_BIN_EXE_nexus-test-firecracker");
+const HOLD: Duration = Duration::from_secs(30);
 
 /// A VM for the stand-in; with a jailer beside it, which only root can use.
 fn vm(with_jailer: bool) -> Vm {
@@ -112,29 +115,32 @@ async fn limits_of_an_interface_are_changed_by_its_api() {
     ended(&shim).await;
 }
 
+/// The lengths of the files that snapshots are written to.
+fn snapshot_files(vm: &Vm) -> [Option<u64>; 4] {
+    ["saved.state", "saved.ram", "loaded.state", "loaded.ram"]
+        .map(|name| std::fs::metadata(vm.directory().join(name)).ok().map(|found| found.len()))
+}
+
 #[tokio::test]
-async fn no_pause_is_offered_since_a_bare_resume_leaves_the_guest_unreachable() {
+async fn a_guest_is_in_reach_after_a_pause_since_a_snapshot_comes_before_its_resume() {
     let vm = vm(false);
     let shim = vm.launch().await;
-    assert!(!Caps::of(DriverKind::Firecracker).can_pause);
-    for (refused, action) in
-        [(in_time(shim.pause()).await, "pause"), (in_time(shim.resume()).await, "resume")]
-    {
-        let message = refused.unwrap_err().to_string();
-        assert_eq!(message, format!("the VMM refused to {action}: firecracker cannot do that"));
+    assert!(Caps::of(DriverKind::Firecracker).can_pause);
+    for _ in 0..3 {
+        in_time(shim.pause()).await.unwrap();
+        in_time(shim.pause()).await.unwrap();
+        in_time(shim.resume()).await.unwrap();
+        in_time(shim.resume()).await.unwrap();
+        assert_vsock_works(&vm);
+        in_time(shim.hold_guest(HOLD)).await.unwrap();
+        in_time(shim.release_guest()).await.unwrap();
+        assert_vsock_works(&vm);
     }
-    assert_vsock_works(&vm);
+    // The snapshots are thrown away.
+    assert_eq!(snapshot_files(&vm), [Some(0), Some(0), None, None]);
 
-    // What was recorded, step by step: with a snapshot in between the guest can be reached, without one it cannot.
-    let (paused, resumed) = (r#"{"state":"Paused"}"#, r#"{"state":"Resumed"}"#);
-    assert_eq!(ask(&vm, "PUT", "/snapshot/create", "{}"), "400");
-    for (method, path, body) in
-        [("PATCH", "/vm", paused), ("PUT", "/snapshot/create", "{}"), ("PATCH", "/vm", resumed)]
-    {
-        assert_eq!(ask(&vm, method, path, body), "204", "{path}");
-    }
-    assert_vsock_works(&vm);
-    for body in [paused, resumed] {
+    // What was recorded: without a snapshot, the guest cannot be reached any more.
+    for body in [r#"{"state":"Paused"}"#, r#"{"state":"Resumed"}"#] {
         assert_eq!(ask(&vm, "PATCH", "/vm", body), "204");
     }
     let mut stream = connect_in(vm.directory(), "v.sock").unwrap();
@@ -144,6 +150,130 @@ async fn no_pause_is_offered_since_a_bare_resume_leaves_the_guest_unreachable() 
     assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
     in_time(shim.kill()).await.unwrap();
     ended(&shim).await;
+}
+
+#[tokio::test]
+async fn a_guest_is_never_paused_for_ever_for_lack_of_a_snapshot() {
+    let mut vm = vm(false);
+    vm.plan.cmdline = vec!["fake.full".into()];
+    let shim = vm.launch().await;
+    in_time(shim.pause()).await.unwrap();
+    let mut refusals = 0;
+    while let Err(error) = in_time(shim.resume()).await {
+        assert!(error.to_string().contains("No space left on device"), "{error}");
+        refusals += 1;
+    }
+    assert_eq!(refusals, 30);
+    assert_eq!(snapshot_files(&vm), [Some(0), Some(0), None, None]);
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+}
+
+/// A VM that goes on from what was saved in `directory`.
+fn restored(saved: &Vm, directory: &Path, with_jailer: bool) -> Vm {
+    let mut child = vm(with_jailer);
+    child.plan.vm = VmId::from_i64(5).unwrap();
+    child.plan.boot_id = BootId::from_i64(6).unwrap();
+    child.plan.cid = saved.plan.cid + 1;
+    // Its kernel is in its memory.
+    child.plan.kernel = "/nowhere/kernel".into();
+    child.plan.initramfs = "/nowhere/initramfs".into();
+    child.plan.restore = Some(Restore {
+        state: directory.join("state"),
+        ram: directory.join("ram"),
+        kind: SavedKind::Shared,
+        nonce: "00ff".into(),
+    });
+    child
+}
+
+async fn saved_goes_on(with_jailer: bool) {
+    let mut parent = vm(with_jailer);
+    parent.plan.cmdline = vec!["of-the-parent".into()];
+    let shim = parent.launch().await;
+    seen(&parent).await;
+    let directory = parent.scratch().join("save");
+    std::fs::create_dir(&directory).unwrap();
+    let saved = in_time(shim.save(&directory, HOLD)).await.unwrap();
+    assert_eq!((saved.kind, saved.qemu.version.as_str()), (SavedKind::Shared, "1.16.1"));
+    assert_eq!(saved.qemu.binary_sha256.len(), 64);
+    let [state, ram] = ["state", "ram"].map(|name| std::fs::metadata(directory.join(name)).unwrap());
+    assert_eq!((saved.state_bytes, parent.plan.memory.as_bytes()), (state.len(), ram.len()));
+    // Pages of zeros are left out of what firecracker writes in full.
+    assert_eq!(saved.ram_bytes, 4096);
+    assert!(ram.blocks() * 512 <= 64 << 10, "{} blocks", ram.blocks());
+    in_time(shim.hold_guest(HOLD)).await.unwrap();
+    in_time(shim.release_guest()).await.unwrap();
+    assert_vsock_works(&parent);
+
+    let mut children = Vec::new();
+    for number in 0..2 {
+        let mut child = restored(&parent, &directory, with_jailer);
+        child.plan.cid += number;
+        let drive = format!("the root drive of child {number}");
+        std::fs::write(&child.plan.drives[0].path, &drive).unwrap();
+        let shim = child.launch().await;
+        let found = seen(&child).await;
+        let memory = found["memory"].as_str().unwrap();
+        assert!(memory.starts_with("memory of ") && memory.ends_with(" of-the-parent"), "{memory}");
+        // Not those of its parent, whose paths are in the state.
+        assert_eq!(found["drives"], serde_json::json!(["the data drive", drive]));
+        if with_jailer {
+            assert_eq!(found["uid"], 0x7000_0004 + number);
+        } else {
+            assert_eq!(snapshot_files(&child), [Some(0), Some(0), None, None]);
+        }
+        assert_vsock_works(&child);
+        children.push((child, shim));
+    }
+    // One that was restored is saved like any other, also while it is paused for good.
+    let (child, of_child) = &children[0];
+    let again = child.scratch().join("save");
+    std::fs::create_dir(&again).unwrap();
+    in_time(of_child.pause()).await.unwrap();
+    let second = in_time(of_child.save(&again, HOLD)).await.unwrap();
+    assert_eq!(second.ram_sha256, saved.ram_sha256);
+    in_time(of_child.release_guest()).await.unwrap();
+    in_time(of_child.resume()).await.unwrap();
+    assert_vsock_works(child);
+    for (_, of_child) in &children {
+        in_time(of_child.kill()).await.unwrap();
+        ended(of_child).await;
+    }
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+}
+
+#[tokio::test]
+async fn a_saved_guest_goes_on_in_other_vms() {
+    saved_goes_on(false).await;
+}
+
+#[tokio::test]
+async fn a_saved_guest_goes_on_in_other_jails() {
+    saved_goes_on(true).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_saved_guest_is_in_the_error() {
+    let parent = vm(false);
+    let shim = parent.launch().await;
+    let directory = parent.scratch().join("save");
+    std::fs::create_dir(&directory).unwrap();
+    in_time(shim.save(&directory, HOLD)).await.unwrap();
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+    let mut other = restored(&parent, &directory, false);
+    other.plan.memory = ByteSize::mib(256);
+    let error = other.fails_to_launch().await.to_string();
+    assert!(error.contains("but the VM's memory has"), "{error}");
+    let state = std::fs::File::options().write(true).open(directory.join("state")).unwrap();
+    state.set_len(10).unwrap();
+    let error = restored(&parent, &directory, false).fails_to_launch().await.to_string();
+    assert!(error.contains("exited with status 1"), "{error}");
+    std::fs::remove_file(directory.join("state")).unwrap();
+    let error = restored(&parent, &directory, false).fails_to_launch().await.to_string();
+    assert!(error.contains("copy the state of the saved guest"), "{error}");
 }
 
 #[tokio::test]
@@ -283,7 +413,7 @@ async fn a_jailed_firecracker_may_be_a_link_to_a_release() {
     ended(&shim).await;
     // The jailer may be beside the program that the link leads to.
     std::fs::rename(vm.scratch().join("jailer"), release.join("jailer")).unwrap();
-    vm.plan.boot_id = nexus_schema::id::BootId::from_i64(3).unwrap();
+    vm.plan.boot_id = BootId::from_i64(3).unwrap();
     let shim = vm.launch().await;
     assert_eq!(seen(&vm).await["is_root_of_a_jail"], true);
     in_time(shim.kill()).await.unwrap();

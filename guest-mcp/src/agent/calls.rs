@@ -1,22 +1,23 @@
-//! Tool calls. A call that completes without waiting is answered at once; any other call gets a task of its own.
+//! Tool calls. A call that completes without waiting is answered at once; any other call gets a task of its own. What outlives a connection is in
+//! [`super::session`].
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use nexus_schema::TraceContext;
+use nexus_schema::link::CallsAnswer;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::io::AsyncWriteExt;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Agent;
 use super::rpc::{self, Failure, INVALID_REQUEST, Id};
+use super::session::Session;
 use crate::tools;
 use nexus_wire::duplex::Writer;
 
@@ -47,40 +48,58 @@ struct CallMeta {
     tracestate: Option<String>,
 }
 
-/// Calls in progress by id: the token that cancels one, and whether cancelling also kills what the call started.
-type UnderWay = HashMap<Box<str>, (CancellationToken, Arc<AtomicBool>)>;
-
-/// The calls of one connection. Dropping it cancels them.
+/// The calls of one connection. Dropping it detaches from them, unless their link has a name and may go on with them.
 pub(super) struct Calls {
     agent: Arc<Agent>,
     answers: Answers,
-    under_way: Arc<Mutex<UnderWay>>,
-    closing: CancellationToken,
-    _cancel: DropGuard,
+    session: Mutex<Arc<Session>>,
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        self.session().leave(&self.agent, &self.answers);
+    }
 }
 
 impl Calls {
     /// Creates the calls of one connection.
     pub(super) fn new(agent: Arc<Agent>, answers: Answers) -> Self {
-        let closing = CancellationToken::new();
-        Self { agent, answers, under_way: Arc::default(), _cancel: closing.clone().drop_guard(), closing }
+        let session = Mutex::new(Session::new(answers.clone()));
+        Self { agent, answers, session }
+    }
+
+    fn session(&self) -> Arc<Session> {
+        lock(&self.session).clone()
+    }
+
+    /// Names the host's link, whose calls go on over this connection.
+    pub(super) fn join(&self, link: &str) {
+        let session = self.agent.links.join(link, self.session(), &self.answers);
+        *lock(&self.session) = session;
+    }
+
+    /// Goes on with the calls that the host still waits for, and detaches from all others. Returns those that are not known.
+    pub(super) fn go_on(&self, ids: &[u64]) -> CallsAnswer {
+        self.session().go_on(ids)
     }
 
     /// Starts a call. If it completes without waiting, its answer is queued until [`Answers::flush`]; otherwise it continues on a task.
     pub(super) fn begin(&self, id: Id, params: CallParams) {
         let CallParams { name, arguments, meta } = params;
-        let (cancel, wants_kill) = (self.closing.child_token(), Arc::<AtomicBool>::default());
-        match lock(&self.under_way).entry(id.get().into()) {
+        let session = self.session();
+        let (cancel, wants_kill) = (session.child_token(), Arc::<AtomicBool>::default());
+        match session.under_way().entry(id.get().into()) {
             Entry::Vacant(place) => drop(place.insert((cancel.clone(), wants_kill.clone()))),
             Entry::Occupied(_) => {
                 let failure = Failure::new(INVALID_REQUEST, "a call with this id is in progress");
                 return self.answers.refuse(&id, &failure);
             }
         }
-        let (agent, answers, under_way) = (self.agent.clone(), self.answers.clone(), self.under_way.clone());
+        let (agent, of_call) = (self.agent.clone(), session.clone());
         let mut work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
             let settings = agent.settings();
-            let tell = meta.progress_token.map(|token| answers.tell(token));
+            let tell = meta.progress_token.map(|token| of_call.tell(token));
+            let quiet = agent.clone();
             let parent = meta.traceparent.as_deref();
             let trace = parent.and_then(|parent| TraceContext::checked(parent, meta.tracestate.as_deref()));
             let call = tools::Call {
@@ -93,32 +112,30 @@ impl Calls {
                 tell,
             };
             let outcome = tools::call(&name, call, arguments.unwrap_or_default()).await;
-            lock(&under_way).remove(id.get());
             // Nobody waits for the answer to a cancelled call.
-            if cancel.is_cancelled() {
-                return;
+            if !cancel.is_cancelled() {
+                of_call.put(&id, outcome, quiet.quiet.is_on());
             }
-            answers.put(&id, outcome);
+            of_call.under_way().remove(id.get());
         });
         // The new task polls it again, which registers the real waker.
         if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            let answers = self.answers.clone();
             tokio::spawn(async move {
                 work.await;
-                answers.flush();
+                session.flush();
             });
         }
     }
 
     /// Cancels a call if it is in progress, and, if wanted, kills what it started.
     pub(super) fn cancel(&self, id: &RawValue, kill: bool) {
-        let Some((cancel, wants_kill)) = lock(&self.under_way).get(id.get()).cloned() else { return };
+        let Some((cancel, wants_kill)) = self.session().under_way().get(id.get()).cloned() else { return };
         wants_kill.store(kill, Ordering::Release);
         cancel.cancel();
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -137,22 +154,9 @@ impl Answers {
         Self { agent, waiting: Arc::default(), writer: Arc::new(tokio::sync::Mutex::new(writer)) }
     }
 
-    /// Returns a function that sends progress notifications to the caller.
-    fn tell(&self, token: Id) -> tools::Tell {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Progress<'a> {
-            progress_token: &'a RawValue,
-            progress: u64,
-            message: &'a str,
-        }
-        let (answers, count) = (self.clone(), AtomicU64::new(0));
-        Arc::new(move |message: &str| {
-            let progress = count.fetch_add(1, Ordering::Relaxed) + 1;
-            let params = Progress { progress_token: &token, progress, message };
-            answers.line(rpc::notification("notifications/progress", params));
-            answers.flush();
-        })
+    /// Returns whether both are of the same connection.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.writer, &other.writer)
     }
 
     /// Sends a notification.
@@ -174,9 +178,14 @@ impl Answers {
     fn line(&self, line: io::Result<Vec<u8>>) {
         // Encoding failed, so there is no line.
         let Ok(line) = line else { return };
+        self.add(&line);
+    }
+
+    /// Queues a line until [`Answers::flush`].
+    pub(super) fn add(&self, line: &[u8]) {
         let length = {
             let mut waiting = lock(&self.waiting);
-            waiting.extend_from_slice(&line);
+            waiting.extend_from_slice(line);
             waiting.len()
         };
         if length > BATCH {

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_schema::link::{MCP_PORT, STREAM_PORT};
+use bytes::BytesMut;
+use nexus_schema::link::{MCP_PORT, RESUME_PORT, STREAM_PORT};
+use nexus_vsock::Nonce;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -14,7 +16,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 use super::stream::{SOCKET, ShortPath};
 use super::{Agent, Place, mcp, open, serial};
 use crate::console::say;
-use nexus_wire::duplex;
+use nexus_wire::{duplex, frames};
 
 /// The maximum number of connections for calls; further ones are closed at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -22,6 +24,8 @@ const CONNECTIONS_MAX: usize = 64;
 const STREAMS_MAX: usize = 256;
 /// Timeout of the handshake that says which port a connection is for.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest line that says that this guest was restored, in bytes.
+const HANDSHAKE_MAX: usize = 128;
 /// Pause after a failed accept, for example when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,7 +40,7 @@ pub(super) async fn start(agent: &Arc<Agent>) -> io::Result<()> {
             }
         }
         Place::Vm { .. } => {
-            for port in [MCP_PORT, STREAM_PORT] {
+            for port in [MCP_PORT, STREAM_PORT, RESUME_PORT] {
                 let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
                 tokio::spawn(accept_vsock(agent.clone(), listener, port, room.clone()));
             }
@@ -69,7 +73,7 @@ impl Room {
     /// Takes a free connection of a port; `None` if there is none, or no such port.
     fn take(&self, port: u32) -> Option<OwnedSemaphorePermit> {
         let room = match port {
-            MCP_PORT => &self.calls,
+            MCP_PORT | RESUME_PORT => &self.calls,
             STREAM_PORT => &self.streams,
             _ => return None,
         };
@@ -124,13 +128,30 @@ async fn accept_serial(agent: Arc<Agent>, mut events: mpsc::UnboundedReceiver<se
 
 /// Serves one connection until it ends.
 async fn serve(agent: Arc<Agent>, port: u32, socket: OwnedFd) -> io::Result<()> {
-    if port == STREAM_PORT {
-        open::serve(agent, socket).await
-    } else {
-        let (reader, writer) = duplex::split(socket)?;
-        mcp::serve(agent, reader, writer).await;
-        Ok(())
+    match port {
+        STREAM_PORT => open::serve(agent, socket).await,
+        RESUME_PORT => {
+            let told = tokio::time::timeout(HANDSHAKE_TIMEOUT, hear_of_restore(&agent, socket));
+            told.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        }
+        _ => {
+            let (reader, writer) = duplex::split(socket)?;
+            mcp::serve(agent, reader, writer).await;
+            Ok(())
+        }
     }
+}
+
+/// Reads the nonce of the restore after which this guest goes on, and repeats it.
+async fn hear_of_restore(agent: &Arc<Agent>, socket: OwnedFd) -> io::Result<()> {
+    let (mut reader, mut writer) = duplex::split(socket)?;
+    let mut read = BytesMut::new();
+    let Some(line) = frames::read_line(&mut reader, &mut read, HANDSHAKE_MAX).await? else { return Ok(()) };
+    let text = std::str::from_utf8(&line).map_err(io::Error::other)?;
+    let nonce: Nonce = text.parse().map_err(io::Error::other)?;
+    say(format_args!("this VM was restored; the link to the host has begun anew"));
+    super::resume::relinked(agent, nonce.to_string());
+    writer.write_all(format!("{nonce}\n").as_bytes()).await
 }
 
 async fn accept_unix(agent: Arc<Agent>, listener: UnixListener, room: Room) {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
-    ByeReason, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, ClockParams, CommandEnded, GROW_REQUEST,
-    HOSTNAME_REQUEST, HostnameParams, PROXY_REQUEST, QUIESCE_REQUEST, REFUSED_REQUEST, THAW_REQUEST,
+    ByeReason, CALLS_REQUEST, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, CallsParams, ClockParams, CommandEnded,
+    GROW_REQUEST, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS, PROXY_REQUEST, QUIESCE_REQUEST,
+    REFUSED_REQUEST, THAW_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
@@ -64,6 +65,8 @@ pub(super) async fn serve(agent: Arc<Agent>, reader: Reader, writer: Writer) {
             break;
         }
     }
+    // From here on, its calls wait for the next connection.
+    drop(server);
     // The host does not read what is left.
     let _ = answers.shutdown().await;
 }
@@ -173,7 +176,17 @@ impl Server {
     fn at_once(&self, method: &str, params: Option<&RawValue>) -> Result<Value, Failure> {
         match method {
             "ping" => Ok(json!({})),
-            "initialize" => Ok(initialize(decode(params)?)),
+            "initialize" => {
+                let params: InitializeParams<'_> = decode(params)?;
+                if let Some(link) = &params.meta.link {
+                    self.calls.join(link);
+                }
+                Ok(initialize(&params))
+            }
+            CALLS_REQUEST => {
+                let CallsParams { ids } = decode(params)?;
+                Ok(json!(self.calls.go_on(&ids)))
+            }
             "tools/list" => Ok(json!({ "tools": tools::list() })),
             CLOCK_REQUEST => {
                 let answer = self.agent.clock(decode::<ClockParams>(params)?);
@@ -218,12 +231,12 @@ impl Server {
     }
 }
 
-fn initialize(params: InitializeParams<'_>) -> Value {
+fn initialize(params: &InitializeParams<'_>) -> Value {
     let asked = REVISIONS.into_iter().find(|revision| *revision == params.protocol_version);
     let newest = REVISIONS[REVISIONS.len() - 1];
     json!({
         "protocolVersion": asked.unwrap_or(newest),
-        "capabilities": { "tools": {} },
+        "capabilities": { "tools": {}, "experimental": { KEEPS_CALLS: {} } },
         "serverInfo": { "name": "nexus-guest", "version": VERSION },
     })
 }
@@ -233,6 +246,15 @@ fn initialize(params: InitializeParams<'_>) -> Value {
 struct InitializeParams<'a> {
     #[serde(borrow)]
     protocol_version: Cow<'a, str>,
+    #[serde(borrow, default, rename = "_meta")]
+    meta: InitializeMeta<'a>,
+}
+
+#[derive(Default, Deserialize)]
+struct InitializeMeta<'a> {
+    /// The name of the host's link: [`nexus_schema::link::LINK_META`].
+    #[serde(borrow, default, rename = "dev.nexus/link")]
+    link: Option<Cow<'a, str>>,
 }
 
 fn decode<'a, T: Deserialize<'a>>(params: Option<&'a RawValue>) -> Result<T, Failure> {
@@ -254,7 +276,10 @@ mod tests {
         for (asked, answered) in
             [("2024-11-05", "2024-11-05"), ("2025-11-25", "2025-11-25"), ("2031-01-01", "2025-11-25")]
         {
-            let answer = initialize(InitializeParams { protocol_version: asked.into() });
+            let answer = initialize(&InitializeParams {
+                protocol_version: asked.into(),
+                meta: InitializeMeta::default(),
+            });
             assert_eq!(answer["protocolVersion"], answered);
         }
     }

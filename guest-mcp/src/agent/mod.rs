@@ -22,6 +22,7 @@ mod resume;
 pub(crate) mod rpc;
 mod serial;
 mod services;
+mod session;
 mod stream;
 mod tcp;
 
@@ -123,6 +124,8 @@ pub(crate) struct Agent {
     pub(crate) proxy: Proxy,
     /// Unfinished uploads of files.
     pub(crate) uploads: Uploads,
+    /// The calls of each named link of the host.
+    links: session::Links,
     /// Notified after each answer that was written.
     answered: Arc<Notify>,
     /// The reason of the shutdown, once it has started.
@@ -146,6 +149,7 @@ impl Agent {
             holder,
             proxy: Proxy::default(),
             uploads: Uploads::default(),
+            links: session::Links::default(),
             answered: Arc::default(),
             going_down: watch::Sender::new(None),
         }

@@ -56,6 +56,11 @@ impl Quiet {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 
+    /// Returns whether commands stand still for a checkpoint.
+    pub(super) fn is_on(&self) -> bool {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Returns the nonce of the restore that this guest goes on after, if it was restored.
     pub(super) fn nonce(&self) -> Option<String> {
         self.nonce.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::greeting::{Dialled, Reader, dial, shake_hands};
-use super::{GuestProgress, LinkError, LinkState, Shared, passing};
+use super::{GuestProgress, LinkError, LinkState, Shared, again, passing};
 use crate::guest::lines::{Line, LineReader, Outbox};
 use crate::guest::wire::{self, Envelope};
 use crate::guest::{result, scan};
@@ -65,9 +65,13 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, pati
         let why = tokio::select! {
             biased;
             () = closed.cancelled() => break,
+            () = shared.redial.notified() => {
+                backoff = BACKOFF_MIN;
+                "it is dialled anew".to_owned()
+            }
             why = connect_and_serve(&shared, &directory, port, patience) => why,
         };
-        shared.lost(&why);
+        shared.interrupted(&why);
         if started.elapsed() > STABLE {
             backoff = BACKOFF_MIN;
         }
@@ -91,18 +95,13 @@ async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, pa
     let writer = tokio::spawn(outbox.clone().run(write));
     let _writer = AbortOnDrop(writer);
     let mut reader = LineReader::with_prefix(reader, &read, LINE_MAX, ENDLESS);
-    let offers = match timeout(HANDSHAKE_MAX, shake_hands(&mut reader, &outbox)).await {
+    let offers = match timeout(HANDSHAKE_MAX, shake_hands(&mut reader, &outbox, &shared.name)).await {
         Ok(Ok(offers)) => offers,
         Ok(Err(why)) => return why,
         Err(_) => return "the guest's MCP server does not answer".into(),
     };
-    {
-        let mut calls = shared.calls();
-        if shared.closed.is_cancelled() {
-            return "closed".into();
-        }
-        calls.outbox = Some(outbox.clone());
-        calls.offers = offers;
+    if !again::go_on(shared, &outbox, offers) {
+        return "closed".into();
     }
     shared.state.send_replace(LinkState::Up);
     let serving = Serving {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use nexus_schema::link::LINK_META;
 use nexus_wire::{duplex, frames};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -55,12 +56,12 @@ async fn connect(directory: &Path, port: u32, first: &[u8]) -> io::Result<Dialle
     }
 }
 
-/// Performs the handshake of MCP; returns what the guest offers, or why it failed.
-pub(super) async fn shake_hands(reader: &mut Reader, outbox: &Outbox) -> Result<Offers, String> {
+/// Performs the handshake of MCP for the link of this name; returns what the guest offers, or why it failed.
+pub(super) async fn shake_hands(reader: &mut Reader, outbox: &Outbox, link: &str) -> Result<Offers, String> {
     outbox.push(|out| {
         out.extend_from_slice(
             format!(
-                r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{REVISION}","capabilities":{{}},"clientInfo":{{"name":"nexusd","version":"{}"}}}}}}"#,
+                r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{REVISION}","capabilities":{{}},"clientInfo":{{"name":"nexusd","version":"{}"}},"_meta":{{"{LINK_META}":"{link}"}}}}}}"#,
                 env!("CARGO_PKG_VERSION")
             )
             .as_bytes(),

@@ -4,11 +4,13 @@
 //!            start                 handshake done
 //! Connecting ─────> dial, CONNECT, ───────────────> Up ──┐ connection lost, silent for 30 s, too much garbage
 //!      ^            initialize │                         │
-//!      └───────────────────────┴── Down { why } <────────┘   every pending call has failed by then
+//!      └───────────────────────┴── Down { why } <────────┘   every pending call has failed by then, or is asked for again
 //!         after 20 ms, 40 ms ... 2 s
 //! ```
-//! A call that was written is never sent again, since the guest may have executed it in part.
+//! A call that was written is never sent again, since the guest may have executed it in part. But most guests keep calls and their answers for a while
+//! when a connection is lost, and are asked for them over the next one (`again`).
 
+mod again;
 mod connection;
 mod greeting;
 mod passing;
@@ -32,6 +34,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::lines::Outbox;
 use super::wire;
+use crate::os::random;
 
 /// Number of bytes waiting to be written to a guest above which further calls are refused.
 const BACKLOG_MAX: usize = 32 << 20;
@@ -205,6 +208,10 @@ pub(crate) struct Shared {
     closed: CancellationToken,
     /// Why the link was closed by its owner.
     close_reason: Mutex<String>,
+    /// The name of the link, which the guest knows its connections by.
+    name: String,
+    /// Ends the connection, which is then made anew.
+    redial: Notify,
     /// Hears of commands that ended.
     ended: OnceLock<Box<dyn Fn(CommandEnded) + Send + Sync>>,
 }
@@ -221,6 +228,10 @@ struct Calls {
     held_since: Option<Instant>,
     /// What the guest said that it offers, when the link was last up.
     offers: Offers,
+    /// What came of the calls of a lost connection, until there is another one.
+    interrupted: Option<again::Interrupted>,
+    /// Whether there was a connection before.
+    was_up: bool,
 }
 
 struct Pending {
@@ -229,6 +240,8 @@ struct Pending {
     deadline: Instant,
     progress: Option<f64>,
     wants_progress: bool,
+    /// Whether its answer may come over a later connection.
+    is_kept: bool,
     sink: Box<dyn CallSink>,
 }
 
@@ -252,6 +265,8 @@ impl Link {
             rearm: Notify::new(),
             closed: closed.clone(),
             close_reason: Mutex::default(),
+            name: random::token(),
+            redial: Notify::new(),
             ended: OnceLock::new(),
         });
         tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port, patience));
@@ -308,6 +323,13 @@ impl Link {
         calls.armed = Some(now);
         drop(calls);
         self.shared.rearm.notify_one();
+    }
+
+    /// Makes the connection anew, because the guest or its VMM has given the present one up, which does not show. Calls under way go on over the next
+    /// one, if the guest keeps them.
+    pub(crate) fn redial(&self) {
+        self.shared.interrupted("it is dialled anew");
+        self.shared.redial.notify_one();
     }
 
     /// Starts a tool call without waiting for it. `arguments` appends a JSON object. The call is written at the next
@@ -400,6 +422,14 @@ impl CallSink for Waiting {
     }
 }
 
+/// Appends the notification that cancels a call.
+fn write_cancelled(out: &mut Vec<u8>, id: u64, reason: &str) {
+    let line = format!(
+        r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"reason":"{reason}"}}}}"#
+    );
+    out.extend_from_slice(line.as_bytes());
+}
+
 impl Shared {
     fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
@@ -443,7 +473,8 @@ impl Shared {
         calls.last_id = id;
         let started = Instant::now();
         let deadline = started + deadline;
-        calls.pending.insert(id, Pending { started, deadline, progress: None, wants_progress, sink });
+        let pending = Pending { started, deadline, progress: None, wants_progress, is_kept: true, sink };
+        calls.pending.insert(id, pending);
         if calls.armed.is_some_and(|armed| deadline < armed) {
             calls.armed = Some(deadline);
             self.rearm.notify_one();
@@ -457,14 +488,9 @@ impl Shared {
             let mut calls = self.calls();
             let Some(pending) = calls.pending.remove(&id) else { return };
             if let Some(outbox) = &calls.outbox {
-                outbox.push(|out| {
-                    out.extend_from_slice(
-                        format!(
-                            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"reason":"{reason}"}}}}"#
-                        )
-                        .as_bytes(),
-                    );
-                });
+                outbox.push(|out| write_cancelled(out, id, reason));
+            } else if let Some(interrupted) = &mut calls.interrupted {
+                interrupted.given_up.push((id, reason.to_owned()));
             }
             pending
         };
@@ -479,6 +505,7 @@ impl Shared {
                 outbox.close();
             }
             calls.armed = None;
+            calls.interrupted = None;
             std::mem::take(&mut calls.pending)
         };
         self.state.send_replace(LinkState::Down { why: why.to_owned() });

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use nexus_schema::link::CALL_META;
+use nexus_schema::link::{CALL_META, KEEPS_CALLS};
 use serde_json::value::RawValue;
 
 use super::{CallId, CallSink, Link, LinkError};
@@ -34,6 +34,8 @@ pub struct Offers {
     pub completions: bool,
     /// Log messages during a request.
     pub logging: bool,
+    /// Answers to calls that outlive the loss of their connection.
+    pub(super) keeps_calls: bool,
 }
 
 impl Offers {
@@ -49,6 +51,10 @@ impl Offers {
             resources: has("resources"),
             completions: has("completions"),
             logging: has("logging"),
+            keeps_calls: members
+                .as_ref()
+                .and_then(|members| Members::parse(members.get("experimental")?))
+                .is_some_and(|experimental| experimental.get(KEEPS_CALLS).is_some()),
         }
     }
 }

@@ -14,6 +14,8 @@ use super::*;
 use crate::os::paths::vm_files;
 use crate::os::socket;
 
+mod again;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The guest's end of one link.
@@ -40,6 +42,10 @@ impl Guest {
     }
 
     async fn accept(&self) -> Talk {
+        self.accept_offering(json!({})).await
+    }
+
+    async fn accept_offering(&self, capabilities: Value) -> Talk {
         let (stream, _): (UnixStream, _) = timeout(LIMIT, self.listener.accept()).await.unwrap().unwrap();
         let (read, write) = stream.into_split();
         let mut talk = Talk { read: BufReader::new(read), write };
@@ -49,7 +55,7 @@ impl Guest {
         let hello = talk.hear().await;
         assert_eq!(hello["method"], "initialize");
         talk.say(&json!({"jsonrpc": "2.0", "id": hello["id"], "result": {"protocolVersion": "2025-11-25",
-            "capabilities": {}, "serverInfo": {"name": "fake", "version": "0"}}}))
+            "capabilities": capabilities, "serverInfo": {"name": "fake", "version": "0"}}}))
             .await;
         assert_eq!(talk.hear().await["method"], "notifications/initialized");
         talk

@@ -99,7 +99,7 @@ impl Actor {
         if let Err(error) = boot.shim.resume().await {
             tracing::warn!(vm = %self.record.name, %error, "cannot resume a paused vm that is to be stopped");
         }
-        boot.release();
+        boot.release(&self.record);
     }
 
     /// Pauses the VMM of a VM that is paused, after another daemon or shim has lost that; resumes one that another daemon was only about to suspend.

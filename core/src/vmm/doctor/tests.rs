@@ -96,20 +96,21 @@ fn auto_prefers_firecracker_where_the_hardware_allows_it() {
 
 #[test]
 fn vms_that_can_be_checkpointed_get_a_driver_that_can() {
-    let chosen = host().choose_for_checkpoints(DriverChoice::Auto).unwrap();
-    assert_eq!(chosen.driver, DriverKind::Qemu);
-    for host in [host(), Host { setting: DriverSetting::Vmm(DriverKind::Firecracker), ..host() }] {
-        let refused = host.choose_for_checkpoints(DriverChoice::Firecracker).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::HostUnsuitable);
-        assert!(
-            refused.message.contains("driver firecracker") && refused.hint.unwrap().contains("driver qemu")
-        );
-    }
-    let fixed = Host { setting: DriverSetting::Vmm(DriverKind::Firecracker), ..host() };
-    assert!(fixed.choose_for_checkpoints(DriverChoice::Auto).is_err(), "the configuration decides");
-    assert!(fixed.choose_for_checkpoints(DriverChoice::Qemu).is_ok());
+    let chosen = |host: Host, choice| host.choose_for_checkpoints(choice).unwrap().driver;
+    assert_eq!(chosen(host(), DriverChoice::Auto), DriverKind::Firecracker);
+    assert_eq!(chosen(host(), DriverChoice::Qemu), DriverKind::Qemu);
+    assert_eq!(chosen(host_with_firecracker(Program::Missing), DriverChoice::Auto), DriverKind::Qemu);
+    let fixed = || Host { setting: DriverSetting::Vmm(DriverKind::Qemu), ..host() };
+    assert_eq!(chosen(fixed(), DriverChoice::Auto), DriverKind::Qemu);
+    assert_eq!(chosen(fixed(), DriverChoice::Firecracker), DriverKind::Firecracker);
+    // An older one cannot, and is refused with the version that can.
+    let old = Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 15, 0) };
+    let refused = host_with_firecracker(old).choose_for_checkpoints(DriverChoice::Firecracker).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::HostUnsuitable);
+    assert!(format!("{} {:?}", refused.message, refused.hint).contains("1.16.1"), "{refused:?}");
     let guest = Host { setting: DriverSetting::Process { guest: "/g".into() }, ..host() };
-    assert!(guest.choose_for_checkpoints(DriverChoice::Auto).is_err());
+    let refused = guest.choose_for_checkpoints(DriverChoice::Auto).unwrap_err();
+    assert!(refused.message.contains("driver process") && refused.hint.unwrap().contains("driver qemu"));
 }
 
 #[test]

@@ -94,6 +94,9 @@ pub struct Caps {
     pub limits_bandwidth: bool,
     /// Whether a running guest can be saved and go on later from what was saved. Its VM must have been made for that.
     pub checkpoint: bool,
+    /// Whether guests with a vsock device can be saved. VMs are then made so that they can be, if nobody says otherwise, since it costs nothing. If
+    /// not, only guests with [`Link::Serial`](crate::vmm::Link) can.
+    pub saves_vsock: bool,
     /// Whether several VMs can go on from one saved guest.
     pub fork: bool,
     /// Whether connections to a guest survive that it is saved.
@@ -138,6 +141,11 @@ impl Caps {
         facts(driver).caps
     }
 
+    /// Returns whether connections to a guest are lost when it is paused or saved, and have to be made anew.
+    pub const fn cuts_connections(&self) -> bool {
+        self.checkpoint && !self.keeps_connections
+    }
+
     /// Checks whether the driver can run a VM of this size.
     pub fn check(&self, vcpus: u32, memory: ByteSize, drives: u32) -> Result<(), Unsupported> {
         if vcpus == 0 || vcpus > self.max_vcpus {
@@ -171,10 +179,19 @@ mod tests {
     #[test]
     fn what_cannot_be_saved_cannot_be_forked() {
         for Facts { caps, kind, .. } in DRIVERS {
-            assert!(caps.checkpoint || !(caps.fork || caps.keeps_connections), "{kind:?}");
+            assert!(
+                caps.checkpoint || !(caps.fork || caps.keeps_connections || caps.saves_vsock),
+                "{kind:?}"
+            );
             assert!(caps.can_pause || !caps.checkpoint, "{kind:?}");
         }
         assert!(Caps::of(DriverKind::Qemu).checkpoint && !Caps::of(DriverKind::Process).checkpoint);
+        let firecracker = facts(DriverKind::Firecracker);
+        assert!(firecracker.caps.checkpoint && firecracker.caps.cuts_connections());
+        assert!(!Caps::of(DriverKind::Qemu).cuts_connections());
+        assert!(!Caps::of(DriverKind::Process).cuts_connections());
+        // Older ones do not go on with a saved guest's connections.
+        assert_eq!(firecracker.vmm.as_ref().unwrap().min_version, Version(1, 16, 1));
     }
 
     #[test]

@@ -34,6 +34,7 @@ const CAPS: Caps = Caps {
     can_pause: true,
     pauses_on_full_disk: false,
     checkpoint: false,
+    saves_vsock: false,
     fork: false,
     keeps_connections: false,
     can_ask_guest: false,

@@ -68,6 +68,7 @@ const CAPS: Caps = Caps {
     can_pause: true,
     pauses_on_full_disk: true,
     checkpoint: true,
+    saves_vsock: false,
     fork: true,
     keeps_connections: true,
     can_ask_guest: false,

@@ -1,6 +1,6 @@
 //! A stand-in for `firecracker` and `jailer` (by the name that it is called by). Firecracker's answers and exits are those that were
 //! recorded from a real one (`tests/fixtures/firecracker-1.16.1.jsonl`); its guest is a few words of the kernel's command line:
-//! `fake.exit=N` ends it with that status at once, `fake.deaf` makes it ignore Ctrl-Alt-Del.
+//! `fake.exit=N` ends it with that status at once, `fake.deaf` makes it ignore Ctrl-Alt-Del, `fake.full` leaves no room for snapshots.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -10,7 +10,7 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -20,6 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 const RECORDING: &str = include_str!("../../fixtures/firecracker-1.16.1.jsonl");
+
+/// Where in its memory a guest has its line.
+const IN_MEMORY: u64 = 2 << 20;
 
 fn main() {
     let mut arguments = std::env::args();
@@ -113,6 +116,8 @@ struct Vmm {
     paused: Option<bool>,
     /// Whether connections from the host reach no guest any more.
     is_deaf: Arc<AtomicBool>,
+    /// Size of the guest's memory, in bytes.
+    memory: u64,
     kernel: Option<Value>,
     vsock: Option<Value>,
     drives: BTreeMap<String, Value>,
@@ -183,6 +188,7 @@ impl Vmm {
             ("PUT", "/machine-config") if body["vcpu_count"].as_u64() > Some(32) => {
                 return recorded(Some("too many vCPUs"));
             }
+            ("PUT", "/machine-config") => self.memory = body["mem_size_mib"].as_u64().unwrap() << 20,
             ("PUT", "/boot-source") if !exists(&body["kernel_image_path"], false) => {
                 return recorded(Some("missing kernel"));
             }
@@ -199,11 +205,7 @@ impl Vmm {
                 }
                 self.drives.insert(path.to_owned(), body.clone());
             }
-            ("PUT", "/vsock") => {
-                self.vsock = Some(body.clone());
-                let listener = UnixListener::bind(body["uds_path"].as_str().unwrap()).unwrap();
-                serve_vsock(listener, self.is_deaf.clone());
-            }
+            ("PUT", "/vsock") => self.make_vsock(body),
             ("PATCH", "/vm") if !self.is_started => return recorded(Some("pause before start")),
             ("PATCH", "/vm") if body["state"] == "Paused" => self.paused = Some(false),
             ("PATCH", "/vm") => {
@@ -213,14 +215,76 @@ impl Vmm {
                     self.is_deaf.store(is_dead, Ordering::Relaxed);
                 }
             }
-            ("PUT", "/snapshot/create") => match &mut self.paused {
-                Some(has_snapshot) => *has_snapshot = true,
-                None => return recorded(Some("snapshot while running")),
-            },
+            ("PUT", "/snapshot/create") if self.paused.is_none() => {
+                return recorded(Some("snapshot while running"));
+            }
+            ("PUT", "/snapshot/create") if self.words().split(' ').any(|word| word == "fake.full") => {
+                // Not recorded: only the error of the system in it is known.
+                let fault = "Create snapshot error: No space left on device (os error 28)";
+                return (400, Some(json!({ "fault_message": fault })), None);
+            }
+            ("PUT", "/snapshot/create") => {
+                self.paused = Some(true);
+                self.save(body);
+            }
+            ("PUT", "/snapshot/load") => {
+                if self.load(body).is_none() {
+                    let (status, answer, _) = recorded(Some("restore from a missing snapshot"));
+                    return (status, answer, Some(recorded_exit("after a failed restore")));
+                }
+                return recorded(Some("restore with another vsock path"));
+            }
             ("PUT", "/actions") => return self.act(body, recorded),
             _ => {}
         }
         recorded(None)
+    }
+
+    fn words(&self) -> String {
+        self.kernel.as_ref().map(|k| k["boot_args"].as_str().unwrap().to_owned()).unwrap_or_default()
+    }
+
+    fn make_vsock(&mut self, body: &Value) {
+        self.vsock = Some(body.clone());
+        let listener = UnixListener::bind(body["uds_path"].as_str().unwrap()).unwrap();
+        serve_vsock(listener, self.is_deaf.clone());
+    }
+
+    /// Writes a snapshot. All of the memory is written, zeros too; the guest has a line in it.
+    fn save(&self, body: &Value) {
+        let open = |path: &Value| {
+            let path = path.as_str().unwrap();
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).open(path).unwrap()
+        };
+        let state = json!({ "kernel": self.kernel, "drives": self.drives, "memory": self.memory });
+        open(&body["snapshot_path"]).write_all(state.to_string().as_bytes()).unwrap();
+        let mut memory = open(&body["mem_file_path"]);
+        memory.write_all(&vec![0; IN_MEMORY as usize]).unwrap();
+        memory.write_all(format!("memory of {}\n", self.words()).as_bytes()).unwrap();
+        memory.write_all(&vec![0; 1 << 20]).unwrap();
+        memory.set_len(self.memory).unwrap();
+    }
+
+    /// Goes on with a saved guest, which says on the console what it finds. `None` if something is missing.
+    fn load(&mut self, body: &Value) -> Option<()> {
+        let state = std::fs::read(body["snapshot_path"].as_str().unwrap()).ok()?;
+        let state: Value = serde_json::from_slice(&state).ok()?;
+        let backend = &body["mem_backend"];
+        assert_eq!((&backend["backend_type"], &body["resume_vm"]), (&json!("File"), &json!(true)));
+        let mut memory = std::fs::File::open(backend["backend_path"].as_str().unwrap()).ok()?;
+        assert_eq!(memory.metadata().unwrap().len(), state["memory"].as_u64().unwrap());
+        memory.seek(SeekFrom::Start(IN_MEMORY)).unwrap();
+        let mut line = String::new();
+        BufReader::new(memory).read_line(&mut line).ok()?;
+        self.drives = serde_json::from_value(state["drives"].clone()).unwrap();
+        let read = |drive: &Value| std::fs::read_to_string(drive["path_on_host"].as_str().unwrap()).ok();
+        let drives = self.drives.values().map(read).collect::<Option<Vec<_>>>()?;
+        (self.kernel, self.memory) = (Some(state["kernel"].clone()), state["memory"].as_u64().unwrap());
+        self.make_vsock(&body["vsock_override"]);
+        self.is_started = true;
+        let uid = nix::unistd::getuid().as_raw();
+        println!("{}", json!({ "memory": line.trim_end(), "drives": drives, "uid": uid }));
+        Some(())
     }
 
     fn act<T>(
@@ -228,8 +292,7 @@ impl Vmm {
         body: &Value,
         recorded: impl Fn(Option<&str>) -> (u64, T, Option<i32>),
     ) -> (u64, T, Option<i32>) {
-        let words =
-            self.kernel.as_ref().map(|k| k["boot_args"].as_str().unwrap().to_owned()).unwrap_or_default();
+        let words = self.words();
         let has = |word: &str| words.split(' ').any(|w| w == word);
         match body["action_type"].as_str().unwrap() {
             "InstanceStart" if self.is_started => recorded(Some("start twice")),

@@ -184,7 +184,7 @@ pub(crate) struct CreateOptions {
     /// What --idle-stop does: stop it, or suspend it until the next call wakes it, with --checkpoints only [default: stop]
     #[arg(long, value_name = "ACTION", value_parser = word::<IdleAction>(&["stop", "suspend"]))]
     idle_action: Option<IdleAction>,
-    /// Make it so that checkpoints of it can be taken; with driver qemu only
+    /// Make it so that checkpoints of it can be taken; with firecracker they can anyway
     #[arg(long)]
     checkpoints: bool,
     /// Run this shell line in it, show what it wrote, and delete the VM

@@ -109,7 +109,7 @@ pub struct VmCreateParams {
     /// `suspend`: idle_stop suspends it, and the next call wakes it; needs `checkpoints` (default stop).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_action: Option<IdleAction>,
-    /// Allow checkpoints of it, with qemu only (default false).
+    /// Allow checkpoints of it (default: with firecracker).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<bool>,
     /// A shell line to run in it; then the VM is deleted, and `run` of the result has output and exit code.

@@ -44,7 +44,7 @@ impl Tool for VmPause {
     const TITLE: &'static str = "Pause a VM";
     const DESCRIPTION: &'static str = "Pauses a ready VM: its processors stop, while its memory, processes and connections stay; use it to \
         free the host's processors for a while. Calls under way wait, new ones are refused with `vm_paused` until \
-        vm_resume or vm_start. It stays paused when nexusd restarts. VMs of Firecracker cannot be paused. `suspend` frees its memory, too.";
+        vm_resume or vm_start. It stays paused when nexusd restarts. Firecracker cuts connections into the VM, not calls. `suspend` frees its memory, too.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmPauseParams;
     type Output = VmDetails;

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -40,17 +40,28 @@ impl Api {
 
     /// Sends a request and checks that it succeeded.
     pub(super) fn send(&self, request: &Request) -> Result<(), DriverError> {
-        self.exchange(request.method, &request.path, Some(&request.body)).map(drop)
+        self.send_within(request, REQUEST)
+    }
+
+    /// The same for a request that may take longer.
+    pub(super) fn send_within(&self, request: &Request, limit: Duration) -> Result<(), DriverError> {
+        self.exchange(request.method, &request.path, Some(&request.body), limit).map(drop)
     }
 
     /// Sends a GET request and returns the answer's body.
     pub(super) fn get(&self, path: &str) -> Result<Value, DriverError> {
-        self.exchange("GET", path, None)
+        self.exchange("GET", path, None, REQUEST)
     }
 
-    fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, DriverError> {
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<Value, DriverError> {
         let request = format!("{method} {path}");
-        let answer = self.connect().and_then(|stream| talk(stream, &request, body));
+        let answer = self.connect().and_then(|stream| talk(stream, &request, body, limit));
         match answer {
             Ok(Answer { status: 200..=299, body }) => Ok(body),
             Ok(Answer { status, body }) => {
@@ -63,8 +74,8 @@ impl Api {
     }
 }
 
-fn talk(mut stream: UnixStream, request: &str, body: Option<&Value>) -> io::Result<Answer> {
-    let deadline = Instant::now() + REQUEST;
+fn talk(mut stream: UnixStream, request: &str, body: Option<&Value>, limit: Duration) -> io::Result<Answer> {
+    let deadline = Instant::now() + limit;
     stream.set_write_timeout(Some(REQUEST))?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let head = if body.is_empty() {

@@ -9,6 +9,8 @@
 //! v.sock            <──────────  v.sock                         hard link, once firecracker has made it
 //! v.sock_1024, 1025 <── relay ── v.sock_1024, v.sock_1025
 //! vmm.log           <── shim ─── vmm.pipe
+//! checkpoint        <── shim ─── saved.state, saved.ram         held open by the shim
+//! checkpoint        ─── shim ──> loaded.state, loaded.ram       copies, unlinked once they are loaded
 //! ```
 //! Firecracker owns that directory and may change it while it runs. So nothing in it is trusted from then on.
 

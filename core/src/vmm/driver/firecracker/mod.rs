@@ -1,20 +1,22 @@
 //! The driver `firecracker`, for 1.16.1 and newer.
 //!
 //! The process starts without a configuration. The requests of [`requests`] are then sent to its API socket ([`api`]); the last one starts
-//! the guest. Under root's daemon, its `jailer` ([`jail`]) starts it, with its own root directory and user and without privileges.
+//! the guest. A saved guest goes on by one request instead ([`snapshot`]). Under root's daemon, its `jailer` ([`jail`]) starts it, with its own root directory and user and without privileges.
 
 mod api;
 mod full;
 mod jail;
 mod relay;
+mod relink;
 mod requests;
+mod snapshot;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nexus_schema::network::Bandwidth;
@@ -25,18 +27,22 @@ use self::api::Api;
 use self::full::FullDisk;
 use self::jail::Jailed;
 use self::requests::Request;
+use self::snapshot::{Loaded, Saver};
 use super::{
-    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, LogPipe, Machine, Prepared, Vmm, ended_with,
-    jail_failed,
+    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, LogPipe, Machine, PAUSE, Prepared, STATE, SaveFiles,
+    Vmm, ended_with, jail_failed,
 };
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
-use crate::vmm::control::{Job, Stall};
+use crate::vmm::control::{Job, Saved, Stall};
 use crate::vmm::jail::Files;
+use crate::vmm::plan::PlanDrive;
 use crate::vmm::process::CommandLine;
 use crate::vmm::version::Version;
 
 const WHAT: &str = "firecracker";
+/// How often a resume is refused because the snapshot that it needs fails, before the guest is resumed without one.
+const RESUMES_MAX: u32 = 30;
 
 pub(super) static FACTS: Facts = Facts {
     kind: DriverKind::Firecracker,
@@ -60,11 +66,12 @@ const CAPS: Caps = Caps {
     has_interface: true,
     takes_open_tap: false,
     limits_bandwidth: true,
-    // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
-    can_pause: false,
+    can_pause: true,
     pauses_on_full_disk: false,
-    checkpoint: false,
-    fork: false,
+    checkpoint: true,
+    saves_vsock: true,
+    fork: true,
+    // A snapshot resets the vsock device, also of the guest that goes on.
     keeps_connections: false,
     can_ask_guest: true,
 };
@@ -81,13 +88,19 @@ impl Driver for Firecracker {
         let root = jail.as_ref().map_or_else(PathBuf::new, |jailed| jailed.jail().root().to_owned());
         let log = make_log_pipe(&root.join(vm_files::VMM_PIPE))
             .map_err(|source| DriverError::Connection { source })?;
+        let saver = Saver::make(job, &root, jail.as_ref())?;
+        let loaded = job.plan.restore.as_ref();
+        let loaded = loaded.map(|restore| Loaded::make(job, restore, &root, jail.as_ref())).transpose()?;
         let full_disk = FullDisk::new().map_err(|e| DriverError::Connection { source: e.into() })?;
         let (command, files) = match &jail {
             Some(jail) => {
                 jail.jail().give(&root.join(vm_files::VMM_PIPE)).map_err(jail_failed)?;
                 (jail.command(job), jail.jail().files().clone())
             }
-            None => (command(job), Files::of(&job.plan)),
+            None => {
+                let drives = link_drives(job).map_err(|source| DriverError::Connection { source })?;
+                (command(job), Files { drives, ..Files::of(&job.plan) })
+            }
         };
         Ok(Prepared {
             command,
@@ -100,7 +113,11 @@ impl Driver for Firecracker {
             is_jailed: jail.is_some(),
             bring_up: Box::new(Spawned {
                 api: Api::new(root.join(vm_files::API)),
-                requests: requests::configure(job, &files),
+                start: match loaded {
+                    Some(loaded) => Start::Load(requests::load(&job.plan), loaded),
+                    None => Start::Boot(requests::configure(job, &files)),
+                },
+                saver,
                 drives: job.plan.drives.iter().map(|drive| drive.id.clone()).zip(files.drives).collect(),
                 first_writable: job.plan.drives.iter().position(|drive| !drive.read_only).unwrap_or_default(),
                 full_disk,
@@ -116,6 +133,21 @@ fn command(job: &Job) -> CommandLine {
     let own = ["--id", &job.plan.vm.to_string(), "--api-sock", vm_files::API];
     let arguments = own.into_iter().chain(LOG_OPTIONS).map(Into::into).collect();
     CommandLine { program: job.plan.binary.clone(), arguments }
+}
+
+/// Gives drives names in the working directory, and returns these. A saved guest has the names of its drives in its state, and so finds those of its own
+/// VM. In a jail they have such names anyway.
+fn link_drives(job: &Job) -> io::Result<Vec<PathBuf>> {
+    let link = |drive: &PlanDrive| -> io::Result<PathBuf> {
+        let name = PathBuf::from(format!("drive-{}", drive.id));
+        match std::fs::remove_file(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(&drive.path, &name)?;
+        Ok(name)
+    };
+    job.plan.drives.iter().map(link).collect()
 }
 
 /// Options that make firecracker log to the pipe from its first line on. Without them, everything before a request `PUT /logger` would
@@ -135,9 +167,18 @@ fn make_log_pipe(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
+/// How the guest begins.
+enum Start {
+    /// By these requests, and a start.
+    Boot(Vec<Request>),
+    /// By this request, from a saved guest.
+    Load(Request, Loaded),
+}
+
 struct Spawned {
     api: Api,
-    requests: Vec<Request>,
+    start: Start,
+    saver: Saver,
     /// Id and file of each drive, as firecracker sees them.
     drives: Vec<(String, PathBuf)>,
     /// Index of the first drive that the guest may write to.
@@ -152,20 +193,30 @@ impl BringUp for Spawned {
         self.wait_for_api(process, deadline)?;
         let version = self.api.get(requests::VERSION)?;
         let version = version.get("firecracker_version").and_then(|v| v.as_str()).unwrap_or("unknown");
-        for request in &self.requests {
-            self.api.send(request)?;
+        let open = || self.jail.as_ref().map_or(Ok(()), |jail| jail.open_to_host().map_err(jail_failed));
+        match self.start {
+            Start::Boot(requests) => {
+                requests.iter().try_for_each(|request| self.api.send(request))?;
+                // The vsock device exists now, and the guest does not run yet.
+                open()?;
+                self.api.send(&requests::action("InstanceStart"))?;
+            }
+            Start::Load(request, loaded) => {
+                self.api.send_within(&request, STATE)?;
+                open()?;
+                let nonce = loaded.nonce().to_owned();
+                drop(loaded);
+                relink::relink(process, &nonce)?;
+            }
         }
-        // The vsock device exists now, and the guest does not run yet.
-        if let Some(jail) = &self.jail {
-            jail.open_to_host().map_err(jail_failed)?;
-        }
-        self.api.send(&requests::action("InstanceStart"))?;
         Ok(Arc::new(Running {
             version: version.to_owned(),
             api: self.api,
             drives: self.drives,
             first_writable: self.first_writable,
             full_disk: self.full_disk,
+            saver: self.saver,
+            pause: Mutex::default(),
             _jail: self.jail,
         }))
     }
@@ -196,7 +247,41 @@ struct Running {
     drives: Vec<(String, PathBuf)>,
     first_writable: usize,
     full_disk: FullDisk,
+    saver: Saver,
+    pause: Mutex<Pause>,
     _jail: Option<Jailed>,
+}
+
+/// Whether the guest is paused, and what was done meanwhile.
+#[derive(Debug, Default)]
+struct Pause {
+    is_paused: bool,
+    /// Without a snapshot between them, pause and resume leave a guest that the host cannot connect to any more (seen with 1.16).
+    has_snapshot: bool,
+    /// How many snapshots before a resume have failed.
+    failed: u32,
+}
+
+impl Running {
+    fn resume(&self, pause: &mut Pause) -> Result<(), DriverError> {
+        if !pause.has_snapshot {
+            match self.saver.write(&self.api) {
+                Ok(()) => pause.has_snapshot = true,
+                Err(error) if pause.failed < RESUMES_MAX => {
+                    pause.failed += 1;
+                    return Err(error);
+                }
+                // Better out of reach than paused for ever.
+                Err(error) => {
+                    tracing::error!(%error, "a guest is resumed without a snapshot: it cannot be reached")
+                }
+            }
+            self.saver.empty();
+        }
+        self.api.send_within(&requests::set_paused(false), PAUSE)?;
+        *pause = Pause::default();
+        Ok(())
+    }
 }
 
 impl Machine for Running {
@@ -209,11 +294,42 @@ impl Machine for Running {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
-        // The guest runs anyway: the next failed write is reported again.
-        if !paused && self.full_disk.forget() {
-            return Ok(());
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        match (paused, pause.is_paused) {
+            (true, true) => Ok(()),
+            (true, false) => {
+                // For the snapshot before the resume.
+                self.saver.check_room()?;
+                self.api.send_within(&requests::set_paused(true), PAUSE)?;
+                *pause = Pause { is_paused: true, ..Pause::default() };
+                Ok(())
+            }
+            (false, is_paused) => {
+                // The next failed write is reported again.
+                self.full_disk.forget();
+                if is_paused { self.resume(&mut pause) } else { Ok(()) }
+            }
         }
-        Err(DriverError::Unsupported { what: WHAT })
+    }
+
+    fn prepare_save(&self) -> Result<(), DriverError> {
+        self.saver.prepare()
+    }
+
+    fn save(&self, files: &SaveFiles, is_wanted: &dyn Fn() -> bool) -> Result<Saved, DriverError> {
+        let started = Instant::now();
+        {
+            let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+            self.saver.write(&self.api)?;
+            pause.has_snapshot = true;
+        }
+        self.saver.copy(&self.version, files, started.elapsed(), is_wanted)
+    }
+
+    /// Does nothing: firecracker's interfaces are always connected. What a restored guest sends with the address of the saved one is dropped at its
+    /// TAP device.
+    fn set_link(&self, _up: bool) -> Result<(), DriverError> {
+        Ok(())
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {

@@ -1,4 +1,4 @@
-//! The requests that configure and start a guest. Pure functions.
+//! The requests that configure, start, save and restore a guest. Pure functions.
 
 use std::path::Path;
 
@@ -40,18 +40,48 @@ pub(super) fn action(action: &str) -> Request {
     put("/actions", json!({ "action_type": action }))
 }
 
+fn patch(path: impl Into<String>, body: Value) -> Request {
+    Request { method: "PATCH", path: path.into(), body }
+}
+
+/// Returns the request that pauses or resumes the guest's processors.
+pub(super) fn set_paused(paused: bool) -> Request {
+    patch("/vm", json!({ "state": if paused { "Paused" } else { "Resumed" } }))
+}
+
+/// Returns the request that writes a paused guest to the files for saved guests. Afterwards, its connections to the host are new ones.
+pub(super) fn save() -> Request {
+    let (state, ram) = (vm_files::SAVED_STATE, vm_files::SAVED_RAM);
+    put("/snapshot/create", json!({ "snapshot_type": "Full", "snapshot_path": state, "mem_file_path": ram }))
+}
+
+/// Returns the request that goes on with a saved guest, in a firecracker that was not configured. Its drives are found at the paths that they had.
+pub(super) fn load(plan: &LaunchPlan) -> Request {
+    let (state, ram) = (vm_files::LOADED_STATE, vm_files::LOADED_RAM);
+    let mut body = json!({
+        "snapshot_path": state,
+        "mem_backend": { "backend_type": "File", "backend_path": ram },
+        "vsock_override": { "uds_path": vm_files::VSOCK },
+        "resume_vm": true,
+    });
+    if let Some(interface) = &plan.interface {
+        body["network_overrides"] = json!([{ "iface_id": INTERFACE, "host_dev_name": interface.tap }]);
+    }
+    put("/snapshot/load", body)
+}
+
 /// Returns the request that makes firecracker read the size of a drive's file again and tell the guest. `file` is the drive's file as
 /// firecracker sees it.
 pub(super) fn update_drive(id: &str, file: &Path) -> Request {
     let body = json!({ "drive_id": id, "path_on_host": text(file) });
-    Request { method: "PATCH", path: format!("/drives/{id}"), body }
+    patch(format!("/drives/{id}"), body)
 }
 
 /// Returns the request that changes the limits of a running VM's interface, or ends them.
 pub(super) fn limit(bandwidth: Bandwidth) -> Request {
     let Bandwidth { rx, tx } = bandwidth;
     let body = json!({ "iface_id": INTERFACE, RX: limiter(rx), TX: limiter(tx) });
-    Request { method: "PATCH", path: format!("/network-interfaces/{INTERFACE}"), body }
+    patch(format!("/network-interfaces/{INTERFACE}"), body)
 }
 
 /// Returns a limiter of so many bytes per second. A bucket of no size ends a limit.
@@ -126,7 +156,7 @@ fn kernel_command_line(plan: &LaunchPlan) -> String {
 }
 
 #[cfg(test)]
-mod openapi;
+mod description;
 
 #[cfg(test)]
 mod tests {
@@ -140,11 +170,13 @@ mod tests {
         plan.interface = Some(PlanInterface { bandwidth, ..crate::vmm::plan::tests::interface() });
         plan.drives.push(PlanDrive { id: "data1".into(), path: "/data/disk".into(), read_only: true });
         let files = Files::of(&plan);
+        let load = load(&plan);
         let mut requests = configure(&Job { plan, tsc_khz: None }, &files);
         requests.push(action("InstanceStart"));
         requests.push(action("SendCtrlAltDel"));
         requests.push(update_drive("data1", Path::new("/data/disk")));
         requests.push(limit(Bandwidth { rx: None, tx: bandwidth.rx }));
+        requests.extend([set_paused(true), save(), set_paused(false), load]);
         requests
     }
 
