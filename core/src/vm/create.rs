@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nexus_schema::id::{BootId, DriveId, OpId, VmId};
 use nexus_schema::network::NetworkMode;
-use nexus_schema::tools::vm::{VmCreateParams, VmDetails, VmState};
+use nexus_schema::tools::vm::{IdleAction, VmCreateParams, VmDetails, VmState};
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Timestamp, ToolError};
 use tokio::sync::{oneshot, watch};
 
