@@ -1,5 +1,6 @@
 //! The task that owns one VM. Only this task changes the VM's state, runs its boots and deletes it.
 
+mod copies;
 mod drives;
 mod events;
 mod life;
@@ -256,6 +257,10 @@ impl Actor {
             Command::Checkpoint { take, reply } => {
                 let result = self.checkpoint(&take).await;
                 reply.send(result.map(Box::new)).ok();
+            }
+            Command::CopyDrives { copy, reply } => {
+                let result = self.copy_drives(&copy).await;
+                reply.send(result).ok();
             }
             Command::Checkpointed { checkpoint, reply } => {
                 self.record.lineage.checkpoint = Some(checkpoint);
