@@ -165,7 +165,7 @@ pub struct ImageCreateParams {
     /// `oci:REGISTRY/REPOSITORY@DIGEST`); `rootfs:PROVIDER@VERSION` (such as `rootfs:alpine@3.21`, downloaded if it is not here; or
     /// `rootfs:` and an asset's name); or `file:PATH` on the host: a directory, a tar archive (also .gz, .xz, .zst) or an ext4 image
     /// with a root filesystem, an OCI layout or archive, or what `docker save` wrote (`oci-layout:PATH#NAME`,
-    /// `docker-archive:PATH#NAME` choose one of several).
+    /// `docker-archive:PATH#NAME` choose one of several); or `vm:NAME`, a VM's root drive as it is now.
     pub from: String,
     /// What is PID 1 by default (default agent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -187,7 +187,7 @@ impl Tool for ImageCreate {
     const NAME: &'static str = "image_create";
     const TITLE: &'static str = "Create an image";
     const DESCRIPTION: &'static str = "Makes an image from the distribution's packages, a directory, a tar archive or an ext4 \
-        file on the host; use it when VMs need another root filesystem than the built-in ones.";
+        file on the host, or a VM that was prepared; use it when VMs need another root filesystem than the built-in ones.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     const OPEN_WORLD: bool = true;
     type Params = ImageCreateParams;
