@@ -6,6 +6,7 @@ mod available;
 mod build;
 mod dry_run;
 mod image;
+mod image_export;
 mod in_flight;
 mod kernel;
 mod kernel_build;
