@@ -125,6 +125,35 @@ fn an_image_of_a_vm_that_is_cut_off_leaves_nothing_and_the_vm_goes_on() {
 }
 
 #[test]
+fn a_vm_goes_on_after_a_copy_that_failed() {
+    let mut world = World::new();
+    let mut client = world.client();
+    let boot = world.create(&mut client, "web")["boot_id"].clone();
+    let before = images(&mut client);
+    for point in ["panic:copy-quiet", "panic:copy-made"] {
+        world.daemon.stop();
+        world.daemon.set("NEXUS_FAILPOINT", Some(point));
+        world.daemon.restart();
+        let mut client = world.client();
+        client.wait_for_state("web", "ready");
+        let failure =
+            refused(&mut client, "image_create", json!({ "from": "vm:web", "name": "image", "wait_s": 45 }));
+        assert_eq!(failure.code, "internal", "{point}: {}", failure.text);
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "echo up").stdout, "up\n", "{point}");
+        assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
+        assert_eq!(images(&mut client), before, "{point}");
+        world.assert_in_order();
+    }
+    world.daemon.stop();
+    world.daemon.set("NEXUS_FAILPOINT", None);
+    world.daemon.restart();
+    let mut client = world.client();
+    client.wait_for_state("web", "ready");
+    client.to_the_end("image_create", json!({ "from": "vm:web", "name": "image" }), SOON);
+}
+
+#[test]
 fn an_image_is_saved_where_its_client_may_write_and_nothing_is_replaced() {
     let place = tempfile::tempdir().expect("a directory");
     let allowed = place.path().join("allowed");

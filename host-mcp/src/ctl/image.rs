@@ -174,7 +174,8 @@ impl CreateArgs {
                     "the image is called both {name} and as --name says: give one"
                 )));
             }
-            let parsed = name.parse().map_err(|e| Error::usage(format!("`{name}` is not a name: {e}")));
+            let parsed =
+                name.parse::<Name>().map_err(|e| Error::usage(format!("`{name}` is not a name: {e}")));
             options.name = Some(parsed?);
         }
         Ok((from, options))
