@@ -11,7 +11,6 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use super::HostPath;
-use crate::os::disk::is_full;
 
 /// A new file that is being written.
 #[derive(Debug)]
@@ -110,7 +109,7 @@ fn there_already(path: &std::path::Path) -> ToolError {
 
 fn file_error(path: &std::path::Path, error: &io::Error) -> ToolError {
     let code = match error.kind() {
-        _ if is_full(error) => ErrorCode::DiskFull,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::DiskFull,
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorCode::Forbidden,
         _ => ErrorCode::Internal,
     };

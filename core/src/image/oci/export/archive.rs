@@ -51,11 +51,8 @@ impl Exported {
         if let Some(entry) = entry.as_object_mut() {
             let platform = json!({ "architecture": architecture(), "os": "linux" });
             entry.insert("platform".to_owned(), platform);
-            let names = json!({
-                "io.containerd.image.name": format!("docker.io/library/{}:latest", self.name),
-                "org.opencontainers.image.ref.name": "latest",
-            });
-            entry.insert("annotations".to_owned(), names);
+            let name = json!({ "org.opencontainers.image.ref.name": "latest" });
+            entry.insert("annotations".to_owned(), name);
         }
         let media_type = "application/vnd.oci.image.index.v1+json";
         json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": [entry] }).to_string()
