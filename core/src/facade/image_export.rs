@@ -1,7 +1,5 @@
 //! The tools by which images leave this host.
 
-use std::future::Future;
-
 use nexus_schema::access::Scope;
 use nexus_schema::id::ImageKind;
 use nexus_schema::tools::OpOutcome;

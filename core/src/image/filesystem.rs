@@ -40,7 +40,7 @@ enum Fate {
 /// What becomes of what is at a path, which has no leading slash.
 fn fate(path: &[u8], kind: Kind) -> Fate {
     let below = |place: &[u8]| path.strip_prefix(place).is_some_and(|rest| rest.starts_with(b"/"));
-    if EMPTIED.iter().any(|place| below(place)) {
+    if EMPTIED.into_iter().any(below) {
         return Fate::LeftOut;
     }
     let is_host_key = path.strip_prefix(b"etc/ssh/ssh_host_").is_some_and(|name| {
