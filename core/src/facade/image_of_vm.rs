@@ -38,7 +38,7 @@ impl OfVm {
     /// Refuses a VM whose drives cannot be copied now.
     pub(super) fn check(&self) -> Result<(), ToolError> {
         let view = self.handle.view.borrow();
-        policy::copy_drives(self.name.as_str(), view.record.state).map(drop)
+        policy::copy_drives(&view.record).map(drop)
     }
 }
 

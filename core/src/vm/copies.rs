@@ -18,7 +18,7 @@ pub(crate) async fn copy_drives(handle: &Handle, copy: CopyDrives) -> Result<(),
     // Here too, so that what cannot be is refused before the VM's task has time for it.
     {
         let view = handle.view.borrow();
-        policy::copy_drives(view.record.name.as_str(), view.record.state)?;
+        policy::copy_drives(&view.record)?;
     }
     let copy = Box::new(copy);
     ask(handle, |reply| Command::CopyDrives { copy, reply }).await

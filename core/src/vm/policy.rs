@@ -132,10 +132,14 @@ pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
 }
 
 /// Decides whether drives of a VM may be copied: [`Decision::Already`] if nothing of it runs, [`Decision::Go`] if its guest has to stand still for it.
-pub(crate) fn copy_drives(name: &str, state: VmState) -> Result<Decision, ToolError> {
+pub(crate) fn copy_drives(vm: &VmRecord) -> Result<Decision, ToolError> {
+    let (name, state) = (vm.name.as_str(), vm.state);
     let when = "drives are copied of a VM that is ready or stopped";
     match state {
-        Ready => Ok(Decision::Go),
+        Ready => match pausable(name, vm.driver.as_deref().unwrap_or_default()) {
+            Ok(()) => Ok(Decision::Go),
+            Err(refusal) => Err(refusal.hint("call vm_stop first: the drives of a stopped VM can be copied")),
+        },
         Created | Stopped | Crashed | Failed => Ok(Decision::Already),
         Paused => Err(wrong_state(name, state, when).hint("call vm_start, which resumes it")),
         Starting | Running => {

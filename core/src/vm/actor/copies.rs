@@ -20,7 +20,7 @@ impl Actor {
     /// Copies drives of the VM. Whatever happens, a running guest goes on afterwards.
     pub(super) async fn copy_drives(&mut self, copy: &CopyDrives) -> Result<(), ToolError> {
         let name = self.record.name.clone();
-        let decision = policy::copy_drives(name.as_str(), self.record.state)?;
+        let decision = policy::copy_drives(&self.record)?;
         let files = self.files_to_copy(copy)?;
         // Nobody resizes, labels or copies them meanwhile.
         let _locked = self.lock_drives().await?;
@@ -35,7 +35,6 @@ impl Actor {
             failpoint::reach("copy-made");
             return copied.map_err(drive_error);
         }
-        policy::pausable(name.as_str(), self.record.driver.as_deref().unwrap_or_default())?;
         let Some(boot) = &mut self.boot else {
             return Err(ToolError::internal(format!("{name} is ready, but has no boot")));
         };
