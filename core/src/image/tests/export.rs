@@ -25,7 +25,10 @@ async fn awkward(base: &Path) -> Built {
     let root = base.join("root");
     fs::create_dir(&root).unwrap();
     populate(&root);
-    make(Source::Directory(root), &base.join("image")).await.unwrap()
+    // With room for what a machine writes.
+    let additions = Additions { size: Some(ByteSize::bytes(128 << 20)), ..Additions::default() };
+    let (into, meta, progress) = (base.join("image"), meta(InitMode::Agent), Progress::default());
+    build_with(Source::Directory(root), &into, &meta, &additions, Limits::default(), &progress).await.unwrap()
 }
 
 fn config() -> ImageConfig {
