@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::world::{SOON, World, soon};
 
 /// Calls a tool of a daemon that is killed meanwhile. Whether it still answered does not matter.
-fn call_in_vain(client: &mut Client, tool: &str, arguments: &Value) {
+pub(crate) fn call_in_vain(client: &mut Client, tool: &str, arguments: &Value) {
     client.request("tools/call", &json!({ "name": tool, "arguments": arguments })).ok();
 }
 

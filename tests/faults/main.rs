@@ -34,6 +34,7 @@ mod own_kernels;
 mod packages;
 mod panics;
 mod pauses;
+mod prepared;
 mod preset;
 mod private;
 mod providers;

@@ -189,6 +189,8 @@ const NEEDS: [(Scope, &[&str]); 5] = [
             "build_start",
             "image_create",
             "image_delete",
+            "image_push",
+            "image_save",
             "template_create",
             "template_delete",
             "template_update",

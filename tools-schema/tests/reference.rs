@@ -56,6 +56,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("guest_run_command", r#"{"vm":"web-1","command":"make test","cwd":"/srv/app","timeout_s":600}"#),
     ("guest_stream_open", r#"{"vm":"web-1","open":{"tcp":{"port":80}}}"#),
     ("image_create", r#"{"from":"oci:python:3.12-slim","name":"python"}"#),
+    ("image_push", r#"{"image":"prepared","to":"registry.example.com/team/prepared:1.0"}"#),
+    ("image_save", r#"{"image":"prepared","to":"/home/me/images/prepared.tar"}"#),
     ("kernel_build", r#"{"version":"6.12","check":true}"#),
     (
         "kernel_publish",

@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Save the VM's memory and copy its drives.
     Checkpoint { take: Box<Take>, reply: oneshot::Sender<Result<Box<Taken>, ToolError>> },
+    /// Copy drives of the VM as they are at one moment.
+    CopyDrives { copy: Box<CopyDrives>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Record that the VM goes on from a checkpoint of it.
     Checkpointed { checkpoint: CheckpointId, reply: oneshot::Sender<Result<(), ToolError>> },
     /// End what runs of the VM, and restore it from a checkpoint. The reply has the id of the new boot.
@@ -112,6 +114,15 @@ pub(crate) struct Take {
     /// Only if this is the VM's boot.
     pub(crate) if_boot: Option<BootId>,
     /// For its cancellation.
+    pub(crate) progress: Progress,
+}
+
+/// Copies of drives of a VM as they are at one moment.
+#[derive(Debug)]
+pub(crate) struct CopyDrives {
+    /// Drives that the VM has, with the file that each copy becomes. None of the files exists yet.
+    pub(crate) drives: Vec<(DriveId, PathBuf)>,
+    /// For its steps and its cancellation.
     pub(crate) progress: Progress,
 }
 

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use activity::Activity;
 pub use activity::Busy;
 pub(crate) use calls::{CallLog, record as record_calls};
-pub(crate) use command::{Attach, Change, Command, Decision, RestoreFrom, Take, Taken};
+pub(crate) use command::{Attach, Change, Command, CopyDrives, Decision, RestoreFrom, Take, Taken};
 pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};

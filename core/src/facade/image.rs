@@ -88,7 +88,10 @@ impl Nexus {
         if !is_reserved || caller.has(Scope::Admin) {
             return Ok(());
         }
-        if !from.starts_with("template:") && self.shared.provision.image_name(from).await? == *name {
+        if !from.starts_with("template:")
+            && !from.starts_with("vm:")
+            && self.shared.provision.image_name(from).await? == *name
+        {
             return Ok(());
         }
         let message = format!("the name {name} is reserved for images that are made by themselves");
@@ -107,10 +110,20 @@ impl Nexus {
         if let Some(op) = self.shared.ops.earlier(once.as_ref()).await? {
             return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
         }
-        may_read_host(&ctx.caller, Some(&params.from))?;
-        self.shared.provision.check_image(&params.from).await?;
+        let of_vm = self.shared.vm_as_source(&ctx.caller, &params.from)?;
+        match &of_vm {
+            Some(of_vm) => of_vm.check()?,
+            None => {
+                may_read_host(&ctx.caller, Some(&params.from))?;
+                self.shared.provision.check_image(&params.from).await?;
+            }
+        }
         if params.dry_run == Some(true) {
-            return self.shared.plan_image(&params).await.map(Creation::from);
+            let plan = match &of_vm {
+                Some(of_vm) => self.shared.plan_image_of_vm(of_vm, &params).await,
+                None => self.shared.plan_image(&params).await,
+            };
+            return plan.map(Creation::from);
         }
         let name = match params.name {
             Some(name) => name,
@@ -118,7 +131,10 @@ impl Nexus {
             None if params.from.starts_with("template:") => {
                 return self.image_of_template(ctx, params, once, wait).await.map(Creation::from);
             }
-            None => self.shared.provision.image_name(&params.from).await?,
+            None => match &of_vm {
+                Some(of_vm) => of_vm.name.clone(),
+                None => self.shared.provision.image_name(&params.from).await?,
+            },
         };
         self.may_name(&ctx.caller, &name, &params.from).await?;
         let subject = Some((name.to_string(), name.to_string()));
@@ -138,13 +154,16 @@ impl Nexus {
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         let init = params.init.unwrap_or_default();
         self.shared.ops.run(id, move |progress| async move {
-            let image = match params.from.starts_with("template:") {
-                true => {
+            let image = match of_vm {
+                Some(of_vm) => {
+                    Box::pin(shared.image_of_vm(of_vm, name, params.init, &owner, &progress)).await?
+                }
+                None if params.from.starts_with("template:") => {
                     let built = shared.provision.image(&params.from, &owner, &progress).await?;
                     let (from, init) = (format!("image:{}", built.id), params.init.unwrap_or(built.init));
                     shared.provision.create_image(&from, name, init, &owner, &progress).await?
                 }
-                false => shared.provision.create_image(&params.from, name, init, &owner, &progress).await?,
+                None => shared.provision.create_image(&params.from, name, init, &owner, &progress).await?,
             };
             let default = defaults::read(&shared.store).await?.image;
             Ok(shared.image_details(image, 0, &default))

@@ -9,6 +9,8 @@ mod events;
 mod fork;
 mod health;
 mod image;
+mod image_export;
+mod image_of_vm;
 mod kernel;
 mod measures;
 mod network;

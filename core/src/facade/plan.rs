@@ -144,7 +144,7 @@ impl Shared {
         self.provision.plan_build(&template.spec, &called(&template.name, template.version)).await
     }
 
-    fn plan(
+    pub(super) fn plan(
         &self,
         makes: PlanThing,
         name: Option<Name>,
@@ -165,7 +165,7 @@ pub(super) fn size_of_clone(size: Option<ByteSize>, image: &ImageRecord) -> Resu
     Ok(size.unwrap_or(image.size.max(DISK_DEFAULT)))
 }
 
-fn name_taken(what: &str, name: &Name) -> ToolError {
+pub(super) fn name_taken(what: &str, name: &Name) -> ToolError {
     ToolError::new(ErrorCode::NameTaken, format!("{what} {name} already exists"))
         .hint("choose another name, or use the existing one")
 }

@@ -123,7 +123,7 @@ impl Nexus {
 }
 
 impl Shared {
-    fn copy_places(&self, ctx: &CallContext) -> Places {
+    pub(super) fn copy_places(&self, ctx: &CallContext) -> Places {
         let scratch = self.paths.of_client(&ctx.caller.owner);
         let configured = &self.config.copy_roots;
         match ctx.caller.grant() {
@@ -201,7 +201,7 @@ fn copied(to: String, ended: TreeEnded) -> TreeCopied {
     TreeCopied { to, summary: TreeSummary { last: None, ..summary }, tracked, not_tracked_why }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {
     let done = tokio::task::spawn_blocking(work).await;

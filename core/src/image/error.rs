@@ -95,6 +95,15 @@ pub enum ImageError {
     /// The filesystem could not be made or read.
     #[error(transparent)]
     Filesystem(Ext4Error),
+    /// A filesystem, or a file in it, could not be read.
+    #[error("read the filesystem in {path}", path = .path.display())]
+    Unreadable {
+        /// The filesystem's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -168,6 +177,7 @@ impl ImageError {
             | Self::Unpack { .. }
             | Self::Refused { .. }
             | Self::Empty
+            | Self::Unreadable { .. }
             | Self::Write { .. }
             | Self::Program(_)
             | Self::Worker => ErrorCode::ImageFailed,

@@ -17,6 +17,7 @@ mod directory;
 mod error;
 mod existing;
 pub mod facts;
+mod filesystem;
 mod limits;
 pub mod oci;
 mod overlay;
@@ -90,6 +91,11 @@ pub async fn build_with(
     let place = Place::prepare(into, limits.keep_free)?;
     if let Source::Ext4(file) = &source {
         return existing::adopt(&tools, file, place, meta, additions, progress).await;
+    }
+    if let Source::Filesystem(file) = &source {
+        progress.step("checking the filesystem");
+        // Its journal may hold changes that are not applied yet.
+        tools.recover(file, progress).await?;
     }
     let room = Room { place, limits, size: additions.size };
     let (place, staged) = source::stage(source, room, progress).await?;

@@ -12,7 +12,7 @@ use super::contents::Contents;
 use super::oci::{self, Form, Resolved};
 use super::place::Place;
 use super::tree::Tree;
-use super::{ImageError, Limits, MADE, ROOTFS, archive, busybox, directory};
+use super::{ImageError, Limits, MADE, ROOTFS, archive, busybox, directory, filesystem};
 use crate::ext4::fill;
 use crate::os::given::{self, Kind};
 use crate::progress::Progress;
@@ -44,6 +44,8 @@ pub enum Source {
     },
     /// An ext4 filesystem with a root filesystem.
     Ext4(PathBuf),
+    /// A copy of a machine's root drive, which nobody else uses: its journal is applied, its files are written anew, and what is that machine's own is left out.
+    Filesystem(PathBuf),
 }
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
@@ -145,6 +147,9 @@ pub(crate) async fn stage(
                 oci::unfold(staged, None, None, limits, &watched).map(drop)
             })
             .await
+        }
+        Source::Filesystem(path) => {
+            blocking(room, progress, move |staged, _| filesystem::read(&path, staged, &watched)).await
         }
         Source::Saved { path, form, name } => {
             blocking(room, progress, move |staged, limits| {

@@ -148,7 +148,7 @@ impl Provision {
                 let path = path.clone();
                 blocking(move || Source::detect(&path).map(drop).map_err(image_error)).await?;
             }
-            Want::Saved(_) | Want::Remote(_) => {}
+            Want::Saved(_) | Want::Remote(_) | Want::Copied(_) => {}
         }
         steps.push(PlanStep {
             name: name.map(|name| name.to_string()),

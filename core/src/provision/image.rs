@@ -42,6 +42,21 @@ pub(super) enum Want {
     Rootfs(String),
     /// The same, after it was downloaded.
     Asset(Box<AssetRecord>),
+    /// A copy of a VM's root drive.
+    Copied(Box<Copied>),
+}
+
+/// A copy of a VM's root drive, of which an image is made.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied {
+    /// The VM's name.
+    pub(crate) vm: Name,
+    /// The copy, which nobody else uses.
+    pub(crate) file: PathBuf,
+    /// The image that the drive was made from: how it should be run is kept.
+    pub(crate) image: Option<ImageRecord>,
+    /// What was PID 1.
+    pub(crate) init: InitMode,
 }
 
 impl Want {
@@ -56,6 +71,7 @@ impl Want {
             Self::Resolved(resolved) => format!("oci:{}", resolved.reference()),
             Self::Rootfs(from) => format!("rootfs:{from}"),
             Self::Asset(asset) => format!("rootfs:{}@{}", asset.provider, asset.version),
+            Self::Copied(copied) => format!("vm:{}", copied.vm),
         }
     }
 }
@@ -205,6 +221,10 @@ impl Provision {
                 let name = image.name.clone();
                 (Want::Installed(image), name)
             }
+            Want::Copied(copied) => {
+                let name = copied.vm.clone();
+                (Want::Copied(copied), name)
+            }
             Want::BuiltIn(name) => {
                 let named = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
                 (Want::BuiltIn(name), named)
@@ -231,6 +251,22 @@ impl Provision {
         };
         let _turn = self.turn(&format!("image {name}"), progress).await?;
         self.make(name, Recipe::plain(want, init), owner, progress).await
+    }
+
+    /// Makes an image of a copy of a VM's root drive. What the VM was set up with by its own init is kept as it is.
+    pub(crate) async fn create_image_of_copy(
+        &self,
+        copied: Copied,
+        name: Name,
+        init: InitMode,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        let had_init = copied.init == InitMode::System;
+        let mut recipe = Recipe::plain(Want::Copied(Box::new(copied)), init);
+        recipe.additions.for_init &= !had_init;
+        let _turn = self.turn(&format!("image {name}"), progress).await?;
+        self.make(name, recipe, owner, progress).await
     }
 
     /// The default name of an image made from this source.
@@ -265,6 +301,7 @@ impl Provision {
             id,
             parent_id: match &recipe.want {
                 Want::Installed(image) => Some(image.id),
+                Want::Copied(copied) => copied.image.as_ref().map(|image| image.id),
                 _ => None,
             },
             name: name.clone(),
@@ -275,6 +312,7 @@ impl Provision {
             has_init: None,
             config: match &recipe.want {
                 Want::Installed(image) => image.config.clone(),
+                Want::Copied(copied) => copied.image.as_ref().and_then(|image| image.config.clone()),
                 _ => None,
             },
             arch: std::env::consts::ARCH.into(),
@@ -359,6 +397,7 @@ impl Provision {
                 Source::Remote(Box::new(resolved.map_err(|e| image_error(e.into()))?))
             }
             Want::Resolved(resolved) => Source::Remote(resolved),
+            Want::Copied(copied) => Source::Filesystem(copied.file),
         };
         let metadata = ImageMetadata {
             name: record.name.to_string(),

@@ -5,8 +5,10 @@
 
 mod copy;
 mod guest;
+mod new_file;
 mod places;
 
 pub(crate) use copy::{In, Out};
 pub(crate) use guest::Guest;
+pub(crate) use new_file::NewFile;
 pub(crate) use places::{HostPath, Places};

@@ -21,6 +21,7 @@
 pub(crate) mod actor;
 mod boot;
 pub(crate) mod checkpoint;
+pub(crate) mod copies;
 pub(crate) mod create;
 pub(crate) mod defaults;
 pub(crate) mod guest_call;

@@ -205,6 +205,29 @@ pub(crate) fn cuts_connections(vm: &VmRecord) -> bool {
     driver.is_some_and(|driver| Caps::of(driver).cuts_connections())
 }
 
+/// Decides whether drives of a VM may be copied: [`Decision::Already`] if nothing of it runs, [`Decision::Go`] if its guest has to stand still for it.
+pub(crate) fn copy_drives(vm: &VmRecord) -> Result<Decision, ToolError> {
+    let (name, state) = (vm.name.as_str(), vm.state);
+    let when = "drives are copied of a VM that is ready or stopped";
+    match state {
+        Ready => match pausable(name, vm.driver.as_deref().unwrap_or_default()) {
+            Ok(()) => Ok(Decision::Go),
+            Err(refusal) => Err(refusal.hint("call vm_stop first: the drives of a stopped VM can be copied")),
+        },
+        Created | Stopped | Crashed | Failed => Ok(Decision::Already),
+        Paused => Err(wrong_state(name, state, when).hint("call vm_start, which resumes it")),
+        Starting | Running => {
+            Err(wrong_state(name, state, when).hint("call vm_start, which waits until it is ready"))
+        }
+        Suspended => Err(wrong_state(name, state, when).hint("call vm_start, which wakes it")),
+        Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
+            .hint("call vm_stop with force: true; its drives are copied once it is stopped")),
+        Stopping => Err(wrong_state(name, state, when).hint("call vm_stop, which waits until it is stopped")),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
+}
+
 /// Decides whether a VM may go on from a checkpoint: what runs of it is ended.
 pub(crate) fn restore(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {

@@ -236,11 +236,12 @@ async fn adopt(
             {
                 tracing::error!(vm = %record.name, %error, "cannot resume a vm that was not suspended");
             }
-            // An earlier daemon may have ended within a checkpoint, which is not gone on with.
-            if record.spec.checkpoints
+            // An earlier daemon may have ended within a checkpoint or a copy of drives, which is not gone on with.
+            let driver = record.driver.as_deref().unwrap_or_default();
+            if policy::pausable(record.name.as_str(), driver).is_ok()
                 && let Err(error) = boot.shim.release_guest().await
             {
-                tracing::warn!(vm = %record.name, %error, "cannot resume a vm that may be held for a checkpoint; its shim does it");
+                tracing::warn!(vm = %record.name, %error, "cannot resume a vm that may be held for a copy of its drives; its shim does it");
             }
             boot.go_on(shared, &record);
         }

@@ -16,6 +16,7 @@ use super::each::{each, show_deleted};
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
+use super::image_export;
 use super::list::{self, Paging};
 use super::source::{self, located, pulled};
 use super::ui::{Format, Mood, Table, Text};
@@ -29,7 +30,7 @@ pub(crate) enum Command {
     /// Show everything about an image
     #[command(visible_alias = "show")]
     Inspect(InspectArgs),
-    /// Create an image from packages, an OCI image, a directory, a tar archive or an ext4 file
+    /// Create an image from packages, an OCI image, a VM, a directory, a tar archive or an ext4 file
     Create(CreateArgs),
     /// Create an image from a provider's root filesystem
     FromRootfs(source::Of<source::Rootfs, CreateOptions>),
@@ -39,6 +40,10 @@ pub(crate) enum Command {
     FromTemplate(source::Of<source::Template, CreateOptions>),
     /// Create an image from another one
     FromImage(source::Of<source::Image, CreateOptions>),
+    /// Save an image to a tar archive that `docker load` and OCI tools read
+    Save(image_export::SaveArgs),
+    /// Push an image to a registry
+    Push(image_export::PushArgs),
     /// Delete images
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -62,11 +67,11 @@ pub(crate) struct InspectArgs {
 /// What to make it from.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// debian, busybox, oci:IMAGE, rootfs:alpine@3.21, image:NAME, template:NAME, or file:PATH on the daemon's host
+    /// debian, busybox, oci:IMAGE, rootfs:alpine@3.21, image:NAME, template:NAME, vm:NAME, or file:PATH on the daemon's host; with --from, the image's name
     #[arg(value_name = "SOURCE", required_unless_present = "from_option")]
     from: Option<String>,
-    /// The same as an option
-    #[arg(long = "from", value_name = "SOURCE", conflicts_with = "from")]
+    /// The source; what stands before is the image's name then
+    #[arg(long = "from", value_name = "SOURCE")]
     from_option: Option<String>,
     #[command(flatten)]
     options: CreateOptions,
@@ -144,14 +149,36 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::List(paging) => list(app, paging).await,
         Command::Inspect(args) => inspect(app, args).await,
-        Command::Create(args) => {
-            create(app, (args.from.or(args.from_option).unwrap_or_default(), args.options)).await
-        }
+        Command::Create(args) => create(app, args.split()?).await,
         Command::FromRootfs(args) => create(app, args.split()).await,
         Command::FromOci(args) => create(app, args.split()).await,
         Command::FromTemplate(args) => create(app, args.split()).await,
         Command::FromImage(args) => create(app, args.split()).await,
+        Command::Save(args) => image_export::save(app, args).await,
+        Command::Push(args) => image_export::push(app, args).await,
         Command::Delete(args) => delete(app, args).await,
+    }
+}
+
+impl CreateArgs {
+    /// The source and the rest.
+    fn split(self) -> Result<(String, CreateOptions), Error> {
+        let Self { from, from_option, mut options } = self;
+        let (from, name) = match (from_option, from) {
+            (Some(source), name) => (source, name),
+            (None, source) => (source.unwrap_or_default(), None),
+        };
+        if let Some(name) = name {
+            if options.name.is_some() {
+                return Err(Error::usage(format!(
+                    "the image is called both {name} and as --name says: give one"
+                )));
+            }
+            let parsed =
+                name.parse::<Name>().map_err(|e| Error::usage(format!("`{name}` is not a name: {e}")));
+            options.name = Some(parsed?);
+        }
+        Ok((from, options))
     }
 }
 

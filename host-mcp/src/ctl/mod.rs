@@ -29,6 +29,7 @@ mod forward;
 mod guest;
 mod hint;
 mod image;
+mod image_export;
 mod kernel;
 mod launch;
 mod list;

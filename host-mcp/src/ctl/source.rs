@@ -102,12 +102,13 @@ impl Source for Drive {
 }
 
 /// The prefixes that mark the form of a source.
-const FORMS: [&str; 9] = [
+const FORMS: [&str; 10] = [
     "oci:",
     "rootfs:",
     "image:",
     "template:",
     "drive:",
+    "vm:",
     "file:",
     "oci-layout:",
     "oci-archive:",
@@ -162,6 +163,7 @@ mod tests {
         for (given, meant) in [
             ("debian", "debian".to_owned()),
             ("image:a", "image:a".to_owned()),
+            ("vm:web-1", "vm:web-1".to_owned()),
             ("oci:./a", "oci:./a".to_owned()),
             ("rootfs:alpine@3.21", "rootfs:alpine@3.21".to_owned()),
             ("/a/b", "file:/a/b".to_owned()),

@@ -7,6 +7,7 @@ mod complete;
 mod fake;
 mod follow;
 mod guest_run;
+mod images;
 mod launch;
 mod short;
 mod wrong;

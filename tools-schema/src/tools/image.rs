@@ -9,6 +9,7 @@ use crate::name::{Name, Reference};
 use crate::size::ByteSize;
 use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
+use crate::tools::OpOutcome;
 use crate::tools::plan::Creation;
 
 /// The tiny image: a static shell. It is made on first use from the host's package archive.
@@ -165,9 +166,9 @@ pub struct ImageCreateParams {
     /// `oci:REGISTRY/REPOSITORY@DIGEST`); `rootfs:PROVIDER@VERSION` (such as `rootfs:alpine@3.21`, downloaded if it is not here; or
     /// `rootfs:` and an asset's name); or `file:PATH` on the host: a directory, a tar archive (also .gz, .xz, .zst) or an ext4 image
     /// with a root filesystem, an OCI layout or archive, or what `docker save` wrote (`oci-layout:PATH#NAME`,
-    /// `docker-archive:PATH#NAME` choose one of several).
+    /// `docker-archive:PATH#NAME` choose one of several); or `vm:NAME`, a VM's root drive as it is now.
     pub from: String,
-    /// What is PID 1 by default (default agent).
+    /// What is PID 1 by default (default agent; of a VM, what it has).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitMode>,
     /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
@@ -187,9 +188,92 @@ impl Tool for ImageCreate {
     const NAME: &'static str = "image_create";
     const TITLE: &'static str = "Create an image";
     const DESCRIPTION: &'static str = "Makes an image from the distribution's packages, a directory, a tar archive or an ext4 \
-        file on the host; use it when VMs need another root filesystem than the built-in ones.";
+        file on the host, or a VM that was prepared; use it when VMs need another root filesystem than the built-in ones.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     const OPEN_WORLD: bool = true;
     type Params = ImageCreateParams;
     type Output = Creation<ImageDetails>;
+}
+
+/// Saves an image to a file.
+pub enum ImageSave {}
+
+/// Arguments of `image_save`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSaveParams {
+    /// The image: its name or id.
+    pub image: Reference<ImageKind>,
+    /// The file on the host, which does not exist yet: an absolute path in a place that system_info lists, or a name in your own folder.
+    pub to: String,
+    /// How long to wait for its end, in seconds (default 30, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+/// A saved image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageSaved {
+    /// The file on the host.
+    pub path: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// The digest of the image's manifest, such as `sha256:…`.
+    pub digest: String,
+    /// What a layer cannot hold and was left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+impl Tool for ImageSave {
+    const NAME: &'static str = "image_save";
+    const TITLE: &'static str = "Save an image to a file";
+    const DESCRIPTION: &'static str = "Writes an image to a tar archive on the host; use it to take a prepared machine to another host or into Docker. \
+        `docker load`, OCI tools and image_create with `oci-archive:PATH` read it.";
+    const EFFECT: Effect = Effect::Additive { idempotent: false };
+    type Params = ImageSaveParams;
+    type Output = OpOutcome<ImageSaved>;
+}
+
+/// Pushes an image to a registry.
+pub enum ImagePush {}
+
+/// Arguments of `image_push`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImagePushParams {
+    /// The image: its name or id.
+    pub image: Reference<ImageKind>,
+    /// Where to, such as `registry.example.com/group/app:1.2`.
+    pub to: String,
+    /// How long to wait for its end, in seconds (default 30, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+/// A pushed image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImagePushed {
+    /// The reference with the digest: `oci:` before it makes it the `from` of image_create.
+    pub reference: String,
+    /// The digest of the image's manifest, such as `sha256:…`.
+    pub digest: String,
+    /// Bytes that were sent; what the registry had is not.
+    pub sent_bytes: u64,
+    /// What a layer cannot hold and was left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+impl Tool for ImagePush {
+    const NAME: &'static str = "image_push";
+    const TITLE: &'static str = "Push an image to a registry";
+    const DESCRIPTION: &'static str = "Pushes an image to an OCI registry, with the host's credentials; use it to share a prepared machine. \
+        An image under that tag is replaced.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: true };
+    const OPEN_WORLD: bool = true;
+    type Params = ImagePushParams;
+    type Output = OpOutcome<ImagePushed>;
 }

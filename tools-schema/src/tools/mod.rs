@@ -64,6 +64,8 @@ macro_rules! for_each_host_tool {
             $crate::tools::image::ImageDelete => image_delete,
             $crate::tools::image::ImageInspect => image_inspect,
             $crate::tools::image::ImageList => image_list,
+            $crate::tools::image::ImagePush => image_push,
+            $crate::tools::image::ImageSave => image_save,
             $crate::tools::kernel::KernelBuild => kernel_build,
             $crate::tools::kernel::KernelPublish => kernel_publish,
             $crate::tools::network::NetworkCleanup => network_cleanup,

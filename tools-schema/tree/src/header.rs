@@ -55,16 +55,16 @@ pub(crate) fn write(sink: &mut dyn Write, fields: &Fields<'_>) -> io::Result<()>
     let mut records = Vec::new();
     let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("a header without a form")) };
     if !put(&mut gnu.name, fields.name) {
-        record(&mut records, "path", fields.name);
+        pax::record(&mut records, "path", fields.name);
     }
     if !put(&mut gnu.linkname, fields.link) {
-        record(&mut records, "linkpath", fields.link);
+        pax::record(&mut records, "linkpath", fields.link);
     }
     if nanoseconds != 0 || seconds < 0 {
-        record(&mut records, "mtime", time(seconds, nanoseconds as u32).as_bytes());
+        pax::record(&mut records, "mtime", pax::time_text(seconds, nanoseconds as u32).as_bytes());
     }
     if fields.from > 0 {
-        record(&mut records, pax::FROM, fields.from.to_string().as_bytes());
+        pax::record(&mut records, pax::FROM, fields.from.to_string().as_bytes());
     }
     if !records.is_empty() {
         let mut extension = Header::new_gnu();
@@ -131,52 +131,4 @@ fn put(field: &mut [u8], name: &[u8]) -> bool {
     let length = name.len().min(field.len());
     field[..length].copy_from_slice(&name[..length]);
     length == name.len()
-}
-
-/// Adds a pax record, `LENGTH KEY=VALUE\n`, where LENGTH includes itself.
-fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
-    let rest = key.len() + value.len() + 3;
-    let mut digits = 1;
-    while (rest + digits).to_string().len() > digits {
-        digits += 1;
-    }
-    into.extend_from_slice(format!("{} {key}=", rest + digits).as_bytes());
-    into.extend_from_slice(value);
-    into.push(b'\n');
-}
-
-/// Formats a time for pax.
-fn time(seconds: i64, nanoseconds: u32) -> String {
-    match (seconds, nanoseconds) {
-        (seconds, 0) => seconds.to_string(),
-        (seconds, ns) if seconds >= 0 => format!("{seconds}.{ns:09}"),
-        // For negative times the fraction counts away from zero.
-        (seconds, ns) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - ns),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pax;
-
-    #[test]
-    fn records_count_their_own_length() {
-        for length in [0, 1, 86, 87, 88, 89, 90, 91, 980, 990, 991, 992, 993, 4095] {
-            let value = vec![b'\n'; length];
-            let mut bytes = Vec::new();
-            record(&mut bytes, "path", &value);
-            let mut records = pax::Records::default();
-            records.read(&bytes).unwrap();
-            assert_eq!(records.get("path").unwrap_or_default(), value, "{length}");
-        }
-    }
-
-    #[test]
-    fn times_come_back() {
-        for time in [(0, 0), (1, 5), (1_700_000_000, 999_999_999), (-1, 0), (-1, 1), (-7, 250_000_000)] {
-            let text = super::time(time.0, time.1);
-            assert_eq!(pax::time(text.as_bytes()), Some(time), "{text}");
-        }
-    }
 }

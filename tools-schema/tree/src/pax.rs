@@ -68,6 +68,28 @@ pub fn time(text: &[u8]) -> Option<(i64, u32)> {
     })
 }
 
+/// Adds a pax record, `LENGTH KEY=VALUE\n`, where LENGTH includes itself.
+pub fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut digits = 1;
+    while (rest + digits).to_string().len() > digits {
+        digits += 1;
+    }
+    into.extend_from_slice(format!("{} {key}=", rest + digits).as_bytes());
+    into.extend_from_slice(value);
+    into.push(b'\n');
+}
+
+/// Formats a time, in seconds since 1970 and nanoseconds, as [`time`] parses it.
+pub fn time_text(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (seconds, 0) => seconds.to_string(),
+        (seconds, ns) if seconds >= 0 => format!("{seconds}.{ns:09}"),
+        // For negative times the fraction counts away from zero.
+        (seconds, ns) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - ns),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +124,26 @@ mod tests {
             ("9223372036854775808", None),
         ] {
             assert_eq!(time(text.as_bytes()), is, "{text}");
+        }
+    }
+
+    #[test]
+    fn records_count_their_own_length() {
+        for length in [0, 1, 86, 87, 88, 89, 90, 91, 980, 990, 991, 992, 993, 4095] {
+            let value = vec![b'\n'; length];
+            let mut bytes = Vec::new();
+            record(&mut bytes, "path", &value);
+            let mut records = Records::default();
+            records.read(&bytes).unwrap();
+            assert_eq!(records.get("path").unwrap_or_default(), value, "{length}");
+        }
+    }
+
+    #[test]
+    fn times_come_back() {
+        for time in [(0, 0), (1, 5), (1_700_000_000, 999_999_999), (-1, 0), (-1, 1), (-7, 250_000_000)] {
+            let text = time_text(time.0, time.1);
+            assert_eq!(super::time(text.as_bytes()), Some(time), "{text}");
         }
     }
 }

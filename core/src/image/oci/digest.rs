@@ -43,6 +43,11 @@ impl Digest {
         Self { algorithm: Algorithm::Sha256, hex: HEXLOWER.encode(&Sha256::digest(bytes)) }
     }
 
+    /// The digest that a SHA-256 of many pieces gives.
+    pub(crate) fn of_pieces(pieces: Sha256) -> Self {
+        Self { algorithm: Algorithm::Sha256, hex: HEXLOWER.encode(&pieces.finalize()) }
+    }
+
     /// The algorithm's name.
     pub(crate) fn algorithm(&self) -> &'static str {
         match self.algorithm {

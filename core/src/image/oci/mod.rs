@@ -5,6 +5,8 @@
 //! layout ────────────────────────────────────────────┼─> manifest ─> configuration ─> layers, lowest first ─> one tree
 //! archive ─ read like any archive, into a tree ──────┘
 //! ```
+//! The other way, an image becomes one layer (`export`), in an archive or pushed to a registry.
+//!
 //! Every blob is checked against its digest and size before it is parsed, and every unpacked layer against its digest in
 //! the configuration. Nothing is extracted under a name from the image: image archives are treated as hostile, like
 //! archives of root filesystems, and blobs are found by their digests.
@@ -14,7 +16,9 @@ mod credentials;
 mod digest;
 mod document;
 mod error;
+mod export;
 mod pull;
+mod push;
 mod registry;
 mod session;
 
@@ -24,6 +28,8 @@ use nexus_schema::link::ImageConfig;
 
 pub use credentials::Keychain;
 pub use error::OciError;
+pub(crate) use export::{About, Exported, export};
+pub(crate) use push::Pushed;
 pub use registry::{Access, Remote, Resolved};
 
 use super::source::{Staged, unpacked};

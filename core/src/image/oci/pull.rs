@@ -24,9 +24,9 @@ use crate::progress::Progress;
 /// How many blobs are downloaded at once.
 const AT_ONCE: usize = 3;
 /// How many failures of one blob are tolerated.
-const RETRIES: u32 = 4;
+pub(super) const RETRIES: u32 = 4;
 /// The delay after the first failure; it doubles with each one.
-const BACKOFF: Duration = Duration::from_millis(500);
+pub(super) const BACKOFF: Duration = Duration::from_millis(500);
 /// After how many bytes the free disk space is checked again.
 const LOOK: u64 = 16 << 20;
 
@@ -249,7 +249,7 @@ impl Pull {
 }
 
 /// Whether a retry may help.
-fn is_passing(error: &OciError) -> bool {
+pub(super) fn is_passing(error: &OciError) -> bool {
     match error {
         OciError::Transfer { .. } | OciError::Slow { .. } => true,
         OciError::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),

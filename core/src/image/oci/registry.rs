@@ -13,7 +13,7 @@ use super::OciError;
 use super::credentials::Keychain;
 use super::digest::{Digest, shown};
 use super::document::{Blob, DOCUMENT_MAX};
-use super::session::Session;
+use super::session::{Actions, Session};
 use crate::os::tls::Trust;
 
 /// The timeout for connecting.
@@ -54,8 +54,21 @@ impl Access {
     }
 
     pub(super) fn client(&self) -> Result<reqwest::Client, reqwest::Error> {
+        self.client_within(Some(IDLE_TIMEOUT))
+    }
+
+    /// A client to send with: its answers come after all was sent, so only the connection has a timeout.
+    pub(super) fn uploading_client(&self) -> Result<reqwest::Client, reqwest::Error> {
+        self.client_within(None)
+    }
+
+    fn client_within(&self, idle: Option<Duration>) -> Result<reqwest::Client, reqwest::Error> {
         self.trust.client(|builder| {
-            let builder = builder.connect_timeout(CONNECT_TIMEOUT).read_timeout(IDLE_TIMEOUT);
+            let builder = builder.connect_timeout(CONNECT_TIMEOUT);
+            let builder = match idle {
+                Some(idle) => builder.read_timeout(idle),
+                None => builder,
+            };
             #[cfg(test)]
             let builder = self.hosts.iter().fold(builder, |builder, (name, at)| builder.resolve(name, *at));
             builder
@@ -91,6 +104,17 @@ impl fmt::Debug for Remote {
 impl Remote {
     /// Parses a reference (`REGISTRY/REPOSITORY:TAG` or `…@DIGEST`; `python:3.12` refers to Docker Hub).
     pub fn parse(text: &str, access: &Access) -> Result<Self, OciError> {
+        Self::parse_for(Actions::Pull, text, access)
+    }
+
+    /// The same for a reference with a tag to which an image is to be pushed.
+    pub(crate) fn parse_to_push(text: &str, access: &Access) -> Result<Self, OciError> {
+        let remote = Self::parse_for(Actions::Push, text, access)?;
+        remote.tag()?;
+        Ok(remote)
+    }
+
+    fn parse_for(actions: Actions, text: &str, access: &Access) -> Result<Self, OciError> {
         let bad = |why: String| OciError::Reference { reference: shown(text), why };
         if text.len() > REFERENCE_MAX {
             return Err(bad("it is too long".into()));
@@ -103,6 +127,7 @@ impl Remote {
             reference.resolve_registry().to_owned(),
             reference.registry().to_owned(),
             reference.repository().to_owned(),
+            actions,
             access.clone(),
         )?;
         Ok(Self { shared: Arc::new(Shared { reference, session }) })
@@ -121,6 +146,27 @@ impl Remote {
             Some(tag) => format!("{name}-{tag}"),
             None => name.to_owned(),
         }
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.shared.session
+    }
+
+    /// The tag; a digest is refused, because it is of what the registry has already.
+    pub(super) fn tag(&self) -> Result<&str, OciError> {
+        let reference = &self.shared.reference;
+        match (reference.digest(), reference.tag()) {
+            (None, tag) => Ok(tag.unwrap_or("latest")),
+            (Some(_), _) => Err(OciError::Reference {
+                reference: shown(&reference.whole()),
+                why: "an image is pushed to a tag, not to a digest".into(),
+            }),
+        }
+    }
+
+    /// The registry has no such image, or no such repository.
+    pub(super) fn not_found(&self) -> OciError {
+        OciError::NotFound { registry: self.registry(), image: self.image() }
     }
 
     fn registry(&self) -> String {
@@ -155,7 +201,7 @@ impl Remote {
         self.within(&what, self.get_document(name, &what)).await
     }
 
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         what: &str,
         work: impl Future<Output = Result<T, OciError>>,
@@ -169,7 +215,7 @@ impl Remote {
         let headers = HeaderMap::from_iter([(header::ACCEPT, ACCEPTED)]);
         let asked = session.get(&format!("manifests/{name}"), headers, what).await;
         let response = asked.map_err(|error| match error {
-            OciError::Missing { .. } => OciError::NotFound { registry: self.registry(), image: self.image() },
+            OciError::Missing { .. } => self.not_found(),
             OciError::Unauthorized { .. } => {
                 OciError::Unauthorized { registry: self.registry(), image: self.image() }
             }

@@ -25,14 +25,35 @@ const EXPLANATION_MAX: u64 = 16 << 10;
 /// How much of it is shown.
 const EXPLANATION_SHOWN: usize = 200;
 
+/// What is to be done with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Actions {
+    /// Read from it.
+    Pull,
+    /// Write to it, too.
+    Push,
+}
+
+impl Actions {
+    /// The words by which a token is asked for.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+        }
+    }
+}
+
 /// Requests to one repository of a registry.
 pub(super) struct Session {
     registry: String,
     /// The registry's name in the host's credentials.
     known_as: String,
     repository: String,
+    actions: Actions,
     access: Access,
     http: reqwest::Client,
+    uploads: reqwest::Client,
     held: Mutex<Option<HeaderValue>>,
 }
 
@@ -47,40 +68,73 @@ impl Session {
         registry: String,
         known_as: String,
         repository: String,
+        actions: Actions,
         access: Access,
     ) -> Result<Self, OciError> {
-        let http = access.client().map_err(|e| OciError::Transfer {
+        let failed = |e| OciError::Transfer {
             registry: registry.clone(),
             what: "anything".into(),
             source: Box::new(e),
-        })?;
-        Ok(Self { registry, known_as, repository, access, http, held: Mutex::new(None) })
+        };
+        let http = access.client().map_err(failed)?;
+        let uploads = match actions {
+            Actions::Pull => http.clone(),
+            Actions::Push => access.uploading_client().map_err(failed)?,
+        };
+        Ok(Self { registry, known_as, repository, actions, access, http, uploads, held: Mutex::new(None) })
+    }
+
+    pub(super) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// The client for requests that send much.
+    pub(super) fn uploads(&self) -> &reqwest::Client {
+        &self.uploads
     }
 
     /// The URL of something in the repository.
-    fn url(&self, path: &str) -> String {
+    pub(super) fn url(&self, path: &str) -> String {
         let scheme = if is_loopback(&self.registry) { "http" } else { "https" };
         format!("{scheme}://{}/v2/{}/{path}", self.registry, self.repository)
     }
 
     /// Requests something from the repository. The response was successful; its body is not read yet.
     pub(super) async fn get(&self, path: &str, headers: HeaderMap, what: &str) -> Result<Response, OciError> {
-        let url = self.url(path);
+        let url = self.parsed(&self.url(path))?;
+        let response = self.call(&url, what, &|| self.http.get(url.clone()).headers(headers.clone())).await?;
+        self.accepted(response, what).await
+    }
+
+    /// The URL of something in the repository.
+    pub(super) fn parsed(&self, url: &str) -> Result<Url, OciError> {
+        Url::parse(url).map_err(|_| self.misled("has no valid address"))
+    }
+
+    /// Sends the request that `make` makes to `url`, and once more with credentials if the registry demands them. The response may be of any status; its body
+    /// is not read yet.
+    pub(super) async fn call(
+        &self,
+        url: &Url,
+        what: &str,
+        make: &(dyn Fn() -> RequestBuilder + Sync),
+    ) -> Result<Response, OciError> {
         let held = self.held.lock().await.clone();
-        let request = |held: Option<HeaderValue>| {
-            let request = self.http.get(&url).headers(headers.clone());
-            match held {
-                Some(held) => request.header(header::AUTHORIZATION, held),
-                None => request,
-            }
+        let request = |held: Option<HeaderValue>| match held {
+            Some(held) => make().header(header::AUTHORIZATION, held),
+            None => make(),
         };
-        let mut response = self.send(request(held.clone()), what).await?;
+        let response = self.send(request(held.clone()), what).await?;
         // After a redirect another server answered, which gets no credentials.
-        let is_own = Url::parse(&url).is_ok_and(|url| url.origin() == response.url().origin());
-        if response.status() == StatusCode::UNAUTHORIZED && is_own {
-            let proof = self.prove(response.headers(), held).await?;
-            response = self.send(request(Some(proof)), what).await?;
+        if response.status() != StatusCode::UNAUTHORIZED || url.origin() != response.url().origin() {
+            return Ok(response);
         }
+        let proof = self.prove(response.headers(), held).await?;
+        self.send(request(Some(proof)), what).await
+    }
+
+    /// Returns a response that was successful.
+    pub(super) async fn accepted(&self, response: Response, what: &str) -> Result<Response, OciError> {
         match response.status() {
             status if status.is_success() => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.unauthorized()),
@@ -120,13 +174,13 @@ impl Session {
         self.access.keychain.find(&self.known_as).await
     }
 
-    /// Gets a token for this repository, for reading only.
+    /// Gets a token for this repository, for no more than is to be done with it.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<String, OciError> {
         let what = "a token";
         let bad = || OciError::Document { what: format!("{} names no token server", self.registry) };
         let mut url = Url::parse(realm).map_err(|_| bad())?;
         self.check_realm(&url)?;
-        let scope = format!("repository:{}:pull", self.repository);
+        let scope = format!("repository:{}:{}", self.repository, self.actions.as_str());
         let mut asked = vec![("scope", scope.as_str())];
         asked.extend(service.map(|service| ("service", service)));
         let request = match self.login().await? {
@@ -242,6 +296,16 @@ impl Session {
         OciError::Untrusted { registry: self.registry.clone(), what: what.to_owned(), problem }
     }
 
+    /// The registry did not answer in time.
+    pub(super) fn slow(&self, what: &str) -> OciError {
+        OciError::Slow { registry: self.registry.clone(), what: what.to_owned() }
+    }
+
+    /// The registry does not keep to the protocol.
+    pub(super) fn misled(&self, why: &str) -> OciError {
+        OciError::Document { what: format!("{} {why}", self.registry) }
+    }
+
     fn unauthorized(&self) -> OciError {
         OciError::Unauthorized { registry: self.registry.clone(), image: self.repository.clone() }
     }
@@ -314,7 +378,8 @@ mod tests {
     #[test]
     fn tokens_come_from_safe_places() {
         let session = |registry: &str| {
-            Session::new(registry.into(), registry.into(), "a".into(), Access::default()).unwrap()
+            let actions = Actions::Pull;
+            Session::new(registry.into(), registry.into(), "a".into(), actions, Access::default()).unwrap()
         };
         let allowed =
             |registry: &str, realm: &str| session(registry).check_realm(&realm.parse().unwrap()).is_ok();

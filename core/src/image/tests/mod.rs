@@ -1,5 +1,6 @@
 //! Images from real sources, mounted and compared with them. These tests run as root.
 
+mod export;
 mod failing;
 mod faithful;
 mod hostile;

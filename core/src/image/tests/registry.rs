@@ -30,16 +30,16 @@ fn free_port() -> u16 {
 }
 
 /// A running `docker-registry` on the loopback interface.
-struct Registry {
+pub(super) struct Registry {
     process: Child,
-    address: String,
+    pub(super) address: String,
     auth: RegistryAuth,
-    base: tempfile::TempDir,
+    pub(super) base: tempfile::TempDir,
 }
 
 impl Registry {
     /// Starts one, with authentication if a user and password are given.
-    async fn start(login: Option<(&str, &str)>) -> Self {
+    pub(super) async fn start(login: Option<(&str, &str)>) -> Self {
         let base = tempfile::tempdir().unwrap();
         let free = format!("127.0.0.1:{}", free_port());
         let mut config = format!(
@@ -111,7 +111,7 @@ async fn pull(text: &str, into: &Path) -> Result<Built, ImageError> {
     make(resolve(text).await?, into).await
 }
 
-async fn pull_by(text: &str, access: &Access, into: &Path) -> Result<Built, ImageError> {
+pub(super) async fn pull_by(text: &str, access: &Access, into: &Path) -> Result<Built, ImageError> {
     let resolved = Remote::parse(text, access)?.resolve().await?;
     make(Source::Remote(Box::new(resolved)), into).await
 }

@@ -1,5 +1,6 @@
 //! The task that owns one VM. Only this task changes the VM's state, runs its boots and deletes it.
 
+mod copies;
 mod drives;
 mod events;
 mod life;
@@ -221,18 +222,9 @@ impl Actor {
                 };
                 reply.send(result).ok();
             }
-            Command::Expire { reply } => {
-                let result = self.expire().await;
-                reply.send(result).ok();
-            }
-            Command::StopIdle { reply } => {
-                let result = self.stop_idle().await;
-                reply.send(result).ok();
-            }
-            Command::Packages { reply } => {
-                let result = self.refresh_packages().await;
-                reply.send(result).ok();
-            }
+            Command::Expire { reply } => drop(reply.send(self.expire().await)),
+            Command::StopIdle { reply } => drop(reply.send(self.stop_idle().await)),
+            Command::Packages { reply } => drop(reply.send(self.refresh_packages().await)),
             Command::Update { who, change, reply } => {
                 let result = self.update(*change, &who).await;
                 reply.send(result).ok();
@@ -271,6 +263,7 @@ impl Actor {
                 let result = self.checkpoint(&take).await;
                 reply.send(result.map(Box::new)).ok();
             }
+            Command::CopyDrives { copy, reply } => drop(reply.send(self.copy_drives(&copy).await)),
             Command::Checkpointed { checkpoint, reply } => {
                 self.record.lineage.checkpoint = Some(checkpoint);
                 reply.send(self.write(None).await).ok();

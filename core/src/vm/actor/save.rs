@@ -81,13 +81,13 @@ impl Actor {
     }
 }
 
-/// Stops the guest's commands and syncs its filesystems, as far as it does that in time.
+/// Has the guest stop its commands and sync, as far as it does that in time. One that does not is copied as it is.
 pub(super) async fn quiesce(link: &Link) -> Quiesced {
     let Ok(none) = RawValue::from_string("{}".into()) else { return Quiesced::default() };
     match link.request(QUIESCE_REQUEST, &none, QUIESCE_MAX).await {
         Ok(answer) => serde_json::from_str(answer.get()).unwrap_or_default(),
         Err(error) => {
-            tracing::info!(%error, "a guest does not stand still for its checkpoint");
+            tracing::info!(%error, "a guest does not stand still for a copy of its drives");
             Quiesced::default()
         }
     }
@@ -99,7 +99,7 @@ pub(in crate::vm) async fn thaw(link: &Link) {
     let time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let Ok(params) = to_raw_value(&ClockParams { time_unix_ns, add_ns: None }) else { return };
     if let Err(error) = link.request(THAW_REQUEST, &params, THAW_MAX).await {
-        tracing::warn!(%error, "a guest was not told to go on after its checkpoint");
+        tracing::warn!(%error, "a guest was not told to go on after a copy of its drives");
     }
 }
 
@@ -119,6 +119,19 @@ async fn save_all(
         .iter()
         .map(|drive| (shared.paths.drive(drive.id).join(DISK), copies.join(format!("{}.ext4", drive.id))))
         .collect();
+    copy_held(shim, files, &take.progress, "checkpoint").await?;
+    failpoint::reach("checkpoint-copied");
+    Ok((saved, saved_at))
+}
+
+/// Copies files of drives while the shim holds the guest, which the caller lets go on afterwards. The hold is renewed until the copies are made; `work`
+/// is the step that it is for, such as `checkpoint`.
+pub(super) async fn copy_held(
+    shim: &ShimClient,
+    files: Vec<(PathBuf, PathBuf)>,
+    progress: &Progress,
+    work: &str,
+) -> Result<(), ToolError> {
     // Cancelled if the copies are not waited for any more.
     let watched = Progress::default();
     let stop = watched.token().clone().drop_guard();
@@ -128,7 +141,7 @@ async fn save_all(
     tokio::pin!(copying);
     let renew = async || {
         let asked = Instant::now();
-        shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
+        shim.hold_guest(HOLD).await.map_err(|error| hold_failed(&error))?;
         Ok::<_, ToolError>(asked + HOLD)
     };
     // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that.
@@ -138,22 +151,28 @@ async fn save_all(
         tokio::select! {
             copied = &mut copying => break copied,
             _ = renewals.tick() => held_until = renew().await?,
-            () = take.progress.cancelled() => {
-                return Err(ToolError::new(ErrorCode::Cancelled, "the checkpoint was cancelled"));
+            () = progress.cancelled() => {
+                return Err(ToolError::new(ErrorCode::Cancelled, format!("the {work} was cancelled")));
             }
         }
     };
     drop(stop);
     copied
-        .map_err(|e| ToolError::internal(format!("copy drives for a checkpoint: {e}")))?
+        .map_err(|e| ToolError::internal(format!("copy drives for a {work}: {e}")))?
         .map_err(drive_error)?;
-    failpoint::reach("checkpoint-copied");
     // Copies of drives to which the guest wrote meanwhile would be of no moment at all.
     match Instant::now() < held_until {
-        true => Ok((saved, saved_at)),
+        true => Ok(()),
         false => Err(ToolError::new(ErrorCode::Timeout, "the guest ran on while its drives were copied")
-            .hint("the host is too busy for a checkpoint: try again later")),
+            .hint(format!("the host is too busy for a {work}: try again later"))),
     }
+}
+
+/// The shim could not pause the guest, or not keep it paused.
+pub(super) fn hold_failed(error: &VmmError) -> ToolError {
+    let message = format!("pause the VM for a copy of its drives: {}", nexus_schema::error::chain(error));
+    ToolError::new(ErrorCode::HostUnsuitable, message)
+        .hint("the VM runs on; look at it with vm_inspect, then try again")
 }
 
 /// Returns the error of a save that failed.

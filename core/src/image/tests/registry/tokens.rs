@@ -175,3 +175,31 @@ async fn what_a_registry_says_about_a_failure_is_shown() {
     let error = ask(&address, &Access::default()).await.unwrap_err().to_string();
     assert!(error.contains("answers 429") && error.contains("says: slowdown"), "{error}");
 }
+
+#[tokio::test]
+async fn a_token_to_push_is_asked_for_and_uploads_go_to_the_registry_only() {
+    let base = tempfile::tempdir().unwrap();
+    let root = base.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), "content").unwrap();
+    let image = make(Source::Directory(root), &base.path().join("image")).await.unwrap();
+    let created = nexus_schema::Timestamp::from_millis(0);
+    let about = crate::image::oci::About { name: "a", config: None, created };
+    let exported = crate::image::oci::export(&image.path, &about, base.path(), &Progress::default()).unwrap();
+    let address = answering(move |own, path, authorization| {
+        if path.starts_with("/token") {
+            assert!(path.contains("scope=repository%3Atest%3Apull%2Cpush"), "{path}");
+            return http("200 OK", "", "{\"token\":\"abc\"}");
+        }
+        match authorization {
+            Some("Bearer abc") if path.contains("/uploads/") => {
+                http("202 Accepted", "Location: http://127.0.0.1:9/v2/test/blobs/uploads/1\r\n", "")
+            }
+            Some("Bearer abc") => http("404 Not Found", "", ""),
+            _ => challenge(own),
+        }
+    });
+    let remote = Remote::parse_to_push(&format!("{address}/test:1"), &Access::default()).unwrap();
+    let error = remote.push(&exported, &Progress::default()).await.unwrap_err();
+    assert!(error.to_string().contains("another server"), "{error}");
+}
