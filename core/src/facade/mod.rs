@@ -4,6 +4,7 @@ mod asset;
 mod audit;
 mod build;
 mod checkpoint;
+mod diff;
 mod drive;
 mod events;
 mod fork;
