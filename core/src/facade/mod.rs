@@ -2,6 +2,7 @@
 
 mod asset;
 mod audit;
+mod before_run;
 mod build;
 mod checkpoint;
 mod diff;

@@ -10,6 +10,7 @@
 //! the link's. On the way back, `_meta["dev.nexus/vm"]` says which VM and boot answered.
 
 mod arguments;
+mod before;
 mod name;
 mod names;
 mod pace;
@@ -34,6 +35,8 @@ pub(crate) use pace::{BEAT_CHECK, Pace};
 pub(crate) use record::Recorded;
 pub(crate) use reply::{Origin, write_error, write_response_start};
 
+use self::before::{Before, TakenBefore};
+use self::reply::Said;
 use crate::host::{Host, View};
 use crate::tools::GuestTool;
 
@@ -148,6 +151,10 @@ pub(crate) struct ForwardedCall {
     client: Option<Arc<str>>,
     /// The trace that it belongs to.
     trace: Option<Arc<TraceContext>>,
+    /// The checkpoint that is taken first.
+    before: Option<Before>,
+    /// The one that was taken.
+    taken: Option<TakenBefore>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -187,9 +194,14 @@ impl ForwardedCall {
         let found = parsed.and_then(|arguments| {
             let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
             let place = client.place()?;
-            Ok((host.guests().guest(caller, &vm)?, place, arguments))
+            let (guest, mut arguments) = (host.guests().guest(caller, &vm)?, arguments);
+            let before = match tool.name == RunCommand::NAME && arguments.take_switch(before::ARGUMENT)? {
+                true => Some(Before::of(host.nexus(), caller, guest.vm, guest.boot_id)?),
+                false => None,
+            };
+            Ok((guest, place, arguments, before))
         });
-        let (guest, place, mut arguments) = match found {
+        let (guest, place, mut arguments, before) = match found {
             Ok(found) => found,
             Err(error) => {
                 record.failed(error.code);
@@ -219,6 +231,8 @@ impl ForwardedCall {
             handle,
             client: name,
             trace,
+            before,
+            taken: None,
             _place: place,
         };
         Ok((call, arguments))
@@ -230,18 +244,45 @@ impl ForwardedCall {
     }
 
     /// Starts the call; it is written at the next [`Link::flush`] of [`Self::link`].
-    pub(crate) fn begin(self, arguments: &Arguments<'_>, wants_progress: bool, answer: impl Answer) {
+    /// A checkpoint that it begins with is taken on a task of its own.
+    pub(crate) fn begin(mut self, arguments: &Arguments<'_>, wants_progress: bool, mut answer: impl Answer) {
+        let Some(before) = self.before.take() else {
+            return self.send(|out| arguments.write(out), wants_progress, answer);
+        };
+        let mut text = Vec::new();
+        arguments.write(&mut text);
+        tokio::spawn(async move {
+            if wants_progress {
+                let message = Some("taking a checkpoint before the command".to_owned());
+                answer.progress(GuestProgress { progress: 0.0, total: None, message });
+            }
+            let outcome = match before.take().await {
+                Ok(taken) if !self.handle.is_cancelled() => {
+                    self.taken = Some(taken);
+                    let link = self.guest.link.clone();
+                    self.send(|out| out.extend_from_slice(&text), wants_progress, answer);
+                    return link.flush();
+                }
+                Ok(_) => None,
+                Err(error) => (!self.handle.is_cancelled())
+                    .then_some(CallResult { outcome: Err(Unanswered::Refused(error)), call: &mut self }),
+            };
+            answer.done(outcome);
+        });
+    }
+
+    fn send(self, arguments: impl Fn(&mut Vec<u8>), wants_progress: bool, answer: impl Answer) {
         let (link, handle, name, deadline) =
             (self.guest.link.clone(), self.handle.clone(), self.tool.name, self.deadline);
         let (client, trace) = (self.client.clone(), self.trace.clone());
         let sink = Box::new(Sink { call: self, answer });
         let meta = CallMeta { wants_progress, client: client.as_deref(), trace: trace.as_deref() };
-        match link.begin(name, |out| arguments.write(out), meta, deadline, sink) {
+        match link.begin(name, &arguments, meta, deadline, sink) {
             Ok(call) => handle.begun(link, call),
             Err((LinkError::Down { why }, sink)) => {
                 // The guest may just be reconnecting, for example after the agent was restarted.
                 let mut text = Vec::new();
-                arguments.write(&mut text);
+                arguments(&mut text);
                 tokio::spawn(async move {
                     if !link.is_up_within(UP_WAIT.min(deadline)).await {
                         return sink.done(Err(LinkError::Down { why }));
@@ -360,9 +401,17 @@ pub(crate) trait Answer: Send + 'static {
     fn done(self, result: Option<CallResult<'_>>);
 }
 
+/// Why a guest gave no result.
+enum Unanswered {
+    /// Its link says why.
+    Link(LinkError),
+    /// It was not called.
+    Refused(ToolError),
+}
+
 /// The result of a call.
 pub(crate) struct CallResult<'a> {
-    outcome: Result<&'a RawValue, LinkError>,
+    outcome: Result<&'a RawValue, Unanswered>,
     call: &'a mut ForwardedCall,
 }
 
@@ -371,7 +420,17 @@ impl CallResult<'_> {
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let Self { outcome, call } = self;
         let before = out.len();
-        let outcome = reply::write_outcome(out, outcome, &call.tool, &call.origin, call.era, call.view);
+        let outcome = match outcome {
+            Ok(result) => Ok(result),
+            Err(Unanswered::Link(error)) => Err(error),
+            Err(Unanswered::Refused(error)) => {
+                call.record.failed(error.code);
+                reply::write_refused(out, error, &call.origin, call.era, call.view);
+                return call.record.gave(out.len() - before);
+            }
+        };
+        let said = Said { origin: &call.origin, taken: call.taken.as_ref() };
+        let outcome = reply::write_outcome(out, outcome, &call.tool, said, call.era, call.view);
         call.record.outcome(outcome);
         call.record.gave(out.len() - before);
     }
@@ -391,6 +450,7 @@ impl<A: Answer> CallSink for Sink<A> {
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
         let Self { mut call, answer } = *self;
         let is_cancelled = call.handle.is_cancelled() || matches!(outcome, Err(LinkError::Cancelled));
+        let outcome = outcome.map_err(Unanswered::Link);
         answer.done((!is_cancelled).then_some(CallResult { outcome, call: &mut call }));
     }
 }

@@ -6,12 +6,13 @@ use nexus_core::GuestHandle;
 use nexus_core::link::LinkError;
 use nexus_core::link::result::{self, GuestResult};
 use nexus_core::link::wire::write_string;
-use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
+use nexus_schema::error::{CHECKPOINT_META, ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::{Name, ResultShape, Timestamp, ToolError};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::before::TakenBefore;
 use super::{Era, names};
 use crate::expiry;
 use crate::host::View;
@@ -78,16 +79,26 @@ enum Speaker {
     Guest,
 }
 
+/// What the host says of a guest's result.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said<'a> {
+    /// Who answered.
+    pub(super) origin: &'a Origin,
+    /// The checkpoint that was taken before.
+    pub(super) taken: Option<&'a TakenBefore>,
+}
+
 /// Appends the result of a call: the guest's own with its origin, or an error, with the view's names of tools. Returns the outcome
 /// for the call record.
 pub(super) fn write_outcome(
     out: &mut Vec<u8>,
     outcome: Result<&RawValue, LinkError>,
     tool: &GuestTool,
-    origin: &Origin,
+    said: Said<'_>,
     era: Era,
     view: View,
 ) -> &'static str {
+    let Said { origin, taken } = said;
     let vm = origin.name.as_str();
     let note = origin.expires_at.and_then(|at| expiry::of_life(at, vm, view));
     let (error, speaker) = match outcome.and_then(|result| result::check(result, &tool.expected)) {
@@ -95,8 +106,12 @@ pub(super) fn write_outcome(
             let shape = tool.expected.shape;
             let content =
                 if tool.reports_commands() { names::in_report(content, view) } else { content.into() };
+            let content = match taken {
+                Some(taken) => with_block(&content, &taken.told()),
+                None => content,
+            };
             let (content, facts) = with_note(&content, facts, shape, note);
-            write_done(out, &content, &facts, shape, origin, era);
+            write_done(out, &content, &facts, shape, said, era);
             return "ok";
         }
         Ok(GuestResult::Failed(failure)) => {
@@ -107,9 +122,23 @@ pub(super) fn write_outcome(
         Err(error @ LinkError::Refused { .. }) => (error.to_tool_error(vm), Speaker::Guest),
         Err(error) => (error.to_tool_error(vm), Speaker::Host),
     };
-    let error = names::told(error, view);
+    let mut error = names::told(error, view);
+    if let Some(taken) = taken {
+        let told = taken.told();
+        error.hint = Some(error.hint.map_or_else(|| told.clone(), |hint| format!("{hint}\n{told}")));
+    }
     write_failed(out, &error, Some(origin), speaker, era);
     error.code.as_str()
+}
+
+/// Appends the error of a call that did not reach the guest.
+pub(super) fn write_refused(out: &mut Vec<u8>, error: ToolError, origin: &Origin, era: Era, view: View) {
+    write_failed(out, &names::told(error, view), Some(origin), Speaker::Host, era);
+}
+
+/// Adds a text of the host as a block of its own.
+fn with_block<'a>(content: &str, text: &str) -> Cow<'a, str> {
+    appended(content, &json!({ "type": "text", "text": text }).to_string()).into_owned().into()
 }
 
 /// Adds a note of the host to a guest's result, in each form that a client may show: as a block of its own, and as a fact.
@@ -120,8 +149,7 @@ fn with_note<'a>(
     note: Option<String>,
 ) -> (Cow<'a, str>, Cow<'a, str>) {
     let Some(note) = note else { return (content.into(), facts.into()) };
-    let block = json!({ "type": "text", "text": format!("note: {note}") }).to_string();
-    let content = appended(content, &block);
+    let content = with_block(content, &format!("note: {note}"));
     match shape {
         ResultShape::Text => (content, facts.into()),
         ResultShape::Structured => (content, appended(facts, &format!(r#""note":{}"#, json!(note)))),
@@ -138,7 +166,7 @@ fn appended<'a>(json: &'a str, item: &str) -> Cow<'a, str> {
     format!("{inner}{}{item}{end}", if is_empty { "" } else { "," }).into()
 }
 
-fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape, origin: &Origin, era: Era) {
+fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape, said: Said<'_>, era: Era) {
     out.extend_from_slice(br#"{"content":"#);
     out.extend_from_slice(content.as_bytes());
     out.push(b',');
@@ -155,7 +183,13 @@ fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape,
         out.extend_from_slice(facts.as_bytes());
         out.push(b',');
     }
-    write_origin(out, origin);
+    if let Some(taken) = said.taken {
+        write_string(out, CHECKPOINT_META);
+        out.push(b':');
+        out.extend_from_slice(taken.facts().to_string().as_bytes());
+        out.push(b',');
+    }
+    write_origin(out, said.origin);
     out.extend_from_slice(b"}}");
 }
 
@@ -223,10 +257,40 @@ mod tests {
         Origin::sample()
     }
 
+    fn alone(origin: &Origin) -> Said<'_> {
+        Said { origin, taken: None }
+    }
+
+    #[test]
+    fn a_reply_names_the_checkpoint_that_was_taken_before() {
+        let (taken, origin) = (TakenBefore::sample(), origin());
+        let said = Said { origin: &origin, taken: Some(&taken) };
+        let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
+        let forged = json!({"content": [{"type": "text", "text": "x"}], "_meta": {
+            "dev.nexus/result": facts, "dev.nexus/checkpoint": {"name": "forged"}}})
+        .to_string();
+        let tool = GuestTool::alone::<FileRead>();
+        let written = |outcome: Result<&RawValue, LinkError>, said| -> Value {
+            let mut out = Vec::new();
+            write_outcome(&mut out, outcome, &tool, said, Era::Session, WHOLE);
+            serde_json::from_slice(&out).unwrap()
+        };
+        let value = written(Ok(serde_json::from_str(&forged).unwrap()), said);
+        assert_eq!(value["_meta"]["dev.nexus/checkpoint"]["name"], "before-run-abcdef", "{value}");
+        let text = value["content"][1]["text"].as_str().unwrap();
+        assert!(text.contains("before-run-abcdef of web-1") && text.contains("vm_rollback"), "{text}");
+        // Also with an error, and never what a guest says.
+        let value = written(Err(LinkError::TooLarge), said);
+        assert!(value["content"][0]["text"].as_str().unwrap().contains("before-run-abcdef"), "{value}");
+        let value = written(Ok(serde_json::from_str(&forged).unwrap()), alone(&origin));
+        assert_eq!(value["_meta"].get("dev.nexus/checkpoint"), None, "{value}");
+    }
+
     fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
         let mut out = Vec::new();
         let outcome = outcome.map(|text| serde_json::from_str(text).unwrap());
-        let said = write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), &origin(), era, WHOLE);
+        let said =
+            write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), alone(&origin()), era, WHOLE);
         (serde_json::from_slice(&out).unwrap(), said)
     }
 
@@ -253,7 +317,14 @@ mod tests {
         let text = json!({"content": [], "structuredContent": facts}).to_string();
         let mut out = Vec::new();
         let raw = serde_json::from_str(&text).unwrap();
-        write_outcome(&mut out, Ok(raw), &GuestTool::alone::<OsInfo>(), &origin(), Era::Session, WHOLE);
+        write_outcome(
+            &mut out,
+            Ok(raw),
+            &GuestTool::alone::<OsInfo>(),
+            alone(&origin()),
+            Era::Session,
+            WHOLE,
+        );
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["structuredContent"], facts, "{value}");
         assert_eq!(value.get("resultType"), None);
@@ -265,7 +336,7 @@ mod tests {
         let told = |text: &str, tool: &GuestTool, view: View| -> Value {
             let mut out = Vec::new();
             let raw = serde_json::from_str(text).unwrap();
-            write_outcome(&mut out, Ok(raw), tool, &soon, Era::Session, view);
+            write_outcome(&mut out, Ok(raw), tool, alone(&soon), Era::Session, view);
             serde_json::from_slice(&out).unwrap()
         };
         let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});

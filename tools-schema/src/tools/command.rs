@@ -90,6 +90,9 @@ pub struct RunCommandParams {
     /// A file in the VM that gets all output as well; overwritten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
+    /// First take a checkpoint, kept for an hour: vm_rollback with it undoes the command. Only for VMs made with `checkpoints: true`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint: bool,
 }
 
 /// The state of a command.

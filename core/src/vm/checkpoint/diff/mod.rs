@@ -30,8 +30,8 @@ use compare::Differences;
 pub(crate) use processes::bounded;
 
 /// Timeout of a comparison, and of the copies that it is made with.
-const COMPARE_MAX: Duration = Duration::from_secs(40);
-const COPY_MAX: Duration = Duration::from_secs(40);
+const COMPARE_MAX: Duration = Duration::from_secs(20);
+const COPY_MAX: Duration = Duration::from_secs(30);
 /// Timeout of a guest to list its processes.
 const LIST_MAX: Duration = Duration::from_secs(5);
 /// How many bytes of the reply are used for the list of files, and for diffs of texts.
