@@ -189,7 +189,7 @@ fn a_command_is_undone_by_its_checkpoint_and_seen_in_a_diff() {
     let command =
         "rm -rf /srv/data; echo new > /srv/text; echo more > /srv/more; sleep 1000 >/dev/null 2>&1 &";
     let ran = client
-        .call("guest_run_command", json!({ "vm": "web", "command": command, "checkpoint": true }))
+        .call_whole("guest_run_command", json!({ "vm": "web", "command": command, "checkpoint": true }))
         .unwrap_or_else(|failure| panic!("{}", failure.text));
     let listed = client.must("checkpoint_list", json!({ "vm": "web" }));
     let row = &listed["checkpoints"][0];

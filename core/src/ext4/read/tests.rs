@@ -255,6 +255,62 @@ fn a_journal_is_read_without_being_written_when_mounted() {
     }
 }
 
+/// A file of two blocks, of which the journal has both newer, and then takes the second back.
+fn journaled(directory: &Path, how: &str) -> PathBuf {
+    let source = directory.join("source");
+    fs::create_dir_all(&source).unwrap();
+    fs::write(source.join("file"), [b'o'; 2_048]).unwrap();
+    let disk = made(directory, 4, &["-b", "1024", "-d", source.to_str().unwrap()]);
+    let asked = Command::new("/sbin/debugfs").args(["-R", "blocks /file"]).arg(&disk).output().unwrap();
+    let blocks = String::from_utf8(asked.stdout).unwrap().trim().replace(' ', ",");
+    // The first block begins like one of the journal's own.
+    let newer = [&[0xc0, 0x3b, 0x39, 0x98][..], &[b'n'; 2_044]].concat();
+    fs::write(directory.join("newer"), newer).unwrap();
+    let (newer, script) = (directory.join("newer"), directory.join("script"));
+    let second = blocks.split(',').next_back().unwrap();
+    fs::write(&script, format!("{how}\njw -b {blocks} {}\njw -r {second}\njc\n", newer.display())).unwrap();
+    run(Command::new("/sbin/debugfs").arg("-w").arg("-f").arg(script).arg(&disk));
+    disk
+}
+
+fn file_of(disk: &Path) -> Vec<u8> {
+    let filesystem = Filesystem::open(File::open(disk).unwrap()).unwrap();
+    let mut found = None;
+    filesystem
+        .walk(&mut |entry| {
+            if entry.path == b"file" {
+                found = Some(entry.inode.clone());
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let mut content = vec![0; 4_096];
+    let count = filesystem.read(&found.unwrap(), 0, &mut content).unwrap();
+    content[..count].to_vec()
+}
+
+#[test]
+fn blocks_of_the_journal_are_seen_and_those_that_it_took_back_are_not() {
+    for how in ["jo", "jo -c -v 2", "jo -c -v 3"] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = journaled(directory.path(), how);
+        let expected = [&[0xc0, 0x3b, 0x39, 0x98][..], &[b'n'; 1_020], &[b'o'; 1_024]].concat();
+        assert!(file_of(&disk) == expected, "{how}");
+    }
+}
+
+#[test]
+fn a_block_of_the_journal_with_a_wrong_checksum_is_not_seen() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = journaled(directory.path(), "jo -c -v 3");
+    let asked = Command::new("/sbin/debugfs").args(["-R", "blocks <8>"]).arg(&disk).output().unwrap();
+    let blocks = String::from_utf8(asked.stdout).unwrap();
+    // After the superblock and the descriptor.
+    let first: u64 = blocks.split_whitespace().nth(2).unwrap().parse().unwrap();
+    File::options().write(true).open(&disk).unwrap().write_all_at(b"x", first * 1_024 + 500).unwrap();
+    assert!(file_of(&disk) == [b'o'; 2_048]);
+}
+
 #[test]
 fn a_transaction_that_was_not_completed_never_happened_when_mounted() {
     let base = tempfile::tempdir().unwrap();
