@@ -110,30 +110,27 @@ impl Filesystem {
         Ok(Level { inode, path, next })
     }
 
-    /// Reads the block that has the next byte of a directory; `false` at its end. Holes are skipped.
+    /// Reads the block that has the next byte of a directory, or skips a hole; `false` at the directory's end.
     fn load(&self, level: &mut Level, block: &mut Block) -> Result<bool, ReadError> {
         let size = as_u64(self.geometry.block_size);
         let is_inline = level.inode.flags & IS_INLINE != 0;
-        loop {
-            if level.next >= level.inode.size {
-                return Ok(false);
-            }
-            let index = if is_inline { 0 } else { level.next / size };
-            if (block.directory, block.index) != (level.inode.number, index) {
-                block.bytes = if is_inline {
-                    self.inline(&level.inode)?
-                } else {
-                    let run = self.run(&level.inode, index)?;
-                    let Some(first) = run.first else {
-                        level.next = index.saturating_add(run.count).saturating_mul(size);
-                        continue;
-                    };
-                    self.disk.block(first)?
-                };
-                (block.directory, block.index) = (level.inode.number, index);
-            }
-            return Ok(!is_inline || level.next < as_u64(block.bytes.len()));
+        if level.next >= level.inode.size {
+            return Ok(false);
         }
+        let index = if is_inline { 0 } else { level.next / size };
+        if (block.directory, block.index) != (level.inode.number, index) {
+            *block = Block { directory: level.inode.number, index, bytes: Vec::new() };
+            if is_inline {
+                block.bytes = self.inline(&level.inode)?;
+            } else {
+                let run = self.run(&level.inode, index)?;
+                match run.first {
+                    Some(first) => block.bytes = self.disk.block(first)?,
+                    None => level.next = index.saturating_add(run.count).saturating_mul(size),
+                }
+            }
+        }
+        Ok(!is_inline || level.next < as_u64(block.bytes.len()))
     }
 }
 
@@ -143,9 +140,9 @@ impl Level {
         let is_inline = self.inode.flags & IS_INLINE != 0;
         let wrong = || ReadError::inode("an entry", self.inode.number);
         // What is in the inode comes in two parts, and no entry is in both.
-        let start = if is_inline { 0 } else { block.index * as_u64(block.bytes.len()) };
+        let start = if is_inline { 0 } else { block.index.saturating_mul(as_u64(block.bytes.len())) };
         loop {
-            let at = usize::try_from(self.next - start).map_err(|_| wrong())?;
+            let at = usize::try_from(self.next.saturating_sub(start)).map_err(|_| wrong())?;
             if at >= block.bytes.len() {
                 return Ok(None);
             }

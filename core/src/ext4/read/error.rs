@@ -2,8 +2,6 @@
 
 use std::io;
 
-use nexus_schema::ErrorCode;
-
 /// Why a filesystem, or something in it, was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
@@ -48,16 +46,5 @@ impl ReadError {
 
     pub(super) fn block(what: &'static str, number: u64) -> Self {
         Self::Damaged { what, of: format!("block {number}") }
-    }
-
-    /// The error code for callers.
-    pub(crate) fn code(&self) -> ErrorCode {
-        match self {
-            Self::Io { .. } => ErrorCode::Internal,
-            Self::NoFilesystem | Self::Unsupported { .. } | Self::Damaged { .. } => {
-                ErrorCode::InvalidArgument
-            }
-            Self::TooLarge { .. } => ErrorCode::TooLarge,
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::compare::Stopped;
-use crate::ext4::{Filesystem, Inode, Kind};
+use crate::ext4::{Entry, Filesystem, Inode, Kind};
 
 /// How many files are kept of one filesystem.
 const FILES_MAX: usize = 500_000;
@@ -58,7 +58,7 @@ pub(super) fn scan(file: &Path, until: Instant, wants: impl Fn(&[u8]) -> bool) -
     let opened = File::open(file).map_err(|source| Stopped::Missing { path: file.to_owned(), source })?;
     let filesystem = Filesystem::open(opened)?;
     let (mut files, mut is_cut, mut is_late) = (BTreeMap::new(), false, false);
-    filesystem.walk(&mut |entry| {
+    filesystem.walk(&mut |entry: &Entry<'_>| {
         if Instant::now() >= until {
             is_late = true;
             return ControlFlow::Break(());
