@@ -1,7 +1,8 @@
 //! The checkpoint that is taken before a command.
 
+use std::time::Duration;
+
 use nexus_schema::id::{BootId, VmId};
-use nexus_schema::limits::WAIT_MAX;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::checkpoint::CheckpointDetails;
 use nexus_schema::{ErrorCode, Reference, TimeSpan, ToolError};
@@ -11,6 +12,8 @@ use super::{CallContext, Nexus};
 use crate::vm::checkpoint::{self, Wanted};
 use crate::vm::policy;
 
+/// Timeout for it to be taken: clients wait a minute for a call, and the command needs its part.
+const TAKE_MAX: Duration = Duration::from_secs(25);
 /// How long it is kept.
 const KEPT: TimeSpan = TimeSpan::seconds(60 * 60);
 
@@ -41,9 +44,9 @@ impl Nexus {
             let row = checkpoint::take(&shared, &handle, wanted, &progress).await?;
             shared.checkpoint_details(row).await
         });
-        let outcome: OpOutcome<CheckpointDetails> = self.shared.ops.wait(ctx, op, WAIT_MAX).await?;
+        let outcome: OpOutcome<CheckpointDetails> = self.shared.ops.wait(ctx, op, TAKE_MAX).await?;
         outcome.result.ok_or_else(|| {
-            let message = format!("its checkpoint was not taken within {} s", WAIT_MAX.as_secs());
+            let message = format!("its checkpoint was not taken within {} s", TAKE_MAX.as_secs());
             ToolError::new(ErrorCode::Timeout, message).hint(format!(
                 "call op_get with op_id {op} until it is done, then run the command without checkpoint"
             ))

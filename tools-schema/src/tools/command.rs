@@ -90,7 +90,7 @@ pub struct RunCommandParams {
     /// A file in the VM that gets all output as well; overwritten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
-    /// First take a checkpoint, kept for an hour: vm_rollback with it undoes the command. Only for VMs made with `checkpoints: true`.
+    /// Take a checkpoint first: vm_rollback to it undoes the command.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint: bool,
 }
