@@ -137,7 +137,7 @@ pub(super) fn write_refused(out: &mut Vec<u8>, error: ToolError, origin: &Origin
 }
 
 /// Adds a text of the host as a block of its own.
-fn with_block<'a>(content: &str, text: &str) -> Cow<'a, str> {
+fn with_block(content: &str, text: &str) -> Cow<'static, str> {
     appended(content, &json!({ "type": "text", "text": text }).to_string()).into_owned().into()
 }
 
