@@ -78,15 +78,15 @@ async def run(client, script, image):
         await call(client, "vm_delete", vm=vm["id"], force=True)
 
 
-def server(url):
-    """How the daemon is reached."""
+def server(url, tools="work"):
+    """How the daemon is reached, with which set of tools; a URL says that itself."""
     if url:
         token = os.environ["NEXUS_HTTP_TOKEN"]
         http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=120)
         return streamable_http_client(url, http_client=http)
     # The SDK passes only a few variables on; those of Nexus say where its daemon is, if not in the default place.
     env = {name: value for name, value in os.environ.items() if name.startswith("NEXUS_")}
-    return StdioServerParameters(command="nexusctl", args=["mcp"], env=env)
+    return StdioServerParameters(command="nexusctl", args=["mcp", "--tools", tools], env=env)
 
 
 async def main():

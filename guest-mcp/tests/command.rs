@@ -126,6 +126,7 @@ fn what_cannot_be_started_is_said() {
         (json!({ "argv": [""] }), "invalid_argument"),
         (json!({ "argv": ["a\0b"] }), "invalid_argument"),
         (json!({ "command": "x", "unknown": 1 }), "invalid_argument"),
+        (json!({ "command": "x", "checkpoint": true }), "invalid_argument"),
         (json!({ "command": ["x"] }), "invalid_argument"),
         (json!({ "command": "x", "yield_after_s": 45.5 }), "invalid_argument"),
         (json!({ "command": "x", "yield_after_s": -1 }), "invalid_argument"),

@@ -58,3 +58,33 @@ fn ran(output: Output, daemon: &Daemon) {
     let left = daemon.client().must("vm_list", json!({}));
     assert_eq!(left["vms"], json!([]), "the machine is deleted");
 }
+
+/// Machines that can be saved run under QEMU.
+#[test]
+fn the_python_examples_of_checkpoints_undo_and_choose() {
+    let (kit, daemon) = (Kit::find(), Daemon::start());
+    let ran = |name: &str| {
+        let mut program = kit.python(&example(name));
+        let output = program.envs(daemon.environment()).args(["--from", "busybox"]).output();
+        let output = output.expect("the example runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{name}: {said}\n{}", daemon.log());
+        (String::from_utf8_lossy(&output.stdout).into_owned(), said)
+    };
+    let (undone, _) = ran("python/undo.py");
+    assert_eq!(
+        undone,
+        "before: checkpoint before-run\nworks after 'rm -rf /usr /bin /sbin': False\nfiles are gone: True\n\
+         works after the rollback: True\nnote: precious\n"
+    );
+    assert_eq!(daemon.client().must("vm_list", json!({}))["vms"], json!([]), "the machine is deleted");
+
+    let (chosen, said) = ran("python/three_fixes.py");
+    let expected = "before: fails\nswap: fails\nsort: fails\nturn: passes\nkept turn: ";
+    assert!(chosen.starts_with(expected) && chosen.contains("-gt"), "{chosen}");
+    let kept = said.lines().find_map(|line| line.strip_prefix("machine ")).expect("a machine is named");
+    let left = daemon.client().must("vm_list", json!({}));
+    let ids: Vec<&str> =
+        left["vms"].as_array().expect("a list").iter().filter_map(|vm| vm["id"].as_str()).collect();
+    assert_eq!(ids, [kept], "the others are deleted");
+}

@@ -176,3 +176,64 @@ fn a_daemon_that_is_killed_within_a_checkpoint_leaves_the_machine_running() {
         assert_eq!(left, 0, "{point}");
     }
 }
+
+#[test]
+fn a_command_is_undone_by_its_checkpoint_and_seen_in_a_diff() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "web");
+    client.run(
+        "web",
+        "mkdir -p /srv/data; for i in 1 2 3; do echo $i > /srv/data/$i; done; echo old > /srv/text",
+    );
+    let command =
+        "rm -rf /srv/data; echo new > /srv/text; echo more > /srv/more; sleep 1000 >/dev/null 2>&1 &";
+    let ran = client
+        .call_whole("guest_run_command", json!({ "vm": "web", "command": command, "checkpoint": true }))
+        .unwrap_or_else(|failure| panic!("{}", failure.text));
+    let listed = client.must("checkpoint_list", json!({ "vm": "web" }));
+    let row = &listed["checkpoints"][0];
+    let name = row["name"].as_str().expect("a name");
+    assert!(name.starts_with("before-run-") && row["expires_at"].is_string(), "{row}");
+    assert!(ran.to_string().contains(name), "{ran}");
+
+    let diff = client.must("checkpoint_diff", json!({ "from": name, "path": "/srv", "text": true }));
+    let files: Vec<String> = diff["files"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|file| {
+            format!(
+                "{} {}",
+                file["change"].as_str().unwrap_or_default(),
+                file["path"].as_str().unwrap_or_default()
+            )
+        })
+        .collect();
+    assert_eq!(
+        files,
+        [
+            "removed /srv/data",
+            "removed /srv/data/1",
+            "removed /srv/data/2",
+            "removed /srv/data/3",
+            "added /srv/more",
+            "changed /srv/text",
+        ],
+        "{diff}"
+    );
+    assert!(diff["diff"].as_str().expect("a diff").contains("-old\n+new\n"), "{diff}");
+    let started = diff["processes"]["started"].to_string();
+    assert!(started.contains("sleep 1000"), "{diff}");
+    // The machine was not disturbed, and no copy of its drive is left.
+    assert_eq!(client.run("web", "cat /srv/text").stdout, "new\n");
+    assert_eq!(std::fs::read_dir(daemon.state().join("scratch")).expect("the directory").count(), 0);
+
+    roll_back(&mut client, "web", name);
+    assert_eq!(client.run("web", "cat /srv/text; ls /srv/data").stdout, "old\n1\n2\n3\n");
+    // What was taken back is a checkpoint as well.
+    let listed = client.must("checkpoint_list", json!({ "vm": "web" }));
+    let kept = listed["checkpoints"][1]["name"].as_str().expect("a name");
+    let back = client.must("checkpoint_diff", json!({ "from": kept, "to": name, "path": "/srv/data" }));
+    assert_eq!((&back["added"], &back["backwards"]), (&json!(4), &json!(true)), "{back}");
+}

@@ -9,6 +9,7 @@ mod confirm;
 mod copies;
 mod cp;
 mod cp_ends;
+mod diffs;
 mod disk;
 mod doors;
 mod downloads;

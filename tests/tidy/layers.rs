@@ -36,8 +36,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "vm",
         &[
-            "access", "asset", "context", "drive", "egress", "guest", "image", "net", "op", "os", "progress",
-            "store", "vmm",
+            "access", "asset", "context", "drive", "egress", "ext4", "guest", "image", "net", "op", "os",
+            "progress", "store", "vmm",
         ],
     ),
     (

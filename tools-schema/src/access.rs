@@ -224,6 +224,7 @@ const READ: &[&str] = &[
     "build_inspect",
     "build_list",
     "build_logs",
+    "checkpoint_diff",
     "checkpoint_list",
     "drive_inspect",
     "drive_list",

@@ -15,6 +15,8 @@ pub const GUEST: &str = "guest";
 pub const RESULT_META: &str = "dev.nexus/result";
 /// The key under `_meta` of every reply about a VM: `{id, name, boot_id}`.
 pub const VM_META: &str = "dev.nexus/vm";
+/// The key under `_meta` of a command's reply: the checkpoint that was taken before it, `{id, name, expires_at}`.
+pub const CHECKPOINT_META: &str = "dev.nexus/checkpoint";
 /// The key under `_meta` of a content block: which stream it holds (`stdout`, `stderr`, `content`).
 pub const STREAM_META: &str = "dev.nexus/stream";
 

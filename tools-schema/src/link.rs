@@ -269,12 +269,44 @@ pub const QUIET_MAX: std::time::Duration = std::time::Duration::from_secs(90);
 pub const THAW_REQUEST: &str = "nexus/thaw";
 
 /// The answer to [`QUIESCE_REQUEST`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quiesced {
     /// Whether all commands stand still.
     pub frozen: bool,
     /// Whether all filesystems were synced.
     pub synced: bool,
+    /// The processes that stand still: at most [`PROCESSES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<GuestProcess>,
+}
+
+/// The host's MCP request for the processes of a guest, as [`Quiesced`] has them. Returns [`GuestProcesses`].
+pub const PROCESSES_REQUEST: &str = "nexus/processes";
+
+/// The most processes that a guest lists.
+pub const PROCESSES_MAX: usize = 256;
+
+/// The longest command line that a guest gives of a process, in bytes.
+pub const COMMAND_LINE_MAX: usize = 160;
+
+/// The answer to [`PROCESSES_REQUEST`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestProcesses {
+    /// At most [`PROCESSES_MAX`], with the lowest numbers.
+    pub processes: Vec<GuestProcess>,
+}
+
+/// A process of a guest; those of its kernel are not listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestProcess {
+    /// Its number.
+    pub pid: u32,
+    /// Its command line, or its name if it has none; at most [`COMMAND_LINE_MAX`] bytes.
+    pub command: String,
+    /// When it started, in clock ticks since the guest's kernel did: with the number, its identity.
+    pub started: u64,
+    /// Its resident memory, in KiB.
+    pub memory_kib: u64,
 }
 
 /// A data drive's ext4 filesystem to mount.

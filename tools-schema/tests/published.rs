@@ -136,7 +136,7 @@ fn annotations_are_honest() {
         let verb = info.name.rsplit('_').next().unwrap();
         let reads = [
             "list", "inspect", "log", "logs", "history", "read", "stat", "info", "get", "verify", "output",
-            "search", "wait",
+            "search", "wait", "diff",
         ]
         .contains(&verb);
         assert_eq!(info.effect == Effect::ReadOnly, reads, "{}", info.name);

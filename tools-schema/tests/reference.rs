@@ -32,6 +32,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("asset_download", r#"{"kind":"kernel","from":"anvil","version":"6.12"}"#),
     ("asset_list", r#"{"kind":"kernel"}"#),
     ("audit_list", r#"{"vm":"web-1","outcome":"denied"}"#),
+    ("checkpoint_diff", r#"{"from":"before-upgrade","path":"/etc"}"#),
     ("drive_attach", r#"{"drive":"data","vm":"web-1","mount":"/srv/data"}"#),
     ("drive_create", r#"{"name":"data","size":"10GiB"}"#),
     ("events_wait", r#"{"kinds":["vm","command"],"wait_s":30}"#),

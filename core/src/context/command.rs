@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nexus_schema::id::{BootId, CheckpointId, DriveId};
-use nexus_schema::link::ResumeKind;
+use nexus_schema::link::{GuestProcess, ResumeKind};
 use nexus_schema::tools::vm::{DeletedVm, IdleAction, NetworkParams};
 use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use tokio::sync::oneshot;
@@ -139,6 +139,8 @@ pub(crate) struct Taken {
     pub(crate) interface: bool,
     /// Whether commands stood still and filesystems were synced.
     pub(crate) quiesced: bool,
+    /// The processes that stood still, as far as the guest listed them.
+    pub(crate) processes: Vec<GuestProcess>,
     /// How long the guest stood still, in milliseconds.
     pub(crate) pause_ms: u64,
 }

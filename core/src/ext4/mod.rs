@@ -6,6 +6,7 @@
 mod error;
 mod features;
 mod grow;
+mod read;
 mod superblock;
 mod tools;
 mod write;
@@ -13,6 +14,7 @@ mod write;
 pub use error::Ext4Error;
 pub(crate) use features::check_features;
 pub(crate) use grow::{grow, grow_now, label};
+pub(crate) use read::{Entry, Filesystem, Inode, Kind, ReadError};
 pub(crate) use tools::{Tools, quote};
 pub(crate) use write::{
     Attributes, Body, Child, Content, ContentReader, LINKS_MAX, Made, Node, NodeId, Options, Purpose, ROOT,

@@ -2,8 +2,10 @@
 
 mod asset;
 mod audit;
+mod before_run;
 mod build;
 mod checkpoint;
+mod diff;
 mod drive;
 mod events;
 mod fork;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use nexus_schema::id::{AssetId, BootId, CheckpointId, DriveId, ImageId, OpId, VmId};
+use nexus_schema::link::GuestProcess;
 use nexus_schema::{ByteSize, Name, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,9 @@ pub struct Manifest {
     pub quiesced: bool,
     /// The sizes of the copies of drives, in bytes, in their order.
     pub drive_bytes: Vec<u64>,
+    /// The guest's processes, as far as it listed them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<GuestProcess>,
 }
 
 /// What a VM ran on: a saved one runs on exactly the same only.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
     ByeReason, CALLS_REQUEST, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, CallsParams, ClockParams, CommandEnded,
-    GROW_REQUEST, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS, PROXY_REQUEST, QUIESCE_REQUEST,
-    REFUSED_REQUEST, THAW_REQUEST,
+    GROW_REQUEST, GuestProcesses, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS, PROCESSES_REQUEST,
+    PROXY_REQUEST, QUIESCE_REQUEST, REFUSED_REQUEST, THAW_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
@@ -153,6 +153,14 @@ impl Server {
             QUIESCE_REQUEST => {
                 let agent = self.agent.clone();
                 self.later(id, async move { Ok(json!(super::resume::quiesce(&agent).await)) });
+            }
+            PROCESSES_REQUEST => {
+                let is_in_vm = self.agent.is_in_vm();
+                self.later(id, async move {
+                    // Elsewhere they would be those of its host.
+                    let processes = if is_in_vm { super::resume::processes().await } else { Vec::new() };
+                    Ok(json!(GuestProcesses { processes }))
+                });
             }
             THAW_REQUEST => match decode::<ClockParams>(params) {
                 Ok(params) => {

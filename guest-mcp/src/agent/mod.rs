@@ -18,6 +18,7 @@ mod mcp;
 mod mounts;
 mod network;
 mod open;
+mod processes;
 mod resume;
 pub(crate) mod rpc;
 mod serial;

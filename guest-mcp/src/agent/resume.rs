@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use nexus_schema::link::{Configure, QUIET_MAX, Quiesced, Resume, ResumeKind, Resumed};
+use nexus_schema::link::{Configure, GuestProcess, QUIET_MAX, Quiesced, Resume, ResumeKind, Resumed};
 use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -30,6 +30,8 @@ use crate::sys;
 
 /// Timeout for all filesystems to be synced before a checkpoint.
 const SYNC_MAX: Duration = Duration::from_secs(2);
+/// Timeout for the processes to be listed.
+const LIST_MAX: Duration = Duration::from_secs(1);
 /// Timeout of new SSH host keys, and of all hooks together.
 const PROGRAM_MAX: Duration = Duration::from_secs(10);
 /// The image's hooks: programs that renew what only they know of.
@@ -86,7 +88,13 @@ pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
     });
     let sync = tokio::task::spawn_blocking(rustix::fs::sync);
     let synced = matches!(tokio::time::timeout(SYNC_MAX, sync).await, Ok(Ok(())));
-    Quiesced { frozen, synced }
+    Quiesced { frozen, synced, processes: processes().await }
+}
+
+/// The processes of this VM; none if they cannot be listed in time.
+pub(super) async fn processes() -> Vec<GuestProcess> {
+    let listed = tokio::task::spawn_blocking(super::processes::list);
+    tokio::time::timeout(LIST_MAX, listed).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// Lets commands go on, if they stand still.

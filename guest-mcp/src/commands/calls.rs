@@ -80,6 +80,12 @@ impl Table {
     }
 
     async fn run(self: &Arc<Self>, params: RunCommandParams, caller: Caller) -> Result<Answer, ToolError> {
+        if params.checkpoint {
+            return Err(ToolError::invalid(
+                "a checkpoint is taken by the host of this VM, which this call did not pass through",
+            )
+            .hint("leave checkpoint out, or call the tool through nexusd"));
+        }
         let wait = seconds("yield_after_s", params.yield_after_s, YIELD_DEFAULT, WAIT_MAX)?;
         let encoding = params.encoding.unwrap_or_default();
         let most = match encoding {

@@ -1,5 +1,7 @@
 //! `nexusctl checkpoint`: a VM's memory and drives at one moment. Also `vm fork` and `vm rollback`.
 
+mod diff;
+
 use clap::{Args, Subcommand};
 use nexus_schema::id::{BootId, CheckpointKind, VmKind};
 use nexus_schema::tools::OpOutcome;
@@ -28,6 +30,8 @@ pub(crate) enum Command {
     /// List checkpoints with their parents and sizes
     #[command(visible_alias = "ls")]
     List(ListArgs),
+    /// Show which files and processes changed between two checkpoints, or from one until now
+    Diff(diff::DiffArgs),
     /// Delete checkpoints
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -121,6 +125,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::Create(args) => create(app, args).await,
         Command::List(args) => list(app, args).await,
+        Command::Diff(args) => diff::run(app, args).await,
         Command::Delete(args) => delete(app, args).await,
     }
 }

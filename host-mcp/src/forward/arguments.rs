@@ -84,6 +84,25 @@ impl<'a> Arguments<'a> {
         }
     }
 
+    /// Takes a switch that is for the host and not for the guest.
+    pub(crate) fn take_switch(&mut self, name: &str) -> Result<bool, ToolError> {
+        let mut is_on = None;
+        for (_, value) in self.members.extract_if(.., |member| member.0 == name) {
+            let value = match value.get() {
+                "true" | r#""true""# => true,
+                "false" | r#""false""# | "null" => false,
+                other => {
+                    let shown: String = other.chars().take(60).collect();
+                    return Err(ToolError::invalid(format!("{name}: must be true or false, got {shown}")));
+                }
+            };
+            if is_on.replace(value).is_some() {
+                return Err(ToolError::invalid(format!("`{name}` is given twice")));
+            }
+        }
+        Ok(is_on.unwrap_or(false))
+    }
+
     /// Appends them in the form for the guest.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.push(b'{');
@@ -240,6 +259,28 @@ mod tests {
         assert_eq!(String::from_utf8(out).unwrap(), r#"{"command":"é\n","timeout_s":7,"n":1.50}"#);
         assert_eq!(arguments.number("timeout_s"), Some(7.0));
         assert_eq!((arguments.number("command"), arguments.number("x")), (None, None));
+    }
+
+    #[test]
+    fn a_switch_of_the_host_does_not_reach_the_guest() {
+        for (text, is_on) in [("true", true), (r#""true""#, true), ("false", false), ("null", false)] {
+            let text = format!(r#"{{"a":1,"checkpoint":{text},"b":2}}"#);
+            let mut arguments =
+                Arguments::parse(Some(raw(&text)), View::Vm(VmId::from_i64(9).unwrap())).unwrap();
+            assert_eq!(arguments.take_switch("checkpoint"), Ok(is_on), "{text}");
+            let mut out = Vec::new();
+            arguments.write(&mut out);
+            assert_eq!(out, br#"{"a":1,"b":2}"#);
+        }
+        for text in [r#"{"checkpoint":1}"#, r#"{"checkpoint":true,"checkpoint":true}"#] {
+            let mut arguments =
+                Arguments::parse(Some(raw(text)), View::Vm(VmId::from_i64(9).unwrap())).unwrap();
+            assert!(arguments.take_switch("checkpoint").is_err(), "{text}");
+        }
+        assert_eq!(
+            Arguments::parse(None, View::Vm(VmId::from_i64(9).unwrap())).unwrap().take_switch("x"),
+            Ok(false)
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use nexus_schema::id::VmKind;
 use nexus_schema::{Reference, ToolError, TraceContext};
 use serde_json::value::RawValue;
 
-use super::{Admitted, Arguments, Client, Era, ForwardedCall, Handle, names};
+use super::{Admitted, Arguments, Client, Era, ForwardedCall, Handle, before, names};
 use crate::tools::GuestTool;
 
 /// The least time that is left to a call after the wake.
@@ -58,7 +58,10 @@ impl Asleep {
         let what = format!("a call of {}", self.admitted.tool.name);
         let woken = host.nexus().wake(caller, &self.vm, &what, self.deadline).await?;
         let guest = host.guests().guest(caller, &self.vm)?;
-        let arguments = Arguments::parse(arguments, self.client.view())?;
+        let mut arguments = Arguments::parse(arguments, self.client.view())?;
+        if self.admitted.wants_checkpoint {
+            arguments.take_switch(before::ARGUMENT)?;
+        }
         Ok((guest, arguments, woken))
     }
 }

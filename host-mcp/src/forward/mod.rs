@@ -12,6 +12,7 @@
 
 mod arguments;
 mod asleep;
+mod before;
 mod name;
 mod names;
 mod pace;
@@ -30,8 +31,6 @@ use nexus_schema::{Tool, ToolError, TraceContext};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use reply::Woken;
-
 pub(crate) use arguments::{Arguments, CallParams, Era, flaw_of_call, may_be_call};
 pub(crate) use asleep::{Asleep, Refusal};
 pub(crate) use name::name_of_client;
@@ -39,6 +38,8 @@ pub(crate) use pace::{BEAT_CHECK, Pace};
 pub(crate) use record::Recorded;
 pub(crate) use reply::{Origin, write_error, write_response_start};
 
+use self::before::{Before, TakenBefore};
+use self::reply::Said;
 use crate::host::{Host, View};
 use crate::tools::GuestTool;
 
@@ -147,6 +148,8 @@ struct Admitted {
     trace: Option<Arc<TraceContext>>,
     handle: Handle,
     place: OwnedSemaphorePermit,
+    /// Whether a checkpoint is taken first.
+    wants_checkpoint: bool,
 }
 
 impl Admitted {
@@ -164,7 +167,7 @@ impl Admitted {
         woken: Option<Duration>,
     ) -> (ForwardedCall, Arguments<'a>) {
         let deadline = asleep::left(self.deadline(&arguments), woken);
-        let Self { mut record, tool, era, trace, handle, place } = self;
+        let Self { mut record, tool, era, trace, handle, place, wants_checkpoint } = self;
         if let View::Whole(set) = client.view()
             && tool.name == FileList::NAME
             && !set.shows_results()
@@ -174,6 +177,8 @@ impl Admitted {
         record.guest(guest.vm, guest.boot_id);
         let origin = client.origin(&guest);
         let name = matches!(tool.name, RunCommand::NAME | CommandStart::NAME).then(|| client.name());
+        let before = wants_checkpoint
+            .then(|| Before::of(client.host().nexus(), client.caller(), guest.vm, guest.boot_id));
         let call = ForwardedCall {
             record,
             tool,
@@ -186,6 +191,8 @@ impl Admitted {
             handle,
             client: name,
             trace,
+            before,
+            taken: None,
             _place: place,
         };
         (call, arguments)
@@ -209,6 +216,10 @@ pub(crate) struct ForwardedCall {
     client: Option<Arc<str>>,
     /// The trace that it belongs to.
     trace: Option<Arc<TraceContext>>,
+    /// The checkpoint that is taken first.
+    before: Option<Before>,
+    /// The one that was taken.
+    taken: Option<TakenBefore>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -249,18 +260,24 @@ impl ForwardedCall {
         }
         record.took(arguments.map_or(0, |raw| raw.get().len()));
         let parsed = Arguments::parse(arguments, *view).map_err(|error| tool.explain(error, *view));
-        let found = parsed.and_then(|arguments| {
+        let found = parsed.and_then(|mut arguments| {
             let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
-            Ok((vm, client.place()?, arguments))
+            let wants_checkpoint =
+                tool.name == RunCommand::NAME && arguments.take_switch(before::ARGUMENT)?;
+            if wants_checkpoint {
+                before::authorise(caller)?;
+            }
+            Ok((vm, client.place()?, arguments, wants_checkpoint))
         });
-        let (vm, place, arguments) = match found {
+        let (vm, place, arguments, wants_checkpoint) = match found {
             Ok(found) => found,
             Err(error) => {
                 record.failed(error.code);
                 return Err(Refusal::Failed(error));
             }
         };
-        let mut admitted = Admitted { record, tool, era, trace, handle: handle.clone(), place };
+        let handle = handle.clone();
+        let mut admitted = Admitted { record, tool, era, trace, handle, place, wants_checkpoint };
         let guest = host.guests().guest(caller, &vm).or_else(|_| {
             if host.nexus().is_asleep(caller, &vm) {
                 return Err(None);
@@ -287,18 +304,45 @@ impl ForwardedCall {
     }
 
     /// Starts the call; it is written at the next [`Link::flush`] of [`Self::link`].
-    pub(crate) fn begin(self, arguments: &Arguments<'_>, wants_progress: bool, answer: impl Answer) {
+    /// A checkpoint that it begins with is taken on a task of its own.
+    pub(crate) fn begin(mut self, arguments: &Arguments<'_>, wants_progress: bool, mut answer: impl Answer) {
+        let Some(before) = self.before.take() else {
+            return self.send(|out| arguments.write(out), wants_progress, answer);
+        };
+        let mut text = Vec::new();
+        arguments.write(&mut text);
+        tokio::spawn(async move {
+            if wants_progress {
+                let message = Some("taking a checkpoint before the command".to_owned());
+                answer.progress(GuestProgress { progress: 0.0, total: None, message });
+            }
+            let outcome = match before.take().await {
+                Ok(taken) if !self.handle.is_cancelled() => {
+                    self.taken = Some(taken);
+                    let link = self.guest.link.clone();
+                    self.send(|out| out.extend_from_slice(&text), wants_progress, answer);
+                    return link.flush();
+                }
+                Ok(_) => None,
+                Err(error) => (!self.handle.is_cancelled())
+                    .then_some(CallResult { outcome: Err(Unanswered::Refused(error)), call: &mut self }),
+            };
+            answer.done(outcome);
+        });
+    }
+
+    fn send(self, arguments: impl Fn(&mut Vec<u8>), wants_progress: bool, answer: impl Answer) {
         let (link, handle, name, deadline) =
             (self.guest.link.clone(), self.handle.clone(), self.tool.name, self.deadline);
         let (client, trace) = (self.client.clone(), self.trace.clone());
         let sink = Box::new(Sink { call: self, answer });
         let meta = CallMeta { wants_progress, client: client.as_deref(), trace: trace.as_deref() };
-        match link.begin(name, |out| arguments.write(out), meta, deadline, sink) {
+        match link.begin(name, &arguments, meta, deadline, sink) {
             Ok(call) => handle.begun(link, call),
             Err((LinkError::Down { why }, sink)) => {
                 // The guest may just be reconnecting, for example after the agent was restarted.
                 let mut text = Vec::new();
-                arguments.write(&mut text);
+                arguments(&mut text);
                 tokio::spawn(async move {
                     if !link.is_up_within(UP_WAIT.min(deadline)).await {
                         return sink.done(Err(LinkError::Down { why }));
@@ -418,9 +462,17 @@ pub(crate) trait Answer: Send + 'static {
     fn done(self, result: Option<CallResult<'_>>);
 }
 
+/// Why a guest gave no result.
+enum Unanswered {
+    /// Its link says why.
+    Link(LinkError),
+    /// It was not called.
+    Refused(ToolError),
+}
+
 /// The result of a call.
 pub(crate) struct CallResult<'a> {
-    outcome: Result<&'a RawValue, LinkError>,
+    outcome: Result<&'a RawValue, Unanswered>,
     call: &'a mut ForwardedCall,
 }
 
@@ -429,8 +481,17 @@ impl CallResult<'_> {
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let Self { outcome, call } = self;
         let before = out.len();
-        let origin = Woken { origin: &call.origin, took: call.woken };
-        let outcome = reply::write_outcome(out, outcome, &call.tool, origin, call.era, call.view);
+        let outcome = match outcome {
+            Ok(result) => Ok(result),
+            Err(Unanswered::Link(error)) => Err(error),
+            Err(Unanswered::Refused(error)) => {
+                call.record.failed(error.code);
+                reply::write_refused(out, error, &call.origin, call.era, call.view);
+                return call.record.gave(out.len() - before);
+            }
+        };
+        let said = Said { origin: &call.origin, taken: call.taken.as_ref(), woken: call.woken };
+        let outcome = reply::write_outcome(out, outcome, &call.tool, said, call.era, call.view);
         call.record.outcome(outcome);
         call.record.gave(out.len() - before);
     }
@@ -450,6 +511,7 @@ impl<A: Answer> CallSink for Sink<A> {
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
         let Self { mut call, answer } = *self;
         let is_cancelled = call.handle.is_cancelled() || matches!(outcome, Err(LinkError::Cancelled));
+        let outcome = outcome.map_err(Unanswered::Link);
         answer.done((!is_cancelled).then_some(CallResult { outcome, call: &mut call }));
     }
 }

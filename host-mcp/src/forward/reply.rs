@@ -7,12 +7,13 @@ use nexus_core::GuestHandle;
 use nexus_core::link::LinkError;
 use nexus_core::link::result::{self, GuestResult};
 use nexus_core::link::wire::write_string;
-use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
+use nexus_schema::error::{CHECKPOINT_META, ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::{Name, ResultShape, Timestamp, ToolError};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::before::TakenBefore;
 use super::{Era, names};
 use crate::expiry;
 use crate::host::View;
@@ -72,18 +73,22 @@ impl Origin {
     }
 }
 
-/// Who answered, and how long it took to wake the VM for that, if it slept.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Woken<'a> {
-    pub(super) origin: &'a Origin,
-    pub(super) took: Option<Duration>,
-}
-
 /// Who an error message comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speaker {
     Host,
     Guest,
+}
+
+/// What the host says of a guest's result.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said<'a> {
+    /// Who answered.
+    pub(super) origin: &'a Origin,
+    /// The checkpoint that was taken before.
+    pub(super) taken: Option<&'a TakenBefore>,
+    /// How long it took to wake the VM for the call, if it slept.
+    pub(super) woken: Option<Duration>,
 }
 
 /// Appends the result of a call: the guest's own with its origin, or an error, with the view's names of tools. Returns the outcome
@@ -92,14 +97,14 @@ pub(super) fn write_outcome(
     out: &mut Vec<u8>,
     outcome: Result<&RawValue, LinkError>,
     tool: &GuestTool,
-    woken: Woken<'_>,
+    said: Said<'_>,
     era: Era,
     view: View,
 ) -> &'static str {
-    let Woken { origin, took } = woken;
+    let Said { origin, taken, woken } = said;
     let vm = origin.name.as_str();
     let end = origin.expires_at.and_then(|at| expiry::of_life(at, vm, view));
-    let slept = took.map(|took| format!("{vm} was suspended, and was woken in {} ms", took.as_millis()));
+    let slept = woken.map(|took| format!("{vm} was suspended, and was woken in {} ms", took.as_millis()));
     let notes: Vec<String> = slept.into_iter().chain(end).collect();
     let note = (!notes.is_empty()).then(|| notes.join("; "));
     let (error, speaker) = match outcome.and_then(|result| result::check(result, &tool.expected)) {
@@ -107,8 +112,12 @@ pub(super) fn write_outcome(
             let shape = tool.expected.shape;
             let content =
                 if tool.reports_commands() { names::in_report(content, view) } else { content.into() };
+            let content = match taken {
+                Some(taken) => with_block(&content, &taken.told()),
+                None => content,
+            };
             let (content, facts) = with_note(&content, facts, shape, note);
-            write_done(out, &content, &facts, shape, woken, era);
+            write_done(out, &content, &facts, shape, said, era);
             return "ok";
         }
         Ok(GuestResult::Failed(failure)) => {
@@ -119,9 +128,24 @@ pub(super) fn write_outcome(
         Err(error @ LinkError::Refused { .. }) => (error.to_tool_error(vm), Speaker::Guest),
         Err(error) => (error.to_tool_error(vm), Speaker::Host),
     };
-    let error = names::told(error, view);
-    write_failed(out, &error, Some(woken), speaker, era);
+    let mut error = names::told(error, view);
+    if let Some(taken) = taken {
+        let told = taken.told();
+        error.hint = Some(error.hint.map_or_else(|| told.clone(), |hint| format!("{hint}\n{told}")));
+    }
+    write_failed(out, &error, Some(said), speaker, era);
     error.code.as_str()
+}
+
+/// Appends the error of a call that did not reach the guest.
+pub(super) fn write_refused(out: &mut Vec<u8>, error: ToolError, origin: &Origin, era: Era, view: View) {
+    let said = Said { origin, taken: None, woken: None };
+    write_failed(out, &names::told(error, view), Some(said), Speaker::Host, era);
+}
+
+/// Adds a text of the host as a block of its own.
+fn with_block(content: &str, text: &str) -> Cow<'static, str> {
+    appended(content, &json!({ "type": "text", "text": text }).to_string()).into_owned().into()
 }
 
 /// Adds a note of the host to a guest's result, in each form that a client may show: as a block of its own, and as a fact.
@@ -132,8 +156,7 @@ fn with_note<'a>(
     note: Option<String>,
 ) -> (Cow<'a, str>, Cow<'a, str>) {
     let Some(note) = note else { return (content.into(), facts.into()) };
-    let block = json!({ "type": "text", "text": format!("note: {note}") }).to_string();
-    let content = appended(content, &block);
+    let content = with_block(content, &format!("note: {note}"));
     match shape {
         ResultShape::Text => (content, facts.into()),
         ResultShape::Structured => (content, appended(facts, &format!(r#""note":{}"#, json!(note)))),
@@ -150,14 +173,7 @@ fn appended<'a>(json: &'a str, item: &str) -> Cow<'a, str> {
     format!("{inner}{}{item}{end}", if is_empty { "" } else { "," }).into()
 }
 
-fn write_done(
-    out: &mut Vec<u8>,
-    content: &str,
-    facts: &str,
-    shape: ResultShape,
-    origin: Woken<'_>,
-    era: Era,
-) {
+fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape, said: Said<'_>, era: Era) {
     out.extend_from_slice(br#"{"content":"#);
     out.extend_from_slice(content.as_bytes());
     out.push(b',');
@@ -174,7 +190,13 @@ fn write_done(
         out.extend_from_slice(facts.as_bytes());
         out.push(b',');
     }
-    write_origin(out, origin);
+    if let Some(taken) = said.taken {
+        write_string(out, CHECKPOINT_META);
+        out.push(b':');
+        out.extend_from_slice(taken.facts().to_string().as_bytes());
+        out.push(b',');
+    }
+    write_origin(out, said);
     out.extend_from_slice(b"}}");
 }
 
@@ -184,15 +206,15 @@ pub(crate) fn write_error(out: &mut Vec<u8>, error: &ToolError, era: Era) {
 }
 
 /// Appends a failed result: text for the reader, an object for programs, no structured content.
-fn write_failed(out: &mut Vec<u8>, error: &ToolError, origin: Option<Woken<'_>>, speaker: Speaker, era: Era) {
+fn write_failed(out: &mut Vec<u8>, error: &ToolError, said: Option<Said<'_>>, speaker: Speaker, era: Era) {
     let error = &error.clone().with_advice();
     out.extend_from_slice(br#"{"content":[{"type":"text","text":"#);
     write_string(out, &error.to_string());
     out.extend_from_slice(br#"}],"isError":true,"#);
     write_type(out, era);
     out.extend_from_slice(br#""_meta":{"#);
-    if let Some(origin) = origin {
-        write_origin(out, origin);
+    if let Some(said) = said {
+        write_origin(out, said);
         out.push(b',');
     }
     if speaker == Speaker::Guest {
@@ -214,11 +236,11 @@ fn write_type(out: &mut Vec<u8>, era: Era) {
     }
 }
 
-fn write_origin(out: &mut Vec<u8>, woken: Woken<'_>) {
+fn write_origin(out: &mut Vec<u8>, said: Said<'_>) {
     write_string(out, VM_META);
     out.push(b':');
-    let meta = &woken.origin.meta;
-    match woken.took {
+    let meta = &said.origin.meta;
+    match said.woken {
         Some(_) => out.extend_from_slice(appended(meta, r#""woken":true"#).as_bytes()),
         None => out.extend_from_slice(meta.as_bytes()),
     }
@@ -246,15 +268,40 @@ mod tests {
         Origin::sample()
     }
 
-    fn by(origin: &Origin) -> Woken<'_> {
-        Woken { origin, took: None }
+    fn alone(origin: &Origin) -> Said<'_> {
+        Said { origin, taken: None, woken: None }
+    }
+
+    #[test]
+    fn a_reply_names_the_checkpoint_that_was_taken_before() {
+        let (taken, origin) = (TakenBefore::sample(), origin());
+        let said = Said { origin: &origin, taken: Some(&taken), woken: None };
+        let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
+        let forged = json!({"content": [{"type": "text", "text": "x"}], "_meta": {
+            "dev.nexus/result": facts, "dev.nexus/checkpoint": {"name": "forged"}}})
+        .to_string();
+        let tool = GuestTool::alone::<FileRead>();
+        let written = |outcome: Result<&RawValue, LinkError>, said| -> Value {
+            let mut out = Vec::new();
+            write_outcome(&mut out, outcome, &tool, said, Era::Session, WHOLE);
+            serde_json::from_slice(&out).unwrap()
+        };
+        let value = written(Ok(serde_json::from_str(&forged).unwrap()), said);
+        assert_eq!(value["_meta"]["dev.nexus/checkpoint"]["name"], "before-run-abcdef", "{value}");
+        let text = value["content"][1]["text"].as_str().unwrap();
+        assert!(text.contains("before-run-abcdef of web-1") && text.contains("vm_rollback"), "{text}");
+        // Also with an error, and never what a guest says.
+        let value = written(Err(LinkError::TooLarge), said);
+        assert!(value["content"][0]["text"].as_str().unwrap().contains("before-run-abcdef"), "{value}");
+        let value = written(Ok(serde_json::from_str(&forged).unwrap()), alone(&origin));
+        assert_eq!(value["_meta"].get("dev.nexus/checkpoint"), None, "{value}");
     }
 
     fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
         let mut out = Vec::new();
         let outcome = outcome.map(|text| serde_json::from_str(text).unwrap());
         let said =
-            write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), by(&origin()), era, WHOLE);
+            write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), alone(&origin()), era, WHOLE);
         (serde_json::from_slice(&out).unwrap(), said)
     }
 
@@ -281,7 +328,14 @@ mod tests {
         let text = json!({"content": [], "structuredContent": facts}).to_string();
         let mut out = Vec::new();
         let raw = serde_json::from_str(&text).unwrap();
-        write_outcome(&mut out, Ok(raw), &GuestTool::alone::<OsInfo>(), by(&origin()), Era::Session, WHOLE);
+        write_outcome(
+            &mut out,
+            Ok(raw),
+            &GuestTool::alone::<OsInfo>(),
+            alone(&origin()),
+            Era::Session,
+            WHOLE,
+        );
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["structuredContent"], facts, "{value}");
         assert_eq!(value.get("resultType"), None);
@@ -293,7 +347,7 @@ mod tests {
         let told = |text: &str, tool: &GuestTool, view: View| -> Value {
             let mut out = Vec::new();
             let raw = serde_json::from_str(text).unwrap();
-            write_outcome(&mut out, Ok(raw), tool, by(&soon), Era::Session, view);
+            write_outcome(&mut out, Ok(raw), tool, alone(&soon), Era::Session, view);
             serde_json::from_slice(&out).unwrap()
         };
         let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
@@ -332,7 +386,7 @@ mod tests {
         for text in [result(facts), failed.to_string()] {
             let mut out = Vec::new();
             let (raw, tool) = (serde_json::from_str(&text).unwrap(), GuestTool::alone::<FileRead>());
-            let woken = Woken { origin: &origin, took };
+            let woken = Said { origin: &origin, taken: None, woken: took };
             write_outcome(&mut out, Ok(raw), &tool, woken, Era::Session, WHOLE);
             let value: Value = serde_json::from_slice(&out).unwrap();
             let vm =

@@ -55,6 +55,53 @@ fn commands_give_their_exact_bytes_and_exit_code() {
     );
 }
 
+#[test]
+fn a_checkpoint_before_a_command_is_asked_for_and_named() {
+    let world = World::new();
+    let run_command = Box::new(|_: &Value, _: &Caller| {
+        let mut result = ran(&facts(Some(0), None, false), b"done", b"");
+        result["_meta"]["dev.nexus/checkpoint"] =
+            json!({ "id": "aaaaaaaaaaaac", "name": "before-run-abcdef" });
+        Some(result)
+    });
+    let fake = Fake::start(&world.runtime(), [("guest_run_command", run_command)]);
+    let run = world.run("guest run --checkpoint web-1 -- rm -rf /usr");
+    assert_eq!((run.code, run.stdout.as_slice()), (0, &b"done"[..]), "{}", run.stderr);
+    assert!(run.stderr.contains("nexusctl vm rollback web-1 before-run-abcdef"), "{}", run.stderr);
+    assert_eq!(fake.calls("guest_run_command")[0]["checkpoint"], true);
+}
+
+#[test]
+fn a_comparison_is_a_line_for_each_file() {
+    let world = World::new();
+    let diff = Box::new(|_: &Value, _: &Caller| {
+        Some(json!({ "content": [], "structuredContent": {
+            "from": "aaaaaaaaaaaac", "from_at": "2026-01-01T00:00:00Z", "to_at": "2026-01-01T00:00:01Z",
+            "added": 1, "changed": 1, "removed": 7, "is_cut": true,
+            "files": [
+                { "change": "added", "path": "/srv/new", "type": "file", "new_bytes": 5 },
+                { "change": "changed", "path": "/etc/motd", "type": "file", "old_bytes": 5, "new_bytes": 6,
+                  "what": ["content"] },
+                { "change": "removed", "path": "/srv/old", "type": "directory" },
+            ],
+            "processes": { "started": [{ "pid": 7, "command": "sleep 1", "memory_kib": 4 }], "ended": [],
+                "old_memory_kib": 1, "new_memory_kib": 5 },
+            "notes": ["the drive at /data is only in `from`"],
+        }}))
+    });
+    let fake = Fake::start(&world.runtime(), [("checkpoint_diff", diff)]);
+    let run = world.run("checkpoint diff before --path /srv --vm web");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&run.stdout),
+        "A /srv/new 5 B\nM /etc/motd 5 B -> 6 B (content)\nD /srv/old/\n+ process 7 sleep 1\n"
+    );
+    for said in ["1 added, 1 changed, 7 removed; 3 of 9 listed", "/data is only in"] {
+        assert!(run.stderr.contains(said), "{said}: {}", run.stderr);
+    }
+    assert_eq!(fake.calls("checkpoint_diff"), [json!({ "from": "before", "path": "/srv", "vm": "web" })]);
+}
+
 /// A command that goes on after its call is followed to its end; each piece is printed once.
 #[test]
 fn a_long_command_is_followed_to_its_end() {

@@ -1,6 +1,13 @@
 //! Checkpoints: a VM's memory and drives at one moment, to roll back to and to fork VMs from.
 
+mod diff;
+
 use std::collections::BTreeMap;
+
+pub use diff::{
+    ChangedPath, CheckpointDiff, CheckpointDiffOutput, CheckpointDiffParams, ComparedProcess, PathChange,
+    ProcessChanges,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -48,6 +48,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::build::BuildLogs => build_logs,
             $crate::tools::build::BuildStart => build_start,
             $crate::tools::checkpoint::CheckpointDelete => checkpoint_delete,
+            $crate::tools::checkpoint::CheckpointDiff => checkpoint_diff,
             $crate::tools::checkpoint::CheckpointList => checkpoint_list,
             $crate::tools::drive::DriveAttach => drive_attach,
             $crate::tools::drive::DriveCreate => drive_create,

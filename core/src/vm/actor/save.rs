@@ -22,6 +22,7 @@ use crate::os::failpoint;
 use crate::os::paths::checkpoint_files;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
+use crate::vm::checkpoint::bounded;
 use crate::vm::policy;
 use crate::vmm::{Saved, ShimClient, VmmError};
 
@@ -75,9 +76,10 @@ impl Actor {
         // The guest's own lease must not end in a restored VM before that VM has to have renewed everything.
         let written = Duration::from_millis(saved.state_ms.saturating_add(saved.ram_ms));
         let ran_quiet = saved_at.duration_since(quiet_since).saturating_sub(written);
+        let processes = bounded(quiesced.processes);
         let quiesced = quiesced.frozen && quiesced.synced && ran_quiet < QUIET_MAX / 2;
         let (record, drives) = (self.record.clone(), self.drives.clone());
-        Ok(Taken { saved, record, drives, interface, quiesced, pause_ms })
+        Ok(Taken { saved, record, drives, interface, quiesced, processes, pause_ms })
     }
 }
 

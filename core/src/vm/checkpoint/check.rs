@@ -275,6 +275,7 @@ mod tests {
             ram_sha256: sha256_of_memory(&at(checkpoint_files::RAM)).unwrap(),
             quiesced: true,
             drive_bytes: vec![5],
+            processes: Vec::new(),
         };
         std::fs::write(at(checkpoint_files::MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
         (directory, manifest)

@@ -8,12 +8,14 @@
 //! checkpoint never change, and a restored VM has copies of its own: nothing hangs from a checkpoint once its restores are done.
 
 mod check;
+mod diff;
 mod remove;
 mod restore;
 mod take;
 
 pub(in crate::vm) use check::check_at;
 pub(crate) use check::{choose, problem};
+pub(crate) use diff::{Wish, With, bounded, diff};
 pub(crate) use remove::{expire, remove, sweep};
 pub(crate) use restore::{Child, Forking, fork, rollback, same_card, undo_forks};
 pub(in crate::vm) use take::{KEEP_FREE, host_facts, publish};

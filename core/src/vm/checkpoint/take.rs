@@ -155,7 +155,7 @@ async fn make(
     let taken = ask(handle, |reply| Command::Checkpoint { take, reply }).await?;
     progress.step("writing the checkpoint to the disk");
     let facts = host_facts(shared, &taken).await?;
-    let Taken { saved, record, drives, interface, quiesced, pause_ms } = *taken;
+    let Taken { saved, record, drives, interface, quiesced, processes, pause_ms } = *taken;
     let (Some(boot_id), Some(token), Some(guest)) =
         (record.boot_id, record.token.clone(), record.guest.clone())
     else {
@@ -182,6 +182,7 @@ async fn make(
         ram_sha256: saved.ram_sha256,
         quiesced,
         drive_bytes,
+        processes,
     };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;

@@ -15,7 +15,7 @@ use super::live;
 use crate::ctl::args::pair;
 use crate::ctl::client::Client;
 use crate::ctl::error::{Error, Refusal};
-use crate::ctl::{App, moment};
+use crate::ctl::{App, format, moment};
 
 /// The exit code if a program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
@@ -28,6 +28,9 @@ pub(crate) struct RunArgs {
     /// A line for the VM's shell, instead of a program with arguments
     #[arg(short = 'c', long = "command", value_name = "LINE", conflicts_with = "argv")]
     line: Option<String>,
+    /// Take a checkpoint first, kept for an hour: `vm rollback` undoes the command then
+    #[arg(long)]
+    checkpoint: bool,
     #[command(flatten)]
     how: How,
     /// The VM: its name or id
@@ -59,6 +62,9 @@ pub(crate) struct How {
     /// Do not forward a redirected file
     #[arg(short, long)]
     no_stdin: bool,
+    /// Whether a checkpoint is taken first.
+    #[arg(skip)]
+    checkpoint: bool,
 }
 
 impl How {
@@ -71,7 +77,7 @@ impl How {
         stdin: bool,
         no_stdin: bool,
     ) -> Self {
-        Self { cwd, env, user, timeout, stdin, no_stdin }
+        Self { cwd, env, user, timeout, stdin, no_stdin, checkpoint: false }
     }
 
     /// The same, with another default user.
@@ -94,7 +100,8 @@ pub(crate) async fn exec(app: &App, args: RunArgs) -> Result<u8, Error> {
         Some(line) => Program::Line(line),
         None => Program::Argv(args.argv),
     };
-    run(app, &mut client, &args.vm.to_string(), program, args.how).await
+    let how = How { checkpoint: args.checkpoint, ..args.how };
+    run(app, &mut client, &args.vm.to_string(), program, how).await
 }
 
 /// Runs a program in a VM.
@@ -120,9 +127,16 @@ pub(crate) async fn run(
         stdin: stdin.as_deref().map(|bytes| BASE64.encode(bytes)),
         stdin_encoding: stdin.is_some().then_some(ContentEncoding::Base64),
         timeout_s: Some(how.timeout.into()),
+        checkpoint: how.checkpoint,
         ..RunCommandParams::default()
     };
-    match live::run(client, vm, params, |stream, bytes| output.piece(stream, bytes)).await {
+    let taken = |name: &str| {
+        let name = format::tame(name);
+        app.ui.say(&format!(
+            "checkpoint {name} taken; undo the command with `nexusctl vm rollback {vm} {name}`"
+        ));
+    };
+    match live::run(client, vm, params, taken, |stream, bytes| output.piece(stream, bytes)).await {
         Ok(facts) => output.end(&facts),
         Err(error) => {
             let Some(code) = not_started(&error) else { return Err(error) };

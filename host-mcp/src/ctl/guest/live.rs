@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use nexus_schema::Tool;
+use nexus_schema::error::CHECKPOINT_META;
 use nexus_schema::id::CommandId;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::command::{
@@ -25,11 +26,13 @@ const DENIED_MAX: usize = 100;
 /// The most output of one stream that one result can carry, in bytes.
 const PIECE: u32 = 256 << 10;
 
-/// Runs a command to its end and passes every byte of its output to `sink`. Ctrl-c kills it.
+/// Runs a command to its end and passes every byte of its output to `sink`, and to `taken` the name of a checkpoint that was taken before it.
+/// Ctrl-c kills it.
 pub(super) async fn run(
     client: &mut Client,
     vm: &str,
     params: RunCommandParams,
+    taken: impl FnOnce(&str),
     mut sink: impl FnMut(Stream, &[u8]) -> Result<(), Error>,
 ) -> Result<RunCommandOutput, Error> {
     let params = RunCommandParams {
@@ -41,6 +44,11 @@ pub(super) async fn run(
     };
     let options = Options::waiting(Duration::from_secs(1));
     let reply = client.call_guest::<RunCommand>(vm, &params, options).await?;
+    if let Some(name) =
+        reply.meta.get(CHECKPOINT_META).and_then(|checkpoint| checkpoint.get("name")?.as_str())
+    {
+        taken(name);
+    }
     let mut facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
     let is_whole = facts.stdout.omitted_bytes == 0 && facts.stderr.omitted_bytes == 0;
     // Incomplete output is read again from its beginning, if possible.
