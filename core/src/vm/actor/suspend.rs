@@ -169,7 +169,15 @@ impl Actor {
             return Err(ToolError::internal(format!("{} is ready, but has no boot", record.name)));
         };
         let drives = self.drives.clone();
-        let taken = Taken { saved, record: record.clone(), drives, interface, quiesced, pause_ms: 0 };
+        let taken = Taken {
+            saved,
+            record: record.clone(),
+            drives,
+            interface,
+            quiesced,
+            processes: Vec::new(),
+            pause_ms: 0,
+        };
         let host = host_facts(&self.shared, &taken).await?;
         let manifest = Manifest {
             version: MANIFEST_VERSION,
@@ -189,6 +197,7 @@ impl Actor {
             ram_sha256: taken.saved.ram_sha256.clone(),
             quiesced,
             drive_bytes: Vec::new(),
+            processes: Vec::new(),
         };
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;
