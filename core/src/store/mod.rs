@@ -19,6 +19,7 @@ pub mod leases;
 pub mod ops;
 pub mod ports;
 pub mod providers;
+pub mod restores;
 pub mod settings;
 pub mod templates;
 pub mod tokens;
@@ -35,7 +36,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 13;
+pub const SCHEMA_VERSION: u32 = 14;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -52,6 +53,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0012.sql")),
         M::up(include_str!("migrations/0013.sql")),
         M::up(include_str!("migrations/0014.sql")),
+        M::up(include_str!("migrations/0015.sql")),
     ])
 }
 
