@@ -149,7 +149,7 @@ pub(super) fn place(drive: &Path, staged: &Path) -> Result<(), DriveError> {
     if is_there(staged)? {
         match fs::rename(drive, &old) {
             // It was moved away before.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && is_there(&old)? => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             moved => moved.map_err(|e| DriveError::io(drive, e))?,
         }
         failpoint::reach("rollback-drive-away");

@@ -211,7 +211,7 @@ impl Nexus {
             events,
             tally: Tally::default(),
             lifetimes: Arc::default(),
-            checkpoints: tokio::sync::RwLock::default(),
+            checkpoints: crate::context::InUse::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,

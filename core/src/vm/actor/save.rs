@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::future::BoxFuture;
 use nexus_schema::link::{ClockParams, QUIESCE_REQUEST, QUIET_MAX, Quiesced, THAW_REQUEST};
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::task::JoinHandle;
 
 use super::Actor;
 use crate::context::{Shared, Take, Taken, drive_error};
@@ -33,6 +35,10 @@ const THAW_MAX: Duration = Duration::from_secs(10);
 const HOLD: Duration = Duration::from_secs(30);
 /// The interval in which it hears of it.
 const RENEW: Duration = Duration::from_secs(5);
+/// How long a guest stands still at most while its drives are copied.
+const COPY_MAX: Duration = Duration::from_secs(60);
+/// Timeout for a copy to end that nobody wants any more.
+const STOP_MAX: Duration = Duration::from_secs(20);
 
 impl Actor {
     /// Saves the memory of the VM and copies its drives. Whatever happens, the VM goes on afterwards.
@@ -118,40 +124,78 @@ async fn save_all(
         .iter()
         .map(|drive| (shared.paths.drive(drive.id).join(DISK), copies.join(format!("{}.ext4", drive.id))))
         .collect();
-    // Cancelled if the copies are not waited for any more.
+    let holder = shim.clone();
+    let renew = move || -> BoxFuture<'static, Result<(), ToolError>> {
+        let shim = holder.clone();
+        Box::pin(async move { shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error)) })
+    };
+    copy_held(files, renew, COPY_MAX, &take.progress).await?;
+    failpoint::reach("checkpoint-copied");
+    Ok((saved, saved_at))
+}
+
+/// Copies files while a guest is paused: `renew` makes its shim pause it for another [`HOLD`]. Takes at most `most`, and ends once nothing writes to the
+/// copies any more, also if it fails.
+pub(super) async fn copy_held(
+    files: Vec<(PathBuf, PathBuf)>,
+    renew: impl Fn() -> BoxFuture<'static, Result<(), ToolError>>,
+    most: Duration,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    let deadline = tokio::time::Instant::now() + most;
     let watched = Progress::default();
+    // Cancelled, too, if this is not waited for any more.
     let stop = watched.token().clone().drop_guard();
-    let copying = tokio::task::spawn_blocking(move || -> Result<(), DriveError> {
+    let mut copying = tokio::task::spawn_blocking(move || -> Result<(), DriveError> {
         files.iter().try_for_each(|(from, to)| copy_file(from, to, &watched))
     });
-    tokio::pin!(copying);
-    let renew = async || {
-        let asked = Instant::now();
-        shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
-        Ok::<_, ToolError>(asked + HOLD)
-    };
+    let copied = until_copied(&mut copying, renew, deadline, progress).await;
+    drop(stop);
+    if !copying.is_finished() && tokio::time::timeout(STOP_MAX, &mut copying).await.is_err() {
+        tracing::error!("a copy of a drive does not end though nobody waits for it");
+    }
+    copied.map_err(|error| match error.code {
+        ErrorCode::Timeout => error.hint(
+            "stop the VM first, or put the state directory on a filesystem with reflinks (btrfs, XFS), which copies at once",
+        ),
+        _ => error,
+    })
+}
+
+async fn until_copied(
+    copying: &mut JoinHandle<Result<(), DriveError>>,
+    renew: impl Fn() -> BoxFuture<'static, Result<(), ToolError>>,
+    deadline: tokio::time::Instant,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    let late = |why: &str| ToolError::new(ErrorCode::Timeout, format!("the guest runs on: {why}"));
     // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that.
-    let mut held_until = renew().await?;
+    let mut asked = Instant::now();
+    renew().await?;
+    let mut held_until = asked + HOLD;
     let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
-    let copied = loop {
+    loop {
         tokio::select! {
-            copied = &mut copying => break copied,
-            _ = renewals.tick() => held_until = renew().await?,
-            () = take.progress.cancelled() => {
-                return Err(ToolError::new(ErrorCode::Cancelled, "the checkpoint was cancelled"));
+            biased;
+            () = tokio::time::sleep_until(deadline) => return Err(late("its drives could not be copied in time")),
+            () = progress.cancelled() => {
+                return Err(ToolError::new(ErrorCode::Cancelled, "the copies of the drives were cancelled"));
+            }
+            copied = &mut *copying => {
+                copied.map_err(|e| ToolError::internal(format!("copy drives: {e}")))?.map_err(drive_error)?;
+                break;
+            }
+            _ = renewals.tick() => {
+                asked = Instant::now();
+                renew().await?;
+                held_until = asked + HOLD;
             }
         }
-    };
-    drop(stop);
-    copied
-        .map_err(|e| ToolError::internal(format!("copy drives for a checkpoint: {e}")))?
-        .map_err(drive_error)?;
-    failpoint::reach("checkpoint-copied");
+    }
     // Copies of drives to which the guest wrote meanwhile would be of no moment at all.
     match Instant::now() < held_until {
-        true => Ok((saved, saved_at)),
-        false => Err(ToolError::new(ErrorCode::Timeout, "the guest ran on while its drives were copied")
-            .hint("the host is too busy for a checkpoint: try again later")),
+        true => Ok(()),
+        false => Err(late("it could not be held while its drives were copied, because the host is too busy")),
     }
 }
 
@@ -163,5 +207,60 @@ fn save_failed(error: &VmmError) -> ToolError {
             .hint("free space on the host, for example with checkpoint_delete or prune; the VM runs on"),
         false => ToolError::new(ErrorCode::HostUnsuitable, message)
             .hint("the VM runs on; look at it with vm_inspect, then try again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A file that takes some time to copy, and where its copy is to be.
+    fn drive() -> (tempfile::TempDir, Vec<(PathBuf, PathBuf)>) {
+        let directory = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
+        std::fs::write(&from, vec![7; 32 << 20]).unwrap();
+        (directory, vec![(from, to)])
+    }
+
+    fn held(count: &Arc<AtomicU32>, works: bool) -> impl Fn() -> BoxFuture<'static, Result<(), ToolError>> {
+        let count = count.clone();
+        move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            let held = if works { Ok(()) } else { Err(ToolError::internal("the shim is gone")) };
+            Box::pin(async move { held })
+        }
+    }
+
+    #[tokio::test]
+    async fn drives_are_copied_while_the_guest_is_held() {
+        let (count, (_directory, files)) = (Arc::default(), drive());
+        let to = files[0].1.clone();
+        copy_held(files, held(&count, true), COPY_MAX, &Progress::default()).await.unwrap();
+        assert_eq!(std::fs::metadata(to).unwrap().len(), 32 << 20);
+        assert!(count.load(Ordering::Relaxed) >= 1);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_not_wanted_any_more_has_ended_when_that_is_told() {
+        let cancelled = Progress::default();
+        cancelled.token().cancel();
+        let cases = [
+            (true, Duration::ZERO, Progress::default(), ErrorCode::Timeout),
+            (true, COPY_MAX, cancelled, ErrorCode::Cancelled),
+            (false, COPY_MAX, Progress::default(), ErrorCode::Internal),
+        ];
+        for (works, most, progress, code) in cases {
+            let (count, (_directory, files)) = (Arc::default(), drive());
+            let to = files[0].1.clone();
+            let error = copy_held(files, held(&count, works), most, &progress).await.unwrap_err();
+            assert_eq!(error.code, code, "{error}");
+            assert_eq!(error.hint.is_some_and(|hint| hint.contains("reflinks")), code == ErrorCode::Timeout);
+            // Nothing writes to it any more.
+            let length = std::fs::metadata(&to).map_or(0, |found| found.len());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(std::fs::metadata(&to).map_or(0, |found| found.len()), length);
+        }
     }
 }

@@ -157,6 +157,13 @@ pub(super) async fn check(shared: &Shared, checkpoint: &CheckpointRecord) -> Res
     checked.map_err(|error| error.told(checkpoint))
 }
 
+/// Checks again that a checkpoint that was checked is there; quick.
+pub(super) async fn is_there(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
+    let path = shared.paths.checkpoint(checkpoint.id).join(checkpoint_files::RAM);
+    let found = tokio::fs::metadata(&path).await;
+    found.map(drop).map_err(|source| CheckError::Read { path, source }.told(checkpoint))
+}
+
 fn digest(path: &Path, of: fn(&Path) -> std::io::Result<String>) -> Result<String, CheckError> {
     of(path).map_err(|source| CheckError::Read { path: path.into(), source })
 }
