@@ -35,7 +35,7 @@ pub(crate) use driver::downloaded_programs;
 pub use exit::{Exit, MachineEnd, read_exit};
 pub(crate) use jail::vmm_uid as uid_of;
 pub use plan::{Accel, LaunchPlan, Link, PlanDrive, PlanInterface, Restore, SavedKind};
-pub(crate) use ram::{sha256_of_file, sha256_of_memory};
+pub(crate) use ram::{occupied, sha256_of_file, sha256_of_memory};
 pub use shim::shim_main;
 pub use shim_client::ShimClient;
 pub(crate) use shim_client::{launched_boot, remove_sockets};

@@ -4,7 +4,7 @@
 //! ```text
 //! quiesce ─> save: paused, memory and devices written ─> drives copied, the hold renewed ─> release ─> thaw
 //! ```
-//! The shim lets the guest go on by itself if this daemon does not renew the hold, and the guest lets its commands go on if it is not told to.
+//! The shim lets the guest go on by itself if this daemon does not renew the hold. A guest that is not told to let its commands go on asks for it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ async fn quiesce(link: &Link) -> Quiesced {
     }
 }
 
-/// Sets the guest's clock and lets its commands go on. If that fails, the guest does it by itself after a while.
+/// Sets the guest's clock and lets its commands go on. If that fails, the guest asks for it after a while.
 pub(in crate::vm) async fn thaw(link: &Link) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
@@ -226,7 +226,7 @@ mod tests {
 
     fn held(count: &Arc<AtomicU32>, works: bool) -> impl Fn() -> BoxFuture<'static, Result<(), ToolError>> {
         let count = count.clone();
-        move || {
+        move || -> BoxFuture<'static, Result<(), ToolError>> {
             count.fetch_add(1, Ordering::Relaxed);
             let held = if works { Ok(()) } else { Err(ToolError::internal("the shim is gone")) };
             Box::pin(async move { held })
