@@ -16,14 +16,14 @@ fn place(world: &World, name: &str) -> PathBuf {
     world.daemon.state().join("checkpoints").join(name)
 }
 
-fn database(world: &World) -> rusqlite::Connection {
+pub(crate) fn database(world: &World) -> rusqlite::Connection {
     let database = rusqlite::Connection::open(world.daemon.state().join("nexus.db")).expect("the database");
     database.busy_timeout(SOON).expect("a timeout");
     database
 }
 
 /// Plants a checkpoint of a VM, as if a VMM of another version had saved it; returns its id.
-fn plant(world: &World, vm: &str, number: i64, name: &str, owner: &str) -> String {
+pub(crate) fn plant(world: &World, vm: &str, number: i64, name: &str, owner: &str) -> String {
     let database = database(world);
     let id = CheckpointId::from_i64(number).expect("a number").to_string();
     let (of, spec, guest): (i64, String, Option<String>) = database

@@ -40,6 +40,7 @@ mod publish;
 mod reboots;
 mod refusals;
 mod restarts;
+mod rollbacks;
 mod runs;
 mod shell;
 mod slow;
