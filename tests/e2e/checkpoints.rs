@@ -25,6 +25,15 @@ fn roll_back(client: &mut Client, vm: &str, checkpoint: &str) -> Value {
     outcome["result"]["vms"][0].clone()
 }
 
+/// Asks for a rollback that the daemon does not survive.
+fn roll_back_in_vain(client: &mut Client, vm: &str, checkpoint: &str) {
+    let mut arguments = json!({ "vm": vm, "checkpoint": checkpoint, "keep_current": false, "wait_s": 45 });
+    let asked = client.call("vm_rollback", arguments.clone()).expect_err("it is to be confirmed");
+    let token = asked.text.split(r#""confirm":""#).nth(1).and_then(|rest| rest.split('"').next());
+    arguments["confirm"] = token.expect("a token in the hint").into();
+    client.request("tools/call", &json!({ "name": "vm_rollback", "arguments": arguments })).ok();
+}
+
 fn words(restored: &Value, part: &str) -> Vec<String> {
     let words = restored["contract"][part].as_array().expect("a list");
     words.iter().map(|word| word.as_str().expect("a word").to_owned()).collect()
@@ -206,8 +215,7 @@ fn a_daemon_that_is_killed_within_a_rollback_leaves_all_drives_as_before_or_all_
         daemon.restart();
         let mut client = daemon.client();
         client.wait_for_state("web", "ready");
-        let rollback = json!({ "vm": "web", "checkpoint": "clean", "keep_current": false, "wait_s": 45 });
-        client.call_confirmed("vm_rollback", rollback).ok();
+        roll_back_in_vain(&mut client, "web", "clean");
         daemon.wait_until_ended();
         daemon.set("NEXUS_FAILPOINT", None);
         daemon.restart();
