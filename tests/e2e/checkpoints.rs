@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
+use nexus_tests::order::assert_in_order;
 use serde_json::{Value, json};
 
 /// Makes a machine that can be saved.
@@ -22,6 +23,15 @@ fn roll_back(client: &mut Client, vm: &str, checkpoint: &str) -> Value {
     }
     assert!(outcome["error"].is_null(), "{outcome}");
     outcome["result"]["vms"][0].clone()
+}
+
+/// Asks for a rollback that the daemon does not survive.
+fn roll_back_in_vain(client: &mut Client, vm: &str, checkpoint: &str) {
+    let mut arguments = json!({ "vm": vm, "checkpoint": checkpoint, "keep_current": false, "wait_s": 45 });
+    let asked = client.call("vm_rollback", arguments.clone()).expect_err("it is to be confirmed");
+    let token = asked.text.split(r#""confirm":""#).nth(1).and_then(|rest| rest.split('"').next());
+    arguments["confirm"] = token.expect("a token in the hint").into();
+    client.request("tools/call", &json!({ "name": "vm_rollback", "arguments": arguments })).ok();
 }
 
 fn words(restored: &Value, part: &str) -> Vec<String> {
@@ -236,4 +246,78 @@ fn a_command_is_undone_by_its_checkpoint_and_seen_in_a_diff() {
     let kept = listed["checkpoints"][1]["name"].as_str().expect("a name");
     let back = client.must("checkpoint_diff", json!({ "from": kept, "to": name, "path": "/srv/data" }));
     assert_eq!((&back["added"], &back["backwards"]), (&json!(4), &json!(true)), "{back}");
+}
+
+#[test]
+fn a_daemon_that_is_killed_within_a_rollback_leaves_all_drives_as_before_or_all_as_then() {
+    let mut daemon = Daemon::start();
+    let mut client = daemon.client();
+    client.to_the_end("drive_create", json!({ "name": "data", "size": "64MiB" }), BOOT);
+    client.create(json!({
+        "name": "web", "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "256MiB", "wait_s": 45
+    }));
+    client.must("vm_stop", json!({ "vm": "web", "wait_s": 45 }));
+    client.wait_for_state("web", "stopped");
+    client.must("drive_attach", json!({ "drive": "data", "vm": "web", "mount": "/data" }));
+    client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+    client.run("web", "echo then > /srv/file; echo then > /data/file; sync");
+    client.to_the_end("vm_checkpoint", json!({ "vm": "web", "name": "clean" }), BOOT);
+    for (point, words) in [
+        ("rollback-staged", "now\nnow\n"),
+        ("rollback-down", "now\nnow\n"),
+        ("rollback-placing", "then\nthen\n"),
+        ("rollback-drive-away", "then\nthen\n"),
+        ("rollback-drive-placed", "then\nthen\n"),
+        ("rollback-launched", "then\nthen\n"),
+    ] {
+        daemon.client().run("web", "echo now > /srv/file; echo now > /data/file; sync");
+        daemon.stop();
+        daemon.set("NEXUS_FAILPOINT", Some(point));
+        daemon.restart();
+        let mut client = daemon.client();
+        client.wait_for_state("web", "ready");
+        roll_back_in_vain(&mut client, "web", "clean");
+        daemon.wait_until_ended();
+        daemon.set("NEXUS_FAILPOINT", None);
+        daemon.restart();
+        let mut client = daemon.client();
+        let vm = client.inspect("web");
+        match point {
+            // Nothing of the machine had changed.
+            "rollback-staged" => drop(client.wait_for_state("web", "ready")),
+            // Its guest waited to be renewed, and could not be.
+            "rollback-launched" => {
+                assert_eq!(vm["state"], "failed", "{point}: {vm}");
+                assert!(vm["reason"].to_string().contains("had renewed"), "{point}: {vm}");
+            }
+            _ => assert_eq!(vm["state"], "stopped", "{point}: {vm}"),
+        }
+        client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+        assert_eq!(client.run("web", "cat /srv/file /data/file").stdout, words, "{point}");
+        assert_in_order(&daemon);
+    }
+}
+
+#[test]
+fn a_fork_whose_daemon_is_killed_leaves_no_machine_though_it_was_protected() {
+    let mut daemon = Daemon::start();
+    create(&mut daemon.client(), "base");
+    daemon.client().to_the_end("vm_checkpoint", json!({ "vm": "base", "name": "ready" }), BOOT);
+    daemon.stop();
+    daemon.set("NEXUS_FAILPOINT", Some("fork-launched"));
+    daemon.restart();
+    let call =
+        json!({ "name": "vm_fork", "arguments": { "checkpoint": "ready", "names": ["try"], "wait_s": 45 } });
+    daemon.client().request("tools/call", &call).ok();
+    daemon.wait_until_ended();
+    let database = rusqlite::Connection::open(daemon.state().join("nexus.db")).expect("the database");
+    database.execute("UPDATE vms SET protected = 1 WHERE name = 'try'", []).expect("a row is changed");
+    drop(database);
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    let mut client = daemon.client();
+    let left = client.call("vm_inspect", json!({ "vm": "try" })).expect_err("it is undone");
+    assert_eq!(left.code, "vm_not_found", "{}", left.text);
+    assert_eq!(client.run("base", "echo up").stdout, "up\n");
+    assert_in_order(&daemon);
 }

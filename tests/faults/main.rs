@@ -44,6 +44,7 @@ mod reboots;
 mod refusals;
 mod relinks;
 mod restarts;
+mod rollbacks;
 mod runs;
 mod shell;
 mod sleep;

@@ -252,6 +252,13 @@ impl Daemon {
         self.wait_until_served();
     }
 
+    /// The same for a daemon that ends by itself before it serves anybody.
+    pub fn restart_until_ended(&mut self) {
+        let command = self.host.command(&self.root, &self.arguments);
+        self.process = start(command, &self.root, &self.state, &self.settings);
+        self.wait_until_ended();
+    }
+
     /// Changes a setting for the next start; `None` removes it.
     pub fn set(&mut self, key: &str, value: Option<&str>) {
         match value {

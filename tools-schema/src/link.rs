@@ -252,16 +252,20 @@ pub struct Resumed {
     /// What could not be renewed, as messages. If there is any, its commands still stand still, and the host ends the VM.
     #[serde(default)]
     pub failed: Vec<String>,
+    /// What it shares with others and cannot renew, with the reason.
+    #[serde(default)]
+    pub not_renewed: Vec<String>,
     /// By how much its clock was behind, in milliseconds.
     #[serde(default)]
     pub clock_behind_ms: i64,
 }
 
 /// The host's MCP request before a checkpoint: commands stop and filesystems are synced until [`THAW_REQUEST`]. Returns [`Quiesced`]. A guest that is
-/// not asked to go on does so by itself after [`QUIET_MAX`] of its own time.
+/// not asked to go on says hello after [`QUIET_MAX`] of its own time, and goes on once it is welcomed: a guest cannot know whether it was restored,
+/// and one that was is not welcomed before it has renewed what it shares with others.
 pub const QUIESCE_REQUEST: &str = "nexus/quiesce";
 
-/// How long a guest's commands stand still at most, by the guest's own clock. A restored guest that does not prove in half of this time that it renewed
+/// How long a guest's commands stand still before the guest asks whether they may go on, by the guest's own clock. A restored guest that does not prove in half of this time that it renewed
 /// what it must is ended by its host.
 pub const QUIET_MAX: std::time::Duration = std::time::Duration::from_secs(90);
 

@@ -7,6 +7,7 @@ mod activity;
 mod audit_file;
 mod calls;
 mod command;
+mod in_use;
 mod published;
 mod registry;
 mod streams;
@@ -26,6 +27,7 @@ pub(crate) use activity::Activity;
 pub use activity::Busy;
 pub(crate) use calls::{CallLog, record as record_calls};
 pub(crate) use command::{Attach, Change, Command, CopyDrives, Decision, RestoreFrom, Take, Taken};
+pub(crate) use in_use::{InUse, Used};
 pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
@@ -84,8 +86,8 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     /// Notified when the life or the idle time of a VM may end sooner than before.
     pub(crate) lifetimes: Arc<Notify>,
-    /// Held for reading by what restores from checkpoints, for writing by what removes them.
-    pub(crate) checkpoints: RwLock<()>,
+    /// The checkpoints that are being restored or removed.
+    pub(crate) checkpoints: InUse,
     /// Access tokens.
     pub(crate) tokens: Tokens,
     /// Confirmations that are pending.

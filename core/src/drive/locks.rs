@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nexus_schema::id::DriveId;
+use nexus_schema::id::{DriveId, VmId};
 use tokio::sync::OwnedMutexGuard;
 
 /// How long to wait for another operation before the drive is reported as busy.
@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
     all: Mutex<HashMap<DriveId, Arc<tokio::sync::Mutex<()>>>>,
+    /// The drives of VMs that nothing may use until their VM's task takes them.
+    kept: Mutex<HashMap<VmId, Locked>>,
 }
 
 /// Exclusive use of some drives, until it is dropped.
@@ -25,6 +27,16 @@ impl Locks {
     /// Locks all of these drives; the error is the drive that stayed busy.
     pub(crate) async fn take(&self, drives: &[DriveId]) -> Result<Locked, DriveId> {
         self.take_within(drives, PATIENCE).await
+    }
+
+    /// Keeps drives of a VM locked, until [`Locks::take_kept`].
+    pub(crate) fn keep(&self, vm: VmId, locked: Locked) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(vm, locked);
+    }
+
+    /// The drives of a VM that were kept locked, if they were.
+    pub(crate) fn take_kept(&self, vm: VmId) -> Option<Locked> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm)
     }
 
     async fn take_within(&self, drives: &[DriveId], patience: Duration) -> Result<Locked, DriveId> {
@@ -64,7 +76,11 @@ mod tests {
         let locks = Locks::default();
         let held = locks.take(&[id(2), id(1), id(2)]).await.unwrap();
         assert_eq!(locks.take_within(&[id(3), id(2)], Duration::from_millis(20)).await.unwrap_err(), id(2));
-        drop(held);
+        let vm = VmId::from_i64(1).unwrap();
+        assert!(locks.take_kept(vm).is_none());
+        locks.keep(vm, held);
+        locks.take_within(&[id(2)], Duration::from_millis(20)).await.unwrap_err();
+        drop(locks.take_kept(vm).unwrap());
         drop(locks.take(&[id(2)]).await.unwrap());
         drop(locks.take(&[id(9)]).await.unwrap());
         assert_eq!(locks.all.lock().unwrap().len(), 1);

@@ -16,6 +16,7 @@ mod pending;
 mod reflink;
 mod stage;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,9 +129,9 @@ impl Drives {
         self.backend.name()
     }
 
-    /// Removes what a crash left half-made. Call it only at start, while nothing is being made.
-    pub fn sweep(&self) -> Result<(), DriveError> {
-        stage::sweep(&self.directory)
+    /// Removes what a crash left half-made, but copies of these names. Call it only at start, while nothing is being made.
+    pub fn sweep(&self, kept: &HashSet<String>) -> Result<(), DriveError> {
+        stage::sweep(&self.directory, kept)
     }
 
     /// Makes a drive from an image (or from another drive's disk that nobody writes to) and grows its filesystem to `size`, so
@@ -237,7 +238,7 @@ impl Drives {
         Ok(())
     }
 
-    /// The same under a temporary name, which [`Drives::put_in_place`] makes its drive's. Without that it is removed at the next start.
+    /// The same under a temporary name, which [`Drives::put_in_place`] makes its drive's. Unless it is kept, it is removed at the next start.
     pub(crate) async fn stage_copy(
         &self,
         file: &Path,
@@ -249,10 +250,17 @@ impl Drives {
         Ok(fresh)
     }
 
-    /// Puts what [`Drives::stage_copy`] made in the place of a drive, and removes the old one. No VM may be using the drive.
+    /// Puts what [`Drives::stage_copy`] made in the place of a drive. It can be called again if it was cut off, and does nothing once it is done. The
+    /// old drive stays until [`Drives::forget_replaced`]. No VM may be using the drive.
     pub(crate) async fn put_in_place(&self, drive: &Path, staged: &Path) -> Result<(), DriveError> {
         let (drive, staged) = (drive.to_owned(), staged.to_owned());
-        blocking(move || stage::replace(&drive, &staged)).await
+        blocking(move || stage::place(&drive, &staged)).await
+    }
+
+    /// Removes the drive that was replaced by `staged`. Without that it is removed at the next start.
+    pub(crate) async fn forget_replaced(&self, staged: &Path) -> Result<(), DriveError> {
+        let staged = staged.to_owned();
+        blocking(move || stage::remove_placed(&staged)).await
     }
 
     /// What is wrong with a drive, if known.

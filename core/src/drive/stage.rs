@@ -1,5 +1,6 @@
 //! Makes and removes a drive's directory atomically: a crash never leaves half of one under its name.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,6 +142,44 @@ pub(super) fn replace(drive: &Path, with: &Path) -> Result<(), DriveError> {
     remove(with)
 }
 
+/// Puts the directory `staged` in the place of a drive, and removes the old drive. Can be repeated after it was cut off anywhere.
+pub(super) fn place(drive: &Path, staged: &Path) -> Result<(), DriveError> {
+    let parent = parent_of(drive)?;
+    let old = old_of(staged);
+    if is_there(staged)? {
+        match fs::rename(drive, &old) {
+            // It was moved away before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.map_err(|e| DriveError::io(drive, e))?,
+        }
+        failpoint::reach("rollback-drive-away");
+        fs::rename(staged, drive).map_err(|e| DriveError::io(drive, e))?;
+    } else if !is_there(drive)? {
+        return Err(DriveError::io(staged, io::ErrorKind::NotFound.into()));
+    }
+    sync_directory(parent)
+}
+
+/// Removes what [`place`] moved away, if it is still there.
+pub(super) fn remove_placed(staged: &Path) -> Result<(), DriveError> {
+    remove(&old_of(staged))
+}
+
+/// Where a drive is moved that makes room for `staged`.
+fn old_of(staged: &Path) -> PathBuf {
+    let mut name = staged.file_name().unwrap_or_default().to_owned();
+    name.push("-old");
+    staged.with_file_name(name)
+}
+
+fn is_there(path: &Path) -> Result<bool, DriveError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(DriveError::io(path, error)),
+    }
+}
+
 /// Removes a drive: first renames it, then removes the rest.
 pub(super) fn delete(drive: &Path) -> Result<(), DriveError> {
     let parent = parent_of(drive)?;
@@ -155,11 +194,13 @@ pub(super) fn delete(drive: &Path) -> Result<(), DriveError> {
     remove(&gone)
 }
 
-/// Removes everything half-made or half-removed in a directory of drives.
-pub(super) fn sweep(directory: &Path) -> Result<(), DriveError> {
+/// Removes everything half-made or half-removed in a directory of drives, but what is in `kept`, by name.
+pub(super) fn sweep(directory: &Path, kept: &HashSet<String>) -> Result<(), DriveError> {
     for entry in fs::read_dir(directory).map_err(|e| DriveError::io(directory, e))? {
         let entry = entry.map_err(|e| DriveError::io(directory, e))?;
-        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+        let name = entry.file_name();
+        let is_kept = name.to_str().is_some_and(|name| kept.contains(name));
+        if name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) && !is_kept {
             tracing::info!(path = %entry.path().display(), "half-made drive removed");
             remove(&entry.path())?;
         }

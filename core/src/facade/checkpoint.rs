@@ -130,10 +130,13 @@ impl Nexus {
             true => Some(self.shared.wanted(&ctx.caller, Given::As("before-rollback"), Some(KEPT))?),
             false => None,
         };
+        let (from, at) = (row.id, row.created_at);
         let op = self.shared.begin_op("vm_rollback", ctx, subject(&record)).await?;
         let (shared, who, if_boot) = (self.shared.clone(), ctx.caller.owner.to_string(), params.if_boot_id);
         self.shared.ops.run(op, move |progress| async move {
             let _busy = handle.activity.begin();
+            // Before anything is taken of the present, and anything of the VM changes.
+            let target = checkpoint::target(&shared, &handle, row, &progress).await?;
             let before = match before {
                 Some(wanted) => {
                     let wanted = Wanted { if_boot, ..wanted };
@@ -141,8 +144,8 @@ impl Nexus {
                 }
                 None => None,
             };
-            let vm = checkpoint::rollback(&shared, &handle, &row, &who, if_boot, &progress).await?;
-            Ok(RestoreOutput { vms: vec![vm], from: row.id, at: row.created_at, before })
+            let vm = checkpoint::rollback(&shared, &handle, &target, &who, if_boot, &progress).await?;
+            Ok(RestoreOutput { vms: vec![vm], from, at, before })
         });
         self.shared.ops.wait(ctx, op, wait).await
     }

@@ -15,7 +15,8 @@ use super::{CallContext, Nexus, patience};
 use crate::access::Caller;
 use crate::context::Handle;
 use crate::egress;
-use crate::store::checkpoints::CheckpointRecord;
+use crate::op::store_error;
+use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::random_id;
 use crate::vm::checkpoint::{self, Child, Forking, Wanted};
 use crate::vm::{lifetime, policy};
@@ -49,10 +50,8 @@ impl Nexus {
                     return Err(ToolError::internal(format!("checkpoint {} has no manifest", row.id)));
                 };
                 let base = manifest.spec.network.clone();
-                // A checkpoint may be of a time when its VM was allowed more than it is now.
-                let parent = self.shared.vms.of_daemon(&Reference::Id(row.vm));
-                let now = parent.map(|parent| parent.view.borrow().record.spec.network.clone());
-                let network = network(&ctx.caller, &base, &now.unwrap_or_default(), &params)?;
+                let now = self.bound(&row).await?;
+                let network = network(&ctx.caller, &base, &now, &params)?;
                 checkpoint::same_card(manifest, network.mode)?;
                 (Source::Checkpoint(Box::new(row)), network)
             }
@@ -101,6 +100,19 @@ impl Nexus {
             Ok(RestoreOutput { vms, from: row.id, at: row.created_at, before: None })
         });
         self.shared.ops.wait(ctx, op, wait).await
+    }
+}
+
+impl Nexus {
+    /// What VMs forked from a checkpoint may reach without more rights: what its VM may reach now, or when it was deleted. The checkpoint may be of a
+    /// time when that was more.
+    async fn bound(&self, row: &CheckpointRecord) -> Result<NetworkPolicy, ToolError> {
+        if let Ok(parent) = self.shared.vms.of_daemon(&Reference::Id(row.vm)) {
+            return Ok(parent.view.borrow().record.spec.network.clone());
+        }
+        let id = row.id;
+        let last = self.shared.store.read(move |db| checkpoints::last_network(db, id)).await;
+        Ok(last.map_err(store_error)?.unwrap_or_default())
     }
 }
 

@@ -218,7 +218,7 @@ impl Nexus {
             events,
             tally: Tally::default(),
             lifetimes: Arc::default(),
-            checkpoints: tokio::sync::RwLock::default(),
+            checkpoints: crate::context::InUse::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,

@@ -359,7 +359,7 @@ impl Conversation {
 /// Checks what a restored guest renewed, and shortens its texts.
 fn renewed(resumed: Option<&mut Resumed>) -> Result<(), String> {
     let Some(resumed) = resumed else { return Err("the guest did not say what it renewed".into()) };
-    for texts in [&mut resumed.renewed, &mut resumed.failed] {
+    for texts in [&mut resumed.renewed, &mut resumed.failed, &mut resumed.not_renewed] {
         texts.truncate(PROBLEMS_MAX);
         texts.iter_mut().for_each(|text| *text = cut(text));
     }

@@ -1,7 +1,9 @@
 //! Identifies processes. A pid alone is not enough, because pids are reused; the start time distinguishes them.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -58,6 +60,19 @@ pub fn usage(pid: u32) -> io::Result<Option<ProcessUsage>> {
     };
     let (Some(stat), Some(status)) = (read("stat")?, read("status")?) else { return Ok(None) };
     Ok(parse_usage(&stat, &status))
+}
+
+/// How many bytes of the disk or of memory a file occupies that a process has open, by its path. `None` if it has none such open, or if that cannot be
+/// seen.
+pub(crate) fn allocated_to_open(pid: u32, is_it: &dyn Fn(&str) -> bool) -> Option<u64> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    open.flatten().find_map(|entry| {
+        let path = std::fs::read_link(entry.path()).ok()?;
+        if !is_it(&path.to_string_lossy()) {
+            return None;
+        }
+        std::fs::metadata(entry.path()).ok().filter(Metadata::is_file).map(|file| file.blocks() * 512)
+    })
 }
 
 fn parse_usage(stat: &str, status: &str) -> Option<ProcessUsage> {
@@ -231,6 +246,20 @@ mod tests {
         assert!(ProcessHandle::open(0).unwrap().is_none());
         assert!(usage(me).unwrap().unwrap().memory_bytes > 100 << 10);
         assert_eq!(usage(u32::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn the_pages_of_a_memory_count_though_nobody_has_mapped_them() {
+        use std::os::unix::fs::FileExt as _;
+        let memory = rustix::fs::memfd_create("nexus-pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let memory = std::fs::File::from(memory);
+        memory.set_len(64 << 20).unwrap();
+        let occupied =
+            || allocated_to_open(std::process::id(), &|path| path.starts_with("/memfd:nexus-pages"));
+        assert_eq!(occupied(), Some(0));
+        memory.write_all_at(&[7; 8192], 4 << 20).unwrap();
+        assert!((8192..1 << 22).contains(&occupied().unwrap()), "{:?}", occupied());
+        assert_eq!(allocated_to_open(std::process::id(), &|path| path == "/nonexistent"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use nexus_schema::id::{AssetId, BootId, CheckpointId, DriveId, ImageId, OpId, VmId};
 use nexus_schema::link::GuestProcess;
+use nexus_schema::network::NetworkPolicy;
 use nexus_schema::{ByteSize, Name, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -288,6 +289,13 @@ pub fn drives_of(db: &Connection, id: CheckpointId) -> Result<Vec<CheckpointDriv
     let mut statement = db.prepare_cached(sql)?;
     let rows = statement.query_map([id.as_i64()], drive)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// What the VM of a checkpoint might reach when it was deleted; `None` if it is not known, or if the VM is there.
+pub fn last_network(db: &Connection, id: CheckpointId) -> Result<Option<NetworkPolicy>, StoreError> {
+    let sql = "SELECT network FROM checkpoints WHERE id = ?1";
+    let found = db.prepare_cached(sql)?.query_row([id.as_i64()], |row| row.json_opt("network"));
+    Ok(found.optional()?.flatten())
 }
 
 /// Whether a VM goes on from a checkpoint.

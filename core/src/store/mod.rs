@@ -19,6 +19,7 @@ pub mod leases;
 pub mod ops;
 pub mod ports;
 pub mod providers;
+pub mod restores;
 pub mod settings;
 pub mod suspended;
 pub mod templates;
@@ -53,6 +54,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0012.sql")),
         M::up(include_str!("migrations/0013.sql")),
         M::up(include_str!("migrations/0014.sql")),
+        M::up(include_str!("migrations/0015.sql")),
         M::up(include_str!("migrations/0016.sql")),
         M::up(include_str!("migrations/0017.sql")),
     ])

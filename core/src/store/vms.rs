@@ -326,8 +326,12 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
     if vm.state.may_run() { drives::note_start(tx, vm.id) } else { Ok(()) }
 }
 
-/// Removes a VM; its history stays.
+/// Removes a VM; its history stays. Its checkpoints keep what it might reach.
 pub fn delete(tx: &Connection, id: VmId) -> Result<bool, StoreError> {
+    tx.execute(
+        "UPDATE checkpoints SET network = (SELECT spec -> '$.network' FROM vms WHERE id = ?1) WHERE vm_id = ?1",
+        [id.as_i64()],
+    )?;
     Ok(tx.execute("DELETE FROM vms WHERE id = ?1", [id.as_i64()])? == 1)
 }
 

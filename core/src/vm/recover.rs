@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nexus_schema::id::VmId;
 use nexus_schema::tools::build::BuildStatus;
@@ -11,11 +12,12 @@ use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
+use super::checkpoint::{self, Unfinished};
+use super::create;
 use super::last_words;
 use super::network;
 use super::policy;
 use super::waking;
-use super::{checkpoint, create};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
 use crate::progress::Progress;
@@ -24,14 +26,19 @@ use crate::store::vms::VmRecord;
 use crate::store::{StoreError, assets, builds, drives, history, images, leases, vms};
 use crate::vmm::{Accel, Exit, ShimClient, ShimIdentity, launched_boot, read_exit};
 
+/// Timeout for a VMM to end after it was killed.
+const END_MAX: Duration = Duration::from_secs(20);
+
 /// Brings memory, store and disk in line with the real state of the host.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    // Before anything looks at drives.
+    let unfinished = checkpoint::finish_all(shared).await?;
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
     let connected = shared.store.read(leases::connected).await.map_err(crate::op::store_error)?;
     settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
     // All at once, so that slow shims are waited for in parallel.
-    let taken: Vec<_> = records.into_iter().map(|record| take_up(shared, record)).collect();
+    let taken: Vec<_> = records.into_iter().map(|record| take_up(shared, record, &unfinished)).collect();
     for taken in futures::future::join_all(taken).await {
         taken?;
     }
@@ -41,7 +48,11 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         "the disk is full: half-made checkpoints are removed at the next start",
     )?;
     waking::sweep(shared).await?;
-    or_later(sweep(shared).await, "the disk is full: unused files and rows are removed at the next start")
+    let staged = unfinished.iter().flat_map(|left| &left.rollback.drives).map(|drive| drive.staged.clone());
+    or_later(
+        sweep(shared, staged.collect()).await,
+        "the disk is full: unused files and rows are removed at the next start",
+    )
 }
 
 /// Ignores an error due to a full disk, so that the daemon starts anyway. The work is repeated at the next start.
@@ -56,7 +67,7 @@ fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
 }
 
 /// Starts the task of one VM, with its running VMM if there is one. Removes the VM if it is half created.
-async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError> {
+async fn take_up(shared: &Arc<Shared>, record: VmRecord, unfinished: &[Unfinished]) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
     if record.state == VmState::Creating {
@@ -70,6 +81,13 @@ async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError
     let (record, boot) = match record.state.may_run() {
         true => adopt(shared, record, &drives, "while nexusd was down").await?,
         false => (record, None),
+    };
+    let record = match unfinished.iter().find(|left| left.rollback.vm == record.id) {
+        Some(left) => {
+            let state = record.state;
+            rewrite(shared, record, state, Some(checkpoint::not_finished(&left.error))).await?
+        }
+        None => record,
     };
     actor::spawn(shared, record, drives, boot);
     Ok(())
@@ -185,14 +203,29 @@ async fn adopt(
         if let Err(error) = begun.kill().await {
             tracing::error!(vm = %record.name, %error, "cannot end it");
         }
-        begun.wait().await;
+        if tokio::time::timeout(END_MAX, begun.wait()).await.is_err() {
+            tracing::error!(vm = %record.name, "the VMM is still running after it was killed");
+        }
+    }
+    let mut was_unrenewed = false;
+    if let Some(running) = &shim
+        && checkpoint::end_unrenewed(shared, &record, running).await?
+    {
+        was_unrenewed = true;
+        shim = None;
     }
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
         crate::vmm::remove_sockets(&directory);
         // If nothing was launched for this boot, the exit.json is from the boot before.
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
-        let record = settle(shared, record, exit, &directory, when).await?;
+        let record = match was_unrenewed && record.state != VmState::Stopping {
+            true => {
+                record.processes = None;
+                rewrite(shared, record, VmState::Failed, Some(checkpoint::UNRENEWED.to_owned())).await?
+            }
+            false => settle(shared, record, exit, &directory, when).await?,
+        };
         if network::leased(shared, record.id).await?.is_some_and(|leased| leased.lease.boot.is_some()) {
             network::disconnect(shared, &record).await;
         }
@@ -329,9 +362,9 @@ async fn rewrite(
     Ok(record)
 }
 
-/// Removes rows of half-created things, and files without a row.
-async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
-    let (vm_ids, drive_ids, image_ids, asset_ids, build_ids) = shared
+/// Removes rows of half-created things, and files without a row, but the drives' copies of the names `staged`.
+async fn sweep(shared: &Arc<Shared>, staged: Vec<String>) -> Result<(), ToolError> {
+    let (vm_ids, mut drive_ids, image_ids, asset_ids, build_ids) = shared
         .store
         .write(|tx| -> Result<_, StoreError> {
             while let Some(build) = builds::list(tx, None, Some(BuildStatus::Building), None, 1)?.pop() {
@@ -372,7 +405,9 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
         }
         remove(&directory);
     }
-    if let Err(error) = shared.drives.sweep() {
+    // What a rollback still needs that is not finished.
+    drive_ids.extend(staged);
+    if let Err(error) = shared.drives.sweep(&drive_ids) {
         tracing::warn!(%error, "cannot remove half-created drives");
     }
     for name in orphans(&paths.drives(), &drive_ids) {

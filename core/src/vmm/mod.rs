@@ -37,7 +37,7 @@ pub use exit::{Exit, MachineEnd, read_exit};
 pub(crate) use jail::vmm_uid as uid_of;
 pub use known::is_of_vm;
 pub use plan::{Accel, LaunchPlan, Link, PlanDrive, PlanInterface, Restore, SavedKind};
-pub(crate) use ram::{sha256_of_file, sha256_of_memory};
+pub(crate) use ram::{occupied, sha256_of_file, sha256_of_memory};
 pub use shim::shim_main;
 pub use shim_client::ShimClient;
 pub(crate) use shim_client::{launched_boot, remove_sockets};

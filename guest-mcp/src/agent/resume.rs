@@ -6,7 +6,9 @@
 //!                            └─ relinked: a restored guest says hello ─> random numbers ─> clock ─> addresses ─> token, hostname
 //!                                 ─> machine id, boot id, SSH host keys ─> hooks ─> all of it worked ───────────────────────> commands run
 //! ```
-//! A restored guest in which one of these steps failed says so, and its commands never run.
+//! A restored guest in which one of these steps failed says so, and its commands never run. A guest that hears nothing after it was quiesced cannot know
+//! whether it was restored. So it says hello: only a host that knows this boot, or after a restore one that saw what was renewed, welcomes it, and only
+//! then its commands run.
 
 use std::fs::File;
 use std::io;
@@ -42,10 +44,12 @@ const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 const BOOT_ID: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/run/nexus/boot_id"];
 /// The directory of SSH host keys.
 const SSH: &str = "/etc/ssh";
+/// What these are called in a contract.
+const SSH_KEYS: &str = "SSH host keys";
 /// What of the rest of the configuration must have worked in a restored guest: the beginnings of its problems.
 const NEEDED: [&str; 4] = ["keep the token", "set the clock", "set the hostname", "bring up the interface"];
 
-/// The time for which commands stand still at most.
+/// The time for which commands stand still before the host is asked whether they may go on.
 #[derive(Debug, Default)]
 pub(super) struct Quiet {
     lease: Mutex<Option<AbortOnDropHandle<()>>>,
@@ -75,12 +79,9 @@ pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
     let waiting = agent.clone();
     agent.quiet.set(Some(AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::time::sleep(QUIET_MAX).await;
-        say(format_args!("the host did not end its checkpoint: commands go on"));
-        if let Err(error) = freeze::thaw(init) {
-            say(format_args!("let commands go on: {error}"));
-        }
-        // Last, because this ends the task.
-        waiting.quiet.set(None);
+        say(format_args!("the host did not end its checkpoint: asking whether commands may go on"));
+        // A welcome lets them go on, and ends this task.
+        hello::until_welcome(waiting).await;
     }))));
     let frozen = freeze::freeze(init).await.unwrap_or_else(|error| {
         say(format_args!("stop commands for a checkpoint: {error}"));
@@ -159,7 +160,11 @@ pub(super) async fn finish(
     .await;
     let mut steps = Steps(resumed);
     if kind == ResumeKind::Fork && has_host_keys(Path::new(SSH)) {
-        steps.note("SSH host keys", renew_host_keys(Path::new(SSH)).await);
+        match renew_host_keys(Path::new(SSH), crate::commands::PATH).await {
+            Ok(Renewal::Done) => steps.note(SSH_KEYS, Ok(())),
+            Ok(Renewal::Not(why)) => steps.0.not_renewed.push(format!("{SSH_KEYS}: {why}")),
+            Err(error) => steps.note(SSH_KEYS, Err(error)),
+        }
     }
     if run_hooks && steps.0.failed.is_empty() {
         match hooks(Path::new(HOOKS), kind).await {
@@ -239,17 +244,34 @@ fn has_host_keys(directory: &Path) -> bool {
     !host_keys(directory).is_empty()
 }
 
-/// Removes the host keys and makes new ones. Without the old ones nothing is shared, whatever becomes of the new ones.
-async fn renew_host_keys(directory: &Path) -> io::Result<()> {
+/// What became of something that is to be renewed.
+#[derive(Debug, PartialEq, Eq)]
+enum Renewal {
+    /// It is new.
+    Done,
+    /// It is not, for this reason.
+    Not(&'static str),
+}
+
+/// Removes the host keys and makes new ones with the program `ssh-keygen` of a directory in `path`. Without that the old ones stay, because an SSH server
+/// does not start without any.
+async fn renew_host_keys(directory: &Path, path: &str) -> io::Result<Renewal> {
+    let mut places = path.split(':').map(|place| Path::new(place).join("ssh-keygen"));
+    let Some(program) = places.find(|program| program.is_file()) else {
+        return Ok(Renewal::Not(
+            "the image has no ssh-keygen, so they are those of the VM it was forked from",
+        ));
+    };
     for key in host_keys(directory) {
         std::fs::remove_file(key)?;
     }
-    let mut program = Command::new("ssh-keygen");
+    let mut program = Command::new(program);
     program.arg("-A");
     match run(program, Instant::now() + PROGRAM_MAX).await {
-        // Slow ones are made while commands run.
-        Ok(()) => Ok(()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NotFound) => Ok(()),
+        Ok(()) => Ok(Renewal::Done),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Ok(Renewal::Not("the old ones are removed, and ssh-keygen still makes new ones"))
+        }
         Err(error) => Err(error),
     }
 }
@@ -311,6 +333,23 @@ mod tests {
         assert!(error.contains("15-c") && error.contains('3'), "{error}");
         // Those after it did not run.
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\na\n");
+    }
+
+    #[tokio::test]
+    async fn host_keys_are_renewed_only_if_there_is_a_program_for_that() {
+        let (keys, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = keys.path().join("ssh_host_rsa_key");
+        std::fs::write(&key, "old").unwrap();
+        let path = format!("/nonexistent:{}", programs.path().display());
+        let renewed = renew_host_keys(keys.path(), &path).await.unwrap();
+        assert!(matches!(renewed, Renewal::Not(why) if why.contains("no ssh-keygen")));
+        assert_eq!(std::fs::read_to_string(&key).unwrap(), "old");
+        let make = format!("[ \"$1\" = -A ] && [ ! -e {0} ] && echo new > {0}", key.display());
+        hook(programs.path(), "ssh-keygen", &make, 0o755);
+        assert_eq!(renew_host_keys(keys.path(), &path).await.unwrap(), Renewal::Done);
+        assert_eq!(std::fs::read_to_string(&key).unwrap(), "new\n");
+        hook(programs.path(), "ssh-keygen", "exit 1", 0o755);
+        renew_host_keys(keys.path(), &path).await.unwrap_err();
     }
 
     #[test]

@@ -289,6 +289,7 @@ mod tests {
             "vm rollback web-1 clean --discard -y",
             "vm fork web-1 --name try-1 --name try-2 --ttl 1h",
             "vm fork --checkpoint clean -c 3",
+            "vm fork web-1 --network proxy --allow example.org:443 --no-deny",
             "template create web --source debian -p nginx --overlay /etc/motd=motd --size 2G",
             "template update web --no-packages --remove-overlay /etc/motd",
             "build start web --no-cache -d",

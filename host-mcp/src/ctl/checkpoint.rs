@@ -21,6 +21,7 @@ use super::follow::{self, Followed, Wait};
 use super::format;
 use super::list::{self, Paging};
 use super::ui::{Format, Table};
+use super::vm::NetworkArgs;
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -116,6 +117,8 @@ pub(crate) struct ForkArgs {
     /// Delete them after this time, such as 2h [default: never]
     #[arg(long, value_name = "TIME")]
     ttl: Option<TimeSpan>,
+    #[command(flatten)]
+    network: NetworkArgs,
     #[command(flatten)]
     wait: Wait,
 }
@@ -225,7 +228,7 @@ pub(crate) async fn fork(app: &App, args: ForkArgs) -> Result<u8, Error> {
         names: args.name,
         tags: args.tag.into_iter().collect(),
         ttl: args.ttl,
-        network: None,
+        network: args.network.params(),
         wait_s: Some(0),
     };
     let mut client = app.connect().await?;

@@ -121,10 +121,47 @@ async fn life_of_drives(on: &Path, backend: &str) {
     let half = stage::temporary(&drives_in);
     create_home(&half).unwrap();
     fs::write(half.join(DISK), "half").unwrap();
-    drives.sweep().unwrap();
+    drives.sweep(&HashSet::new()).unwrap();
     assert_eq!(names(&drives_in), ["stays"]);
     drives.delete(&drives_in.join("stays")).await.unwrap();
     assert!(names(&drives_in).is_empty());
+}
+
+#[tokio::test]
+async fn a_drive_is_replaced_whatever_cut_it_off_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let drives = Drives::with(directory.path(), Copy);
+    let made = |name: &str, text: &str| {
+        fs::create_dir(at(name)).unwrap();
+        fs::write(at(name).join(DISK), text).unwrap();
+    };
+    let disk = || fs::read_to_string(at("d").join(DISK)).unwrap();
+    // Cut off before anything, between the two renames, and after them: each is gone on with, twice.
+    for cut in ["before", "between", "after"] {
+        made("d", "old");
+        made(".nexus-s", "new");
+        if cut != "before" {
+            fs::rename(at("d"), at(".nexus-s-old")).unwrap();
+        }
+        if cut == "after" {
+            fs::rename(at(".nexus-s"), at("d")).unwrap();
+        }
+        // The daemon's start keeps what a rollback needs.
+        drives.sweep(&HashSet::from([".nexus-s".into()])).unwrap();
+        for _ in 0..2 {
+            drives.put_in_place(&at("d"), &at(".nexus-s")).await.unwrap();
+            assert_eq!(disk(), "new", "{cut}");
+        }
+        drives.forget_replaced(&at(".nexus-s")).await.unwrap();
+        assert_eq!(names(directory.path()), ["d"], "{cut}");
+        drives.delete(&at("d")).await.unwrap();
+    }
+    // Nothing to put there, and nothing there.
+    drives.put_in_place(&at("d"), &at(".nexus-s")).await.unwrap_err();
+    made("d", "old");
+    drives.put_in_place(&at("d"), &at(".nexus-s")).await.unwrap();
+    assert_eq!(disk(), "old");
 }
 
 #[tokio::test]

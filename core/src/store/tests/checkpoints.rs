@@ -1,9 +1,11 @@
 //! Checkpoints: a tree, which keeps its branches when a part of it goes.
 
-use nexus_schema::id::{CheckpointId, DriveId};
+use nexus_schema::id::{BootId, CheckpointId, DriveId};
+use nexus_schema::network::NetworkMode;
 
 use super::*;
 use crate::store::checkpoints::{self, CheckpointDrive, CheckpointRecord};
+use crate::store::restores::{self, RollbackRecord, StagedDrive};
 use crate::store::tokens;
 
 pub(crate) fn checkpoint(of: &VmRecord, name: &str, parent: Option<CheckpointId>) -> CheckpointRecord {
@@ -138,6 +140,63 @@ async fn forks_of_an_operation_that_did_not_end_well_are_found() {
         assert_eq!(checkpoints::forks_of(tx, op)?.len(), 2);
         checkpoints::keep_forks(tx, op)?;
         assert!(checkpoints::forks_of(tx, op)?.is_empty());
+        Ok(())
+    });
+    tested.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rollback_is_known_until_its_drives_are_in_place_and_ends_in_one_step() {
+    let (_directory, store) = open();
+    let tested = write(&store, |tx| {
+        let web = vm("web", 3);
+        vms::insert(tx, &web)?;
+        let clean = checkpoint(&web, "clean", None);
+        add(tx, &clean);
+        let staged = |id: i64, name: &str| StagedDrive {
+            drive: DriveId::from_i64(id).unwrap(),
+            staged: name.into(),
+            size_bytes: (1 << 30) + 1,
+        };
+        let rollback = RollbackRecord {
+            vm: web.id,
+            checkpoint: clean.id,
+            drives: vec![staged(5, ".nexus-a"), staged(6, ".nexus-b")],
+        };
+        restores::begin_rollback(tx, &rollback)?;
+        // One at a time.
+        assert!(restores::begin_rollback(tx, &rollback).is_err());
+        assert_eq!(restores::rollback_of(tx, web.id)?.as_ref(), Some(&rollback));
+        restores::end_rollback(tx, &rollback)?;
+        assert!(restores::rollbacks(tx)?.is_empty() && checkpoints::is_current(tx, clean.id, web.id)?);
+        // It goes with its VM.
+        restores::begin_rollback(tx, &rollback)?;
+        vms::delete(tx, web.id)?;
+        assert!(restores::rollbacks(tx)?.is_empty());
+        Ok(())
+    });
+    tested.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_boot_that_was_restored_is_known_and_checkpoints_keep_what_their_vm_might_reach() {
+    let (_directory, store) = open();
+    let tested = write(&store, |tx| {
+        let mut web = vm("web", 3);
+        web.spec.network.mode = NetworkMode::Proxy;
+        vms::insert(tx, &web)?;
+        let clean = checkpoint(&web, "clean", None);
+        add(tx, &clean);
+        let [first, second] = [1, 2].map(|id| BootId::from_i64(id).unwrap());
+        assert_eq!(restores::restored_boot(tx, web.id)?, None);
+        for boot in [first, second] {
+            restores::begin_restore(tx, web.id, boot)?;
+            assert_eq!(restores::restored_boot(tx, web.id)?, Some(boot));
+        }
+        assert_eq!(checkpoints::last_network(tx, clean.id)?, None);
+        vms::delete(tx, web.id)?;
+        assert_eq!(checkpoints::last_network(tx, clean.id)?, Some(web.spec.network));
+        assert_eq!(restores::restored_boot(tx, web.id)?, None);
         Ok(())
     });
     tested.await.unwrap();

@@ -13,6 +13,7 @@ use crate::store::checkpoints;
 use crate::store::drives::{self, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::leases;
+use crate::store::restores;
 
 fn fixture(version: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/store/v{version}.sql"))
@@ -232,6 +233,14 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         assert_eq!((manifest.checkpoint, manifest.host.tsc_khz), (clean.id, Some(2_400_000)));
         assert!(checkpoints::is_current(db, clean.id, VmId::from_i64(1).unwrap()).unwrap());
         assert_eq!(checkpoints::drives_of(db, clean.id).unwrap()[0].size, ByteSize::gib(8));
+    }
+    if version >= 14 {
+        let first = VmId::from_i64(1).unwrap();
+        let rollback = &restores::rollbacks(db).unwrap()[0];
+        assert_eq!((rollback.vm, rollback.drives[0].staged.as_str()), (first, ".nexus-1-2-3"));
+        assert_eq!(restores::restored_boot(db, first).unwrap().map(|boot| boot.as_i64()), Some(59));
+        let network = checkpoints::last_network(db, rollback.checkpoint).unwrap();
+        assert_eq!(network.map(|network| network.mode), Some(NetworkMode::Proxy));
     }
     if version >= 15 {
         let vm = vms::get(db, &"v15".parse().unwrap()).unwrap().unwrap();

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nexus_schema::{ErrorCode, ToolError};
 
 use super::Actor;
-use super::save::{HOLD, copy_held, hold_failed, quiesce, thaw};
+use super::save::{COPY_MAX, HOLD, copy_held, held_by, hold_failed, quiesce, thaw};
 use crate::context::{CopyDrives, Decision, drive_error};
 use crate::drive::{DISK, DriveError, copy_file};
 use crate::os::failpoint;
@@ -50,7 +50,7 @@ impl Actor {
         failpoint::reach("copy-quiet");
         copy.progress.step("copying the drives");
         let copied = match boot.shim.hold_guest(HOLD).await {
-            Ok(()) => copy_held(&boot.shim, files, &copy.progress, "copy").await,
+            Ok(()) => copy_held(files, held_by(&boot.shim), COPY_MAX, &copy.progress).await,
             Err(error) => Err(hold_failed(&error)),
         };
         failpoint::reach("copy-made");

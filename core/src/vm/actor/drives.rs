@@ -19,6 +19,7 @@ impl Actor {
     pub(super) async fn attach(&mut self, attach: Attach) -> Result<(), ToolError> {
         let Attach { mut drive, root, mount, if_boot } = attach;
         self.same_boot(if_boot)?;
+        self.finish_rollback().await?;
         let name = &self.record.name;
         policy::change_drives(name.as_str(), self.record.state)?;
         if self.drives.len() >= DRIVES_MAX {
@@ -68,6 +69,7 @@ impl Actor {
         }
         self.same_boot(if_boot)?;
         policy::change_drives(self.record.name.as_str(), self.record.state)?;
+        self.finish_rollback().await?;
         self.shared.store.write(move |tx| drives::detach(tx, drive)).await.map_err(crate::op::store_error)?;
         self.drives.retain(|d| d.id != drive);
         self.publish();

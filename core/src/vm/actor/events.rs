@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nexus_schema::DriverKind;
 use nexus_schema::link::{ByeReason, Hello};
 use nexus_schema::tools::vm::VmState;
+use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use super::reboots::{self, Reboot};
 use super::{Actor, DAEMON, DELETE_PATIENCE, processes_of};
@@ -227,7 +227,9 @@ impl Actor {
                     (None, _) => format!("the guest was not ready in {waited} s"),
                 };
                 let reason = last_words::with_console(what.clone(), &self.shared.paths.vm(self.record.id));
-                self.kill_boot().await;
+                if let Err(error) = self.kill_boot().await {
+                    return self.still_runs(&error).await;
+                }
                 if self.sleep_on(&what).await {
                     return;
                 }
@@ -246,17 +248,31 @@ impl Actor {
         }
     }
 
-    /// Ends a boot at once, with its VMM.
-    pub(super) async fn kill_boot(&mut self) {
-        let Some(boot) = self.boot.as_ref() else { return };
-        if let Err(error) = boot.shim.kill().await {
-            tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
-        }
+    /// Ends a boot at once, with its VMM. If the VMM cannot be ended, the boot stays.
+    pub(super) async fn kill_boot(&mut self) -> Result<(), ToolError> {
+        let Some(boot) = self.boot.as_ref() else { return Ok(()) };
         let shim = boot.shim.clone();
+        if let Err(error) = shim.kill().await {
+            tracing::warn!(vm = %self.record.name, %error, "cannot kill the VMM through its shim");
+        }
         if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
-            tracing::error!(vm = %self.record.name, "the VMM is still running after it was killed");
+            let seconds = DELETE_PATIENCE.as_secs();
+            let message =
+                format!("the VMM of {} is still running {seconds} s after it was killed", self.record.name);
+            return Err(ToolError::new(ErrorCode::Timeout, message)
+                .hint("try again; vm_inspect shows its process id"));
         }
         self.end_boot().await;
+        Ok(())
+    }
+
+    /// Handles that a boot cannot be ended: it is tried again at the next deadline.
+    async fn still_runs(&mut self, error: &ToolError) {
+        if let Some(boot) = self.boot.as_mut() {
+            boot.deadline = Some(Instant::now() + DELETE_PATIENCE);
+        }
+        self.record.reason = Some(error.message.clone());
+        self.note(&error.message).await;
     }
 
     /// Retries the boot of a VM whose guest lost its timer while it booted.
@@ -264,7 +280,9 @@ impl Actor {
         if self.record.state != VmState::Starting || std::mem::replace(&mut self.had_mishap, true) {
             return;
         }
-        self.kill_boot().await;
+        if let Err(error) = self.kill_boot().await {
+            return self.still_runs(&error).await;
+        }
         failpoint::reach("timer-lost-killed");
         self.start_once_more("the guest lost its timer during boot because the host was busy").await;
     }

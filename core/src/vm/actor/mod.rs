@@ -3,6 +3,7 @@
 mod copies;
 mod drives;
 mod events;
+mod launch;
 mod life;
 mod pause;
 mod reboots;
@@ -22,22 +23,20 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
-use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Activity, Command, Decision, Handle, RestoreFrom, Shared, View};
+use crate::context::{Activity, Command, Decision, Handle, Shared, View};
 use crate::op::{caught, message_of};
-use crate::os::{failpoint, random};
-use crate::progress::Progress;
+use crate::os::failpoint;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{VmProcesses, VmRecord};
-use crate::store::{StoreError, history, now, random_id, vms};
-use crate::vm::boot::{self, Boot, Clock, Event};
+use crate::store::{StoreError, history, vms};
+use crate::vm::boot::{Boot, Event};
+use crate::vm::policy;
 use crate::vm::recover;
-use crate::vm::{checkpoint, network, packages, policy};
-use crate::vmm::{LaunchPlan, ShimClient, ShimIdentity};
+use crate::vmm::{ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -244,7 +243,7 @@ impl Actor {
                 reply.send(result).ok();
             }
             Command::Undo { reason, drives, reply } => {
-                let result = self.remove(&drives, &reason, DAEMON).await;
+                let result = self.undo(&drives, &reason).await;
                 reply.send(result).ok();
             }
             Command::Attach { attach, reply } => {
@@ -400,135 +399,6 @@ impl Actor {
             tracing::error!(vm = %self.record.name, what, %error, "a note was not recorded");
         }
         self.shared.events.vm(&self.record, Some(self.record.state), what);
-    }
-
-    // --- start
-
-    async fn start(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
-        let name = self.record.name.clone();
-        if policy::start(name.as_str(), self.record.state)? == Decision::Already {
-            if self.record.state == VmState::Paused {
-                self.resume(who).await?;
-            }
-            return self
-                .record
-                .boot_id
-                .ok_or_else(|| ToolError::internal(format!("{name} runs without a boot id")));
-        }
-        if self.record.state == VmState::Suspended {
-            return Box::pin(self.wake(who, why, progress)).await;
-        }
-        self.had_mishap = false;
-        self.launch(who, why, progress).await
-    }
-
-    /// Launches the VMM from a state in which none runs, or after a reboot.
-    async fn launch(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
-        self.launch_from(None, who, why, progress).await
-    }
-
-    /// The same, from a checkpoint if one is given.
-    async fn launch_from(
-        &mut self,
-        from: Option<&RestoreFrom>,
-        who: &str,
-        why: &str,
-        progress: &Progress,
-    ) -> Result<BootId, ToolError> {
-        self.again_at = None;
-        let mut clock = Clock::start();
-        // All checks come before any change.
-        let choice = match from {
-            Some(from) => checkpoint::choose(&self.shared, &from.manifest).await?,
-            None => self.shared.choose_driver(&self.record.spec).await?,
-        };
-        let leased = match self.record.spec.network.mode {
-            NetworkMode::Nat => {
-                network::check(&*self.shared.host(false).await?, &choice)?;
-                Some(network::lease(&self.shared, self.record.id).await?)
-            }
-            NetworkMode::None | NetworkMode::Proxy => None,
-        };
-        let kernel = self.shared.kernel_files(&self.record).await?;
-        let _locked = self.lock_drives().await?;
-        self.check_drives()?;
-        self.settle_drives().await?;
-        if from.is_none() {
-            self.label_forked().await?;
-        }
-        progress.step("starting the VMM");
-        let before = self.record.clone();
-        packages::refill(&self.shared, &mut self.record.spec.network).await;
-        let boot_id: BootId = random_id();
-        let token = random::token();
-        self.record.boot_id = Some(boot_id);
-        self.record.token = Some(token.clone());
-        self.record.guest = None;
-        self.record.timings = None;
-        self.record.processes = None;
-        self.record.driver = Some(choice.driver.as_str().into());
-        self.record.driver_version = Some(choice.version.clone());
-        self.record.accel = Some(choice.accel.as_str().into());
-        self.record.started_at = Some(now());
-        if let Err(error) = self.transition(VmState::Starting, None, why, who).await {
-            // A start that cannot be recorded does not happen.
-            self.record = VmRecord { generation: self.record.generation, ..before };
-            self.unwritten = None;
-            self.publish();
-            return Err(error);
-        }
-
-        let mut configure =
-            boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token, leased.as_ref());
-        let (restore, restored) = from.map(|from| restore::begin(from, &mut configure)).unzip();
-        let launched = async {
-            let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
-            let (shared, record, drives) = (&self.shared, &self.record, &self.drives);
-            let interface = match &leased {
-                Some(leased) => {
-                    let tap = network::connect(shared, record, leased, boot_id).await?;
-                    failpoint::reach("start-connected");
-                    Some(network::interface(shared, record, leased, tap))
-                }
-                None => None,
-            };
-            let plan = LaunchPlan {
-                interface,
-                restore,
-                ..boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs)
-            };
-            fs_err::create_dir_all(&plan.directory)
-                .map_err(|e| ToolError::internal(format!("make the VM's directory: {e}")))?;
-            clock.timings.plan_ms = clock.step();
-            let policy = network::of_proxy(&record.spec.network, leased.is_none());
-            let egress = shared.egresses.of(record.id, &policy);
-            Boot::launch(&self.shared, &plan, configure, restored, egress, clock)
-                .await
-                .map_err(|error| boot::launch_failed(self.record.name.as_str(), &error))
-        }
-        .await;
-        match launched {
-            Ok(mut boot) => {
-                failpoint::reach("start-launched");
-                boot.clock.timings.spawn_ms = boot.clock.step();
-                self.record.processes = processes_of(&boot.shim);
-                self.boot = Some(boot);
-                self.write(None).await.ok();
-                failpoint::reach("start-recorded");
-                progress.step("booting");
-                Ok(boot_id)
-            }
-            Err(error) => {
-                if leased.is_some() {
-                    network::disconnect(&self.shared, &self.record).await;
-                }
-                if !self.sleep_on(&error.message).await {
-                    let reason = Some(error.message.clone());
-                    self.settle(VmState::Failed, reason, "the VMM could not be started").await;
-                }
-                Err(error)
-            }
-        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use nexus_schema::id::DriveId;
 use nexus_schema::tools::vm::{DeletedVm, VmState};
-use nexus_schema::{ErrorCode, Name, ToolError};
+use nexus_schema::{Name, ToolError};
 
-use super::{Actor, DELETE_PATIENCE};
+use super::{Actor, DAEMON};
 use crate::context::Shared;
 use crate::os::{failpoint, remove as files};
 use crate::store::drives::DriveRecord;
@@ -15,24 +15,7 @@ use crate::vm::policy;
 impl Actor {
     pub(super) async fn delete(&mut self, who: &str, force: bool, why: &str) -> Result<DeletedVm, ToolError> {
         policy::delete(self.record.name.as_str(), self.record.state, self.record.protected, force)?;
-        if let Some(boot) = &self.boot {
-            let shim = boot.shim.clone();
-            if let Err(error) = shim.kill().await {
-                tracing::warn!(vm = %self.record.name, %error, "cannot kill the VMM through its shim");
-            }
-            if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
-                return Err(ToolError::new(
-                    ErrorCode::Timeout,
-                    format!(
-                        "the VMM of {} is still running {} s after it was killed",
-                        self.record.name,
-                        DELETE_PATIENCE.as_secs()
-                    ),
-                )
-                .hint("try again; vm_inspect shows its process id"));
-            }
-            self.end_boot().await;
-        }
+        self.kill_boot().await?;
         let output = DeletedVm {
             id: self.record.id,
             name: self.record.name.clone(),
@@ -44,6 +27,21 @@ impl Actor {
             return Err(error);
         }
         Ok(output)
+    }
+
+    /// Removes a VM whose creation or fork did not end well, whatever was set on it meanwhile. `drives` are those that are made for one that is
+    /// still being created.
+    pub(super) async fn undo(&mut self, drives: &[DriveId], reason: &str) -> Result<(), ToolError> {
+        self.kill_boot().await?;
+        let own: Vec<DriveId> = match self.record.state {
+            VmState::Creating => drives.to_vec(),
+            _ => self.own_drives().map(|drive| drive.id).collect(),
+        };
+        let removed = self.remove(&own, reason, DAEMON).await;
+        if let Err(error) = &removed {
+            self.down_undeleted(error).await;
+        }
+        removed
     }
 
     /// Records that a VM does not run any more: it was killed for its deletion, and the deletion failed.
@@ -84,6 +82,7 @@ impl Actor {
         self.deleted = true;
         self.shared.vms.remove(self.record.id, &self.record.name);
         self.shared.egresses.forget(self.record.id);
+        drop(self.shared.drive_locks.take_kept(self.record.id));
         self.publish();
         remove_files(&self.shared, &self.record, drive_ids).await;
         Ok(())

@@ -10,13 +10,14 @@ use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::Actor;
 use crate::context::{RestoreFrom, drive_error};
+use crate::drive::Locked;
 use crate::guest::Restored;
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
 use crate::os::{failpoint, random};
-use crate::store::StoreError;
-use crate::store::drives;
-use crate::vm::policy;
+use crate::store::restores::{self, RollbackRecord, StagedDrive};
+use crate::vm::stop::Rung;
+use crate::vm::{checkpoint, policy};
 use crate::vmm::{Restore, SavedKind};
 
 /// Returns what the VMM and the daemon need for a restore, and tells the guest what to renew.
@@ -62,18 +63,16 @@ impl Actor {
             return Err(ToolError::new(ErrorCode::Changed, message)
                 .hint("attach the drives that it had, in their order"));
         }
+        self.finish_rollback().await?;
+        // What only the start would find missing, after the drives were replaced.
+        self.needs(Some(from)).await?;
         let staged = self.stage_drives(from).await?;
-        if self.boot.is_some() {
-            from.progress.step("ending the VMM");
-            if self.record.state != VmState::Stopping {
-                self.transition(VmState::Stopping, None, "rollback requested", &from.who).await?;
-            }
-            self.kill_boot().await;
-            failpoint::reach("rollback-down");
-            self.settle(VmState::Stopped, None, "ended for its rollback").await;
+        failpoint::reach("rollback-staged");
+        if let Err(error) = self.end_for_restore(from).await {
+            self.forget(staged).await;
+            return Err(error);
         }
-        self.put_drives_in_place(staged).await?;
-        failpoint::reach("rollback-drives");
+        self.put_drives_in_place(from, staged).await?;
         // A fault of the emulator must not make a cold start of it.
         self.had_mishap = true;
         let why = match from.kind {
@@ -101,31 +100,98 @@ impl Actor {
         Ok(staged)
     }
 
-    async fn put_drives_in_place(&mut self, staged: Vec<Staged>) -> Result<(), ToolError> {
+    /// Ends what runs of the VM. If that fails, it is going down or runs on, and nothing of its drives has changed.
+    async fn end_for_restore(&mut self, from: &RestoreFrom) -> Result<(), ToolError> {
+        if self.boot.is_none() {
+            return Ok(());
+        }
+        from.progress.step("ending the VMM");
+        let (state, reason) = (self.record.state, self.record.reason.clone());
+        if state != VmState::Stopping
+            && let Err(error) =
+                self.transition(VmState::Stopping, None, "rollback requested", &from.who).await
+        {
+            // A rollback that cannot be recorded does not happen.
+            (self.record.state, self.record.reason) = (state, reason);
+            self.unwritten = None;
+            self.publish();
+            return Err(error);
+        }
+        if let Err(error) = self.kill_boot().await {
+            // Drives are never replaced under a VMM that runs. It is stopped as by a forced stop.
+            self.climb(Rung::Kill).await;
+            return Err(error);
+        }
+        failpoint::reach("rollback-down");
+        self.settle(VmState::Stopped, None, "ended for its rollback").await;
+        Ok(())
+    }
+
+    /// Replaces the VM's drives by copies that are on the disk. From its first change on it is finished, by a later start or daemon if necessary.
+    async fn put_drives_in_place(
+        &mut self,
+        from: &RestoreFrom,
+        staged: Vec<Staged>,
+    ) -> Result<(), ToolError> {
         if staged.is_empty() {
             return Ok(());
         }
-        let _locked = match self.lock_drives().await {
+        let locked = match self.lock_drives().await {
             Ok(locked) => locked,
             Err(error) => {
                 self.forget(staged).await;
                 return Err(error);
             }
         };
-        let sizes: Vec<_> = staged.iter().map(|staged| (staged.drive, staged.size)).collect();
-        for Staged { drive, path, .. } in &staged {
-            let placed = self.shared.drives.put_in_place(&self.shared.paths.drive(*drive), path).await;
-            placed.map_err(drive_error)?;
+        let drives = staged.iter().map(|staged| StagedDrive {
+            drive: staged.drive,
+            staged: staged.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            size_bytes: staged.size.as_bytes(),
+        });
+        let rollback = RollbackRecord {
+            vm: self.record.id,
+            checkpoint: from.manifest.checkpoint,
+            drives: drives.collect(),
+        };
+        let begun = rollback.clone();
+        let written = self.shared.store.write(move |tx| restores::begin_rollback(tx, &begun)).await;
+        if let Err(error) = written {
+            self.forget(staged).await;
+            return Err(store_error(error));
         }
-        for (drive, size) in &sizes {
-            for known in self.drives.iter_mut().filter(|known| known.id == *drive) {
-                known.size = *size;
+        failpoint::reach("rollback-placing");
+        self.place(&rollback, locked).await
+    }
+
+    async fn place(&mut self, rollback: &RollbackRecord, locked: Locked) -> Result<(), ToolError> {
+        if let Err(error) = checkpoint::finish(&self.shared, rollback).await {
+            self.shared.drive_locks.keep(self.record.id, locked);
+            let reason = checkpoint::not_finished(&error);
+            self.record.reason = Some(reason.clone());
+            self.note(&reason).await;
+            return Err(ToolError::new(error.code, format!("{}: {reason}", self.record.name))
+                .hint("vm_start tries it again; until then nothing can use its drives"));
+        }
+        for staged in &rollback.drives {
+            for known in self.drives.iter_mut().filter(|known| known.id == staged.drive) {
+                known.size = ByteSize::bytes(staged.size_bytes);
             }
         }
-        let written = self.shared.store.write(move |tx| -> Result<(), StoreError> {
-            sizes.iter().try_for_each(|(drive, size)| drives::set_size(tx, *drive, *size))
-        });
-        written.await.map_err(store_error)
+        self.record.lineage.checkpoint = Some(rollback.checkpoint);
+        self.publish();
+        Ok(())
+    }
+
+    /// Finishes a rollback that could not be finished before, if there is one. Nothing may use the drives until then.
+    pub(super) async fn finish_rollback(&mut self) -> Result<(), ToolError> {
+        let id = self.record.id;
+        let found = self.shared.store.read(move |db| restores::rollback_of(db, id)).await;
+        let Some(rollback) = found.map_err(store_error)? else { return Ok(()) };
+        let locked = match self.shared.drive_locks.take_kept(id) {
+            Some(locked) => locked,
+            None => self.lock_drives().await?,
+        };
+        self.place(&rollback, locked).await
     }
 
     /// Removes copies that are not used; what cannot be removed is removed at the daemon's next start.

@@ -4,15 +4,17 @@
 //! ```text
 //! quiesce ─> save: paused, memory and devices written ─> drives copied, the hold renewed ─> release ─> thaw
 //! ```
-//! The shim lets the guest go on by itself if this daemon does not renew the hold, and the guest lets its commands go on if it is not told to.
+//! The shim lets the guest go on by itself if this daemon does not renew the hold. A guest that is not told to let its commands go on asks for it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::future::BoxFuture;
 use nexus_schema::link::{ClockParams, QUIESCE_REQUEST, QUIET_MAX, Quiesced, THAW_REQUEST};
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::task::JoinHandle;
 
 use super::Actor;
 use crate::context::{Shared, Take, Taken, drive_error};
@@ -34,6 +36,10 @@ const THAW_MAX: Duration = Duration::from_secs(10);
 pub(super) const HOLD: Duration = Duration::from_secs(30);
 /// The interval in which it hears of it.
 pub(super) const RENEW: Duration = Duration::from_secs(5);
+/// How long a guest stands still at most while its drives are copied.
+pub(super) const COPY_MAX: Duration = Duration::from_secs(60);
+/// Timeout for a copy to end that nobody wants any more.
+const STOP_MAX: Duration = Duration::from_secs(20);
 
 impl Actor {
     /// Saves the memory of the VM and copies its drives. Whatever happens, the VM goes on afterwards.
@@ -95,7 +101,7 @@ pub(super) async fn quiesce(link: &Link) -> Quiesced {
     }
 }
 
-/// Sets the guest's clock and lets its commands go on. If that fails, the guest does it by itself after a while.
+/// Sets the guest's clock and lets its commands go on. If that fails, the guest asks for it after a while.
 pub(in crate::vm) async fn thaw(link: &Link) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
@@ -121,52 +127,82 @@ async fn save_all(
         .iter()
         .map(|drive| (shared.paths.drive(drive.id).join(DISK), copies.join(format!("{}.ext4", drive.id))))
         .collect();
-    copy_held(shim, files, &take.progress, "checkpoint").await?;
+    copy_held(files, held_by(shim), COPY_MAX, &take.progress).await?;
     failpoint::reach("checkpoint-copied");
     Ok((saved, saved_at))
 }
 
-/// Copies files of drives while the shim holds the guest, which the caller lets go on afterwards. The hold is renewed until the copies are made; `work`
-/// is the step that it is for, such as `checkpoint`.
+/// Has a shim keep its guest paused for another [`HOLD`], each time that it is called.
+pub(super) fn held_by(shim: &Arc<ShimClient>) -> impl Fn() -> BoxFuture<'static, Result<(), ToolError>> {
+    let shim = shim.clone();
+    move || -> BoxFuture<'static, Result<(), ToolError>> {
+        let shim = shim.clone();
+        Box::pin(async move { shim.hold_guest(HOLD).await.map_err(|error| hold_failed(&error)) })
+    }
+}
+
+/// Copies files while a guest is paused: `renew` makes its shim pause it for another [`HOLD`]. Takes at most `most`, and ends once nothing writes to the
+/// copies any more, also if it fails.
 pub(super) async fn copy_held(
-    shim: &ShimClient,
     files: Vec<(PathBuf, PathBuf)>,
+    renew: impl Fn() -> BoxFuture<'static, Result<(), ToolError>>,
+    most: Duration,
     progress: &Progress,
-    work: &str,
 ) -> Result<(), ToolError> {
-    // Cancelled if the copies are not waited for any more.
+    let deadline = tokio::time::Instant::now() + most;
     let watched = Progress::default();
+    // Cancelled, too, if this is not waited for any more.
     let stop = watched.token().clone().drop_guard();
-    let copying = tokio::task::spawn_blocking(move || -> Result<(), DriveError> {
+    let mut copying = tokio::task::spawn_blocking(move || -> Result<(), DriveError> {
         files.iter().try_for_each(|(from, to)| copy_file(from, to, &watched))
     });
-    tokio::pin!(copying);
-    let renew = async || {
-        let asked = Instant::now();
-        shim.hold_guest(HOLD).await.map_err(|error| hold_failed(&error))?;
-        Ok::<_, ToolError>(asked + HOLD)
-    };
+    let copied = until_copied(&mut copying, renew, deadline, progress).await;
+    drop(stop);
+    if !copying.is_finished() && tokio::time::timeout(STOP_MAX, &mut copying).await.is_err() {
+        tracing::error!("a copy of a drive does not end though nobody waits for it");
+    }
+    copied.map_err(|error| match error.code {
+        ErrorCode::Timeout => error.hint(
+            "stop the VM first, or put the state directory on a filesystem with reflinks (btrfs, XFS), which copies at once",
+        ),
+        _ => error,
+    })
+}
+
+async fn until_copied(
+    copying: &mut JoinHandle<Result<(), DriveError>>,
+    renew: impl Fn() -> BoxFuture<'static, Result<(), ToolError>>,
+    deadline: tokio::time::Instant,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    let late = |why: &str| ToolError::new(ErrorCode::Timeout, format!("the guest runs on: {why}"));
     // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that.
-    let mut held_until = renew().await?;
+    let mut asked = Instant::now();
+    renew().await?;
+    let mut held_until = asked + HOLD;
     let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
-    let copied = loop {
+    loop {
         tokio::select! {
-            copied = &mut copying => break copied,
-            _ = renewals.tick() => held_until = renew().await?,
+            biased;
+            () = tokio::time::sleep_until(deadline) => return Err(late("its drives could not be copied in time")),
             () = progress.cancelled() => {
-                return Err(ToolError::new(ErrorCode::Cancelled, format!("the {work} was cancelled")));
+                return Err(ToolError::new(ErrorCode::Cancelled, "the copies of the drives were cancelled"));
+            }
+            copied = &mut *copying => {
+                copied.map_err(|e| ToolError::internal(format!("copy drives: {e}")))?.map_err(drive_error)?;
+                break;
+            }
+            _ = renewals.tick() => {
+                asked = Instant::now();
+                renew().await?;
+                held_until = asked + HOLD;
             }
         }
-    };
-    drop(stop);
-    copied
-        .map_err(|e| ToolError::internal(format!("copy drives for a {work}: {e}")))?
-        .map_err(drive_error)?;
+    }
     // Copies of drives to which the guest wrote meanwhile would be of no moment at all.
     match Instant::now() < held_until {
         true => Ok(()),
-        false => Err(ToolError::new(ErrorCode::Timeout, "the guest ran on while its drives were copied")
-            .hint(format!("the host is too busy for a {work}: try again later"))),
+        false => Err(late("it could not be held while its drives were copied, because the host is too busy")),
     }
 }
 
@@ -186,5 +222,60 @@ pub(super) fn save_failed(error: &VmmError) -> ToolError {
             .hint("free space on the host, for example with checkpoint_delete or prune; the VM runs on"),
         false => ToolError::new(ErrorCode::HostUnsuitable, message)
             .hint("the VM runs on; look at it with vm_inspect, then try again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A file that takes some time to copy, and where its copy is to be.
+    fn drive() -> (tempfile::TempDir, Vec<(PathBuf, PathBuf)>) {
+        let directory = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
+        std::fs::write(&from, vec![7; 32 << 20]).unwrap();
+        (directory, vec![(from, to)])
+    }
+
+    fn held(count: &Arc<AtomicU32>, works: bool) -> impl Fn() -> BoxFuture<'static, Result<(), ToolError>> {
+        let count = count.clone();
+        move || -> BoxFuture<'static, Result<(), ToolError>> {
+            count.fetch_add(1, Ordering::Relaxed);
+            let held = if works { Ok(()) } else { Err(ToolError::internal("the shim is gone")) };
+            Box::pin(async move { held })
+        }
+    }
+
+    #[tokio::test]
+    async fn drives_are_copied_while_the_guest_is_held() {
+        let (count, (_directory, files)) = (Arc::default(), drive());
+        let to = files[0].1.clone();
+        copy_held(files, held(&count, true), COPY_MAX, &Progress::default()).await.unwrap();
+        assert_eq!(std::fs::metadata(to).unwrap().len(), 32 << 20);
+        assert!(count.load(Ordering::Relaxed) >= 1);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_not_wanted_any_more_has_ended_when_that_is_told() {
+        let cancelled = Progress::default();
+        cancelled.token().cancel();
+        let cases = [
+            (true, Duration::ZERO, Progress::default(), ErrorCode::Timeout),
+            (true, COPY_MAX, cancelled, ErrorCode::Cancelled),
+            (false, COPY_MAX, Progress::default(), ErrorCode::Internal),
+        ];
+        for (works, most, progress, code) in cases {
+            let (count, (_directory, files)) = (Arc::default(), drive());
+            let to = files[0].1.clone();
+            let error = copy_held(files, held(&count, works), most, &progress).await.unwrap_err();
+            assert_eq!(error.code, code, "{error}");
+            assert_eq!(error.hint.is_some_and(|hint| hint.contains("reflinks")), code == ErrorCode::Timeout);
+            // Nothing writes to it any more.
+            let length = std::fs::metadata(&to).map_or(0, |found| found.len());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(std::fs::metadata(&to).map_or(0, |found| found.len()), length);
+        }
     }
 }

@@ -170,6 +170,13 @@ pub(in crate::vm) async fn check_at(
     looked.await.map_err(|e| ToolError::internal(format!("check a checkpoint: {e}")))
 }
 
+/// Checks again that a checkpoint that was checked is there; quick.
+pub(super) async fn is_there(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
+    let path = shared.paths.checkpoint(checkpoint.id).join(checkpoint_files::RAM);
+    let found = tokio::fs::metadata(&path).await;
+    found.map(drop).map_err(|source| CheckError::Read { path, source }.told(checkpoint))
+}
+
 fn digest(path: &Path, of: fn(&Path) -> std::io::Result<String>) -> Result<String, CheckError> {
     of(path).map_err(|source| CheckError::Read { path: path.into(), source })
 }

@@ -2,22 +2,29 @@
 //!
 //! ```text
 //! take     row `making` ─> <id>.part: drives copied, memory moved in, manifest ─> synced ─> renamed to <id> ─> row `ready`
-//! restore  manifest and files checked ─> the VM's task starts a VMM from them ─> the guest proves what it renewed ─> ready
+//! restore  manifest and files checked ─> drives copied ─> VMM ended ─> row in `rollbacks`, drives put in place ─> row removed
+//!          ─> the VM's task starts a VMM from them ─> the guest proves what it renewed ─> ready
 //! ```
 //! A directory without a row that is `ready`, and a row without a whole directory, are of a daemon that ended: [`sweep`] removes both. Files of a
 //! checkpoint never change, and a restored VM has copies of its own: nothing hangs from a checkpoint once its restores are done.
 
 mod check;
 mod diff;
+mod fork;
+mod place;
 mod remove;
 mod restore;
+mod rollback;
 mod take;
 
 pub(in crate::vm) use check::check_at;
 pub(crate) use check::{choose, problem};
 pub(crate) use diff::{Wish, With, bounded, diff};
+pub(crate) use fork::{Child, Forking, fork, undo_forks};
+pub(in crate::vm) use place::{UNRENEWED, Unfinished, end_unrenewed, finish, finish_all, not_finished};
 pub(crate) use remove::{expire, remove, sweep};
-pub(crate) use restore::{Child, Forking, fork, rollback, same_card, undo_forks};
+pub(crate) use restore::same_card;
+pub(crate) use rollback::{rollback, target};
 pub(in crate::vm) use take::{KEEP_FREE, host_facts, publish};
 pub(crate) use take::{Wanted, take};
 

@@ -11,13 +11,13 @@ use crate::os::{failpoint, remove as files};
 use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::{StoreError, now};
 
-/// Removes a checkpoint, unless something is being restored. The row goes first: what is left of the files is removed at the next start.
+/// Removes a checkpoint, unless it is being restored. The row goes first: what is left of the files is removed at the next start.
 pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
-    let Ok(_none_restores) = shared.checkpoints.try_write() else {
-        let message = format!("checkpoint {} may be in use: a VM is being restored", checkpoint.name);
+    let id = checkpoint.id;
+    let Some(_removal) = shared.checkpoints.remove(id) else {
+        let message = format!("checkpoint {} is in use: a VM is being restored from it", checkpoint.name);
         return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
     };
-    let id = checkpoint.id;
     shared.store.write(move |tx| checkpoints::delete(tx, id)).await.map_err(store_error)?;
     failpoint::reach("checkpoint-forgotten");
     files::tree(&shared.paths.checkpoint(id)).await;

@@ -21,10 +21,11 @@ use crate::store::checkpoints::{
 };
 use crate::store::drives::DriveRecord;
 use crate::store::tokens::Usage;
+use crate::store::vms::VmProcesses;
 use crate::store::{StoreError, now};
 use crate::vm::create::ask;
 use crate::vm::policy;
-use crate::vmm::SavedKind;
+use crate::vmm::{SavedKind, occupied};
 
 /// How many bytes must stay free on the disk when a checkpoint is taken.
 pub(in crate::vm) const KEEP_FREE: u64 = 64 << 20;
@@ -56,7 +57,7 @@ pub(crate) async fn take(
     };
     policy::checkpoint(vm.name.as_str(), vm.state)?;
     policy::checkpointable(&vm)?;
-    let (memory_bytes, disk_bytes) = estimate(shared, &drives, vm.processes.map(|p| p.vmm_pid)).await?;
+    let (memory_bytes, disk_bytes) = estimate(shared, &drives, vm.processes).await?;
     let row = CheckpointRecord {
         seq: 0,
         id: wanted.id,
@@ -107,14 +108,18 @@ pub(crate) async fn take(
 async fn estimate(
     shared: &Shared,
     drives: &[DriveRecord],
-    vmm: Option<u32>,
+    processes: Option<VmProcesses>,
 ) -> Result<(u64, u64), ToolError> {
     let files: Vec<PathBuf> = drives.iter().map(|drive| shared.paths.drive(drive.id).join(DISK)).collect();
     let (root, is_copied) = (shared.paths.checkpoints(), shared.drives.backend() == "copy");
     let looked = spawn_blocking(move || {
         let disks: u64 = files.iter().filter_map(|file| disk::allocated_bytes(file).ok()).sum();
-        let used = vmm.and_then(|pid| process::usage(pid).ok().flatten());
-        (used.map_or(0, |used| used.memory_bytes), disks, disk::free_bytes(&root).ok())
+        // What the VMM of a restored guest has not touched yet is not resident in it.
+        let memory = processes.and_then(|processes| {
+            let resident = || process::usage(processes.vmm_pid).ok().flatten().map(|used| used.memory_bytes);
+            occupied(processes.shim_pid).or_else(resident)
+        });
+        (memory.unwrap_or(0), disks, disk::free_bytes(&root).ok())
     });
     let (memory, disks, free) =
         looked.await.map_err(|e| ToolError::internal(format!("look at the drives: {e}")))?;

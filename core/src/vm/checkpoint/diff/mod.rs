@@ -25,6 +25,7 @@ use crate::os::paths::checkpoint_files;
 use crate::progress::Progress;
 use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::now;
+use crate::vm::checkpoint::restore::begin_use;
 use crate::vm::copies::copy_drives;
 use compare::Differences;
 pub(crate) use processes::bounded;
@@ -100,7 +101,11 @@ pub(crate) async fn diff(
     wish: Wish,
 ) -> Result<Found, ToolError> {
     // None of them is removed meanwhile.
-    let _used = shared.checkpoints.read().await;
+    let _used = begin_use(shared, from)?;
+    let _other = match &with {
+        With::Checkpoint(to) => Some(begin_use(shared, to)?),
+        With::Now(_) => None,
+    };
     let old = saved(shared, from).await?;
     let new = match with {
         With::Checkpoint(to) => saved(shared, to).await?,

@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
 use super::fake::pump;
 use super::restore::{Incoming, OPTIONS};
 use super::save::Saver;
@@ -57,8 +55,7 @@ impl Vm {
         let (firmware_file, disk) = (directory.join("firmware"), directory.join("disk"));
         std::fs::write(&firmware_file, firmware()).unwrap();
         File::create(&disk).unwrap().set_len(1 << 20).unwrap();
-        let memory = File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
-        memory.set_len(MIB << 20).unwrap();
+        let memory = super::memory::anonymous(MIB << 20).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let monitor = Monitor::new(ours).unwrap();
         let mut passed: Vec<OwnedFd> = vec![theirs.into(), memory.try_clone().unwrap().into()];

@@ -76,6 +76,13 @@ impl Incoming {
             if answer.get("status").and_then(Value::as_str) != Some("inmigrate") {
                 break;
             }
+            if Instant::now() >= deadline {
+                return Err(DriverError::Unanswered {
+                    what: WHAT,
+                    request: "migrate-incoming".into(),
+                    source: io::ErrorKind::TimedOut.into(),
+                });
+            }
             monitor.linger_alone(ASK_AGAIN);
         }
         fed.map_err(|source| DriverError::Unanswered {

@@ -37,6 +37,8 @@ const STACK: usize = 128 << 10;
 #[derive(Debug)]
 pub(super) struct Saver {
     memory: File,
+    /// The length of the memory, in bytes, before a VMM had it.
+    bytes: u64,
     has_interface: bool,
     /// Opened when QEMU was started, since an upgrade may replace it.
     binary: File,
@@ -47,7 +49,8 @@ impl Saver {
     /// Returns the saver of a guest whose memory is the file `memory`, which QEMU has mapped shared.
     pub(super) fn new(memory: File, has_interface: bool, binary: &Path) -> Result<Self, DriverError> {
         let binary = File::open(binary).map_err(saving("open qemu's binary"))?;
-        Ok(Self { memory, has_interface, binary, binary_sha256: OnceLock::new() })
+        let bytes = memory.metadata().map_err(saving("look at the guest's memory"))?.len();
+        Ok(Self { memory, bytes, has_interface, binary, binary_sha256: OnceLock::new() })
     }
 
     /// Returns the SHA-256 of QEMU's binary. The first call reads all of it.
@@ -70,8 +73,12 @@ impl Saver {
         let binary_sha256 = self.binary_sha256()?.to_owned();
         let started = Instant::now();
         forget_earlier(monitor)?;
-        if self.has_interface {
-            set_link(monitor, false)?;
+        if self.has_interface
+            && let Err(error) = set_link(monitor, false)
+        {
+            // QEMU may still do it.
+            set_link(monitor, true).ok();
+            return Err(error);
         }
         let state = write_state(monitor, &files.state, Instant::now() + STATE);
         // Also after a failure: the guest goes on with its network.
@@ -80,13 +87,7 @@ impl Saver {
         linked?;
         let state_ms = milliseconds(started);
         let started = Instant::now();
-        let ram = ram::copy(&self.memory, &files.ram, is_wanted).map_err(|source| match source.kind() {
-            io::ErrorKind::Interrupted => DriverError::Saving {
-                action: "write the guest's memory",
-                source: io::Error::other("nobody waits for it any more"),
-            },
-            _ => DriverError::Saving { action: "write the guest's memory", source },
-        })?;
+        let ram = self.copy_memory(&files.ram, is_wanted).map_err(saving("write the guest's memory"))?;
         Ok(Saved {
             state_sha256: state.sha256,
             state_bytes: state.bytes,
@@ -97,6 +98,25 @@ impl Saver {
             kind: SavedKind::Shared,
             qemu: SavedQemu { version: version.to_owned(), binary_sha256 },
         })
+    }
+}
+
+impl Saver {
+    /// Copies the memory. A VMM that was taken over may have changed its file's length, where that is not sealed.
+    fn copy_memory(&self, to: &File, is_wanted: &dyn Fn() -> bool) -> io::Result<ram::Copied> {
+        let as_made = || -> io::Result<()> {
+            match self.memory.metadata()?.len() == self.bytes {
+                true => Ok(()),
+                false => Err(io::Error::new(io::ErrorKind::InvalidData, "its length has changed")),
+            }
+        };
+        as_made()?;
+        let copied = ram::copy(&self.memory, to, is_wanted).map_err(|source| match source.kind() {
+            io::ErrorKind::Interrupted => io::Error::other("nobody waits for it any more"),
+            _ => source,
+        })?;
+        as_made()?;
+        Ok(copied)
     }
 }
 

@@ -188,3 +188,29 @@ fn a_binary_that_was_replaced_is_the_one_that_runs() {
     assert_eq!(saver.binary_sha256().unwrap(), sha256(b"qemu"));
     assert_eq!(saver.binary_sha256().unwrap(), sha256(b"qemu"));
 }
+
+#[test]
+fn a_memory_whose_length_has_changed_is_not_saved() {
+    for length in [1 << 20, 8 << 20] {
+        let (saver, _binary) = saver(false);
+        saver.memory.set_len(length).unwrap();
+        let mut qemu = Qemu::default();
+        let answer = |command: &str, file: Option<OwnedFd>| qemu.answer(command, file);
+        let (_, saved) =
+            with_monitor(true, answer, |monitor| saver.save(monitor, "7.2.22", &files(), &|| true));
+        let why = chain(&saved.unwrap_err());
+        assert!(why.contains("its length has changed"), "{why}");
+    }
+}
+
+#[test]
+fn a_guest_whose_network_could_not_be_disconnected_is_connected_again() {
+    let mut qemu = Qemu::default();
+    let mut is_first = true;
+    let (commands, saved) = save(true, &files(), |command, file| match command {
+        "set_link" if std::mem::take(&mut is_first) => Answer::Refuse("busy"),
+        _ => qemu.answer(command, file),
+    });
+    assert_eq!(saved.unwrap_err().to_string(), "qemu refused set_link: busy");
+    assert_eq!(commands, ["query-status", UNLINK, LINK]);
+}
