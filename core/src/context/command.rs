@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// The VM's drives are created: creating -> created.
     Created { record: Box<VmRecord>, drives: Vec<DriveRecord>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// The VM's creation failed: remove everything but its history.
+    /// The VM's creation, or its fork, failed: end what runs of it, and remove everything but its history. `drives` are those that are being made.
     Undo { reason: String, drives: Vec<DriveId>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Attach a drive.
     Attach { attach: Box<Attach>, reply: oneshot::Sender<Result<(), ToolError>> },

@@ -18,6 +18,7 @@ use crate::vm::{checkpoint, create, defaults, details};
 
 /// Resumes or ends the operations that were under way when the daemon ended.
 pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    checkpoint::undo_forks(shared).await?;
     let running = shared.store.read(ops::running).await.map_err(store_error)?;
     for OpRecord { summary, .. } in running {
         let vm = summary.subject_id.as_deref().and_then(|id| id.parse().ok()).map(Reference::Id);
@@ -46,9 +47,6 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 });
             }
             (tool, _) => {
-                if tool == "vm_fork" {
-                    checkpoint::undo_forks(shared, op).await?;
-                }
                 let result = finished_already(shared, &summary).await?;
                 let error =
                     ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was interrupted: nexusd ended"))

@@ -317,8 +317,8 @@ pub fn keep_forks(tx: &Connection, op: OpId) -> Result<(), StoreError> {
 }
 
 /// The VMs that an operation has not finished forking.
-pub fn forks_of(db: &Connection, op: OpId) -> Result<Vec<VmId>, StoreError> {
-    let mut statement = db.prepare_cached("SELECT id FROM vms WHERE fork_op = ?1 ORDER BY id")?;
-    let rows = statement.query_map([op.as_i64()], |row| row.id("id"))?;
+pub fn unfinished_forks(db: &Connection) -> Result<Vec<VmId>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT id FROM vms WHERE fork_op IS NOT NULL ORDER BY id")?;
+    let rows = statement.query_map([], |row| row.id("id"))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

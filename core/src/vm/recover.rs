@@ -207,11 +207,11 @@ async fn adopt(
             tracing::error!(vm = %record.name, "the VMM is still running after it was killed");
         }
     }
-    let mut was_unrenewed = false;
-    if let Some(running) = &shim
-        && checkpoint::end_unrenewed(shared, &record, running).await?
-    {
-        was_unrenewed = true;
+    let was_unrenewed = match &shim {
+        Some(running) => checkpoint::end_unrenewed(shared, &record, running).await?,
+        None => false,
+    };
+    if was_unrenewed {
         shim = None;
     }
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {

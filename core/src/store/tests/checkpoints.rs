@@ -137,9 +137,9 @@ async fn forks_of_an_operation_that_did_not_end_well_are_found() {
         let mut changed = forks[0].clone();
         changed.generation = 2;
         vms::update(tx, &changed, 1)?;
-        assert_eq!(checkpoints::forks_of(tx, op)?.len(), 2);
+        assert_eq!(checkpoints::unfinished_forks(tx)?.len(), 2);
         checkpoints::keep_forks(tx, op)?;
-        assert!(checkpoints::forks_of(tx, op)?.is_empty());
+        assert!(checkpoints::unfinished_forks(tx)?.is_empty());
         Ok(())
     });
     tested.await.unwrap();

@@ -71,7 +71,7 @@ impl Actor {
     ) -> Result<BootId, ToolError> {
         self.again_at = None;
         let mut clock = Clock::start();
-        self.finish_rollback().await?;
+        Box::pin(self.finish_rollback()).await?;
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;
         let _locked = self.lock_drives().await?;

@@ -63,7 +63,7 @@ impl Actor {
             return Err(ToolError::new(ErrorCode::Changed, message)
                 .hint("attach the drives that it had, in their order"));
         }
-        self.finish_rollback().await?;
+        Box::pin(self.finish_rollback()).await?;
         // What only the start would find missing, after the drives were replaced.
         self.needs(Some(from)).await?;
         let staged = self.stage_drives(from).await?;

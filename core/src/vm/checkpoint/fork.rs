@@ -287,10 +287,10 @@ async fn undo(handle: &Handle, name: &Name, drives: Vec<DriveId>, reason: &str) 
     }
 }
 
-/// Removes the VMs of a fork that an earlier daemon did not finish. One that cannot be removed keeps no daemon from starting.
-pub(crate) async fn undo_forks(shared: &Shared, op: OpId) -> Result<(), ToolError> {
-    let forks = shared.store.read(move |db| checkpoints::forks_of(db, op)).await.map_err(store_error)?;
-    for vm in forks {
+/// For the start of the daemon: removes the VMs of forks that an earlier one did not finish, or could not undo. One that cannot be removed keeps no daemon
+/// from starting.
+pub(crate) async fn undo_forks(shared: &Shared) -> Result<(), ToolError> {
+    for vm in shared.store.read(checkpoints::unfinished_forks).await.map_err(store_error)? {
         let Ok(handle) = shared.vms.of_daemon(&Reference::Id(vm)) else { continue };
         let name = handle.view.borrow().record.name.clone();
         undo(&handle, &name, Vec::new(), "deleted: its fork did not end well").await;
