@@ -354,7 +354,7 @@ mod tests {
             ("drives", 35, 5_000.0, 60_000),
             ("admin", 35, 5_500.0, 60_000),
             ("read-only", 40, 9_000.0, 60_000),
-            ("all", 96, 28_500.0, 340_000),
+            ("all", 100, 30_000.0, 360_000),
         ] {
             let list = registry.list(set(words));
             let of_model: usize = list
