@@ -238,6 +238,10 @@ fn a_daemon_that_is_killed_within_a_rollback_leaves_all_drives_as_before_or_all_
         assert_eq!(client.run("web", "cat /srv/file /data/file").stdout, words, "{point}");
         assert_in_order(&daemon);
     }
+    let mut client = daemon.client();
+    client.must("vm_stop", json!({ "vm": "web", "wait_s": 45 }));
+    client.wait_for_state("web", "stopped");
+    client.must("drive_detach", json!({ "drive": "data" }));
 }
 
 #[test]

@@ -36,6 +36,13 @@ impl Drives {
         Self { ids: ids.collect() }
     }
 
+    /// Stops the machine and takes the data drive away, which does not go with it.
+    fn detach(client: &mut Client) {
+        client.must("vm_stop", json!({ "vm": "web", "wait_s": 45 }));
+        client.wait_for_state("web", "stopped");
+        client.must("drive_detach", json!({ "drive": "data" }));
+    }
+
     fn place(&self, world: &World, at: usize) -> PathBuf {
         world.daemon.state().join("drives").join(self.ids[at].to_string())
     }
@@ -103,6 +110,7 @@ fn all_drives_are_replaced_at_whatever_point_that_was_cut_off() {
     let mut client = world.client();
     client.to_the_end("vm_start", json!({ "vm": "web" }), SOON);
     assert_eq!(client.run("web", "echo up").stdout, "up\n");
+    Drives::detach(&mut client);
 }
 
 #[test]
@@ -139,6 +147,7 @@ fn nothing_uses_drives_of_which_some_are_replaced() {
     assert_eq!(client.run("web", "echo up").stdout, "up\n");
     assert!(client.inspect("web")["reason"].is_null());
     assert_finished(&world, &drives, "new");
+    Drives::detach(&mut client);
 }
 
 #[test]
