@@ -1,10 +1,13 @@
 //! Checkpoints of real machines: back to before a mistake, and several machines that go on from one moment.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use nexus_schema::link::QUIET_MAX;
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
+use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 /// Makes a machine that can be saved.
@@ -296,6 +299,10 @@ fn a_daemon_that_is_killed_within_a_rollback_leaves_all_drives_as_before_or_all_
         assert_eq!(client.run("web", "cat /srv/file /data/file").stdout, words, "{point}");
         assert_in_order(&daemon);
     }
+    let mut client = daemon.client();
+    client.must("vm_stop", json!({ "vm": "web", "wait_s": 45 }));
+    client.wait_for_state("web", "stopped");
+    client.must("drive_detach", json!({ "drive": "data" }));
 }
 
 #[test]
@@ -320,4 +327,34 @@ fn a_fork_whose_daemon_is_killed_leaves_no_machine_though_it_was_protected() {
     assert_eq!(left.code, "vm_not_found", "{}", left.text);
     assert_eq!(client.run("base", "echo up").stdout, "up\n");
     assert_in_order(&daemon);
+}
+
+#[test]
+fn commands_wait_for_a_daemon_after_a_checkpoint_that_was_cut_off() {
+    let mut daemon = Daemon::start();
+    create(&mut daemon.client(), "web");
+    daemon.stop();
+    daemon.set("NEXUS_FAILPOINT", Some("checkpoint-quiet"));
+    daemon.restart();
+    let mut client = daemon.client();
+    client.wait_for_state("web", "ready");
+    let ticks = "while true; do cut -d. -f1 /proc/uptime >> /run/ticks; sleep 1; done";
+    client.must("guest_command_start", json!({ "vm": "web", "command": ticks }));
+    client.run("web", "until [ -s /run/ticks ]; do sleep 0.1; done");
+    let call = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "wait_s": 45 } });
+    client.request("tools/call", &call).ok();
+    daemon.wait_until_ended();
+    // The guest asks after this time, and nobody answers: it could have been restored.
+    let more = Duration::from_secs(15);
+    assert!(until(QUIET_MAX + more, || None::<()>).is_none());
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    let mut client = daemon.client();
+    client.wait_for_state("web", "ready");
+    let said = client.run("web", "sleep 3; cat /run/ticks").stdout;
+    let seconds: Vec<u64> = said.lines().filter_map(|line| line.parse().ok()).collect();
+    let gaps: Vec<u64> = seconds.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+    let longest = gaps.iter().max().copied().unwrap_or_default();
+    assert!(longest >= QUIET_MAX.as_secs() + 5, "{gaps:?}");
+    assert!(gaps.last().is_some_and(|last| *last < 60), "{gaps:?}");
 }

@@ -142,7 +142,7 @@ pub(super) fn replace(drive: &Path, with: &Path) -> Result<(), DriveError> {
     remove(with)
 }
 
-/// Puts the directory `staged` in the place of a drive, and removes the old drive. Can be repeated after it was cut off anywhere.
+/// Puts the directory `staged` in the place of a drive, and moves the old drive aside. Can be repeated, wherever it was cut off.
 pub(super) fn place(drive: &Path, staged: &Path) -> Result<(), DriveError> {
     let parent = parent_of(drive)?;
     let old = old_of(staged);

@@ -163,7 +163,7 @@ pub(super) async fn copy_held(
     }
     copied.map_err(|error| match error.code {
         ErrorCode::Timeout => error.hint(
-            "stop the VM first, or put the state directory on a filesystem with reflinks (btrfs, XFS), which copies at once",
+            "put the state directory on a filesystem with reflinks (btrfs, XFS), which copies at once; drives of a stopped VM can be cloned with drive_create",
         ),
         _ => error,
     })
