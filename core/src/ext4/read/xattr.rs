@@ -25,9 +25,12 @@ struct Kept<'a> {
     value: Result<&'a [u8], (u32, usize)>,
 }
 
+/// Extended attributes: full names, such as `user.x`, and values.
+pub(crate) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 impl Filesystem {
     /// The extended attributes by their full names; access control lists have the form in which programs get them.
-    pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+    pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Attributes, ReadError> {
         let block = match inode.xattr_block {
             0 => Vec::new(),
             number => self.disk.block(number)?,

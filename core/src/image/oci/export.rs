@@ -121,7 +121,7 @@ mod tests {
             let written = configuration(&about, &diff_id).to_string();
             let read = Configuration::parse(written.as_bytes(), architecture()).unwrap();
             assert_eq!(read.config, config);
-            assert_eq!(read.diff_ids, [diff_id.clone()]);
+            assert_eq!(read.diff_ids, std::slice::from_ref(&diff_id));
             assert_eq!(configuration(&about, &diff_id).to_string(), written);
         }
     }

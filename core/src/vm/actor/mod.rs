@@ -27,7 +27,7 @@ use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Activity, Command, Decision, Handle, Shared, View};
+use crate::context::{Activity, Command, Handle, Shared, View};
 use crate::op::{caught, message_of};
 use crate::os::failpoint;
 use crate::store::drives::DriveRecord;

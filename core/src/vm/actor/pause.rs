@@ -56,8 +56,8 @@ impl Actor {
             return Ok(decision);
         }
         if self.record.state == VmState::Suspended {
-            let woken = Box::pin(self.wake(who, "resume requested", &Progress::default()));
-            return woken.await.map(|_| Decision::Go);
+            let progress = Progress::default();
+            return Box::pin(self.wake(who, "resume requested", &progress)).await.map(|_| Decision::Go);
         }
         let Some(boot) = &mut self.boot else {
             return Err(ToolError::internal(format!("{name} is paused, but has no boot")));

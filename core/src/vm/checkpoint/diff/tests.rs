@@ -55,7 +55,10 @@ fn all() -> Wish {
     Wish { path: String::new(), limit: 200, text: false }
 }
 
-fn rows(found: &Found) -> Vec<(PathChange, &str, &str, Option<u64>, Option<u64>, String)> {
+/// A change: what, the drive, the path, both sizes, and more about it.
+type ChangeRow<'a> = (PathChange, &'a str, &'a str, Option<u64>, Option<u64>, String);
+
+fn rows(found: &Found) -> Vec<ChangeRow<'_>> {
     let row = |file: &ChangedPath| file.what.join(" ");
     found
         .files
