@@ -95,16 +95,18 @@ fn open(place: &str, proxy: Option<&&str>) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     if proxy.is_some() {
         stream.write_all(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n").as_bytes())?;
-        let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+        let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
         // The server says nothing before it is asked, so nothing of it is read here.
-        while !head.ends_with(b"\r\n\r\n") {
+        while !answer.ends_with(b"\r\n\r\n") {
             match stream.read(&mut buffer)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => head.extend_from_slice(&buffer[..count]),
+                0 if answer.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // A refusal has a body, and ends the connection.
+                0 => break,
+                count => answer.extend_from_slice(&buffer[..count]),
             }
         }
-        if !head.starts_with(b"HTTP/1.1 200") {
-            return Err(io::Error::other(String::from_utf8_lossy(&head).replace(['\r', '\n'], " ")));
+        if !answer.starts_with(b"HTTP/1.1 200") || !answer.ends_with(b"\r\n\r\n") {
+            return Err(io::Error::other(String::from_utf8_lossy(&answer).replace(['\r', '\n'], " ")));
         }
     }
     Ok(stream)

@@ -1,8 +1,10 @@
 //! One connection to or from the host, over vsock, a serial port or a Unix socket.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nexus_schema::link::HOST_PORT;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
@@ -15,6 +17,10 @@ use super::{Agent, Place};
 
 /// The name of the socket that replaces the vsock device.
 pub(crate) const SOCKET: &str = "v.sock";
+/// Ports that only root can bind.
+const PRIVILEGED: Range<u32> = 512..1024;
+/// Counts the ports that were tried.
+static TRIED: AtomicU32 = AtomicU32::new(0);
 
 /// A connection over any kind of socket.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -50,7 +56,7 @@ fn connect_from_privileged_port() -> io::Result<OwnedFd> {
 pub(crate) fn privileged_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     let socket = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     let mut bound = Err(nix::errno::Errno::EADDRINUSE);
-    for port in (512..1024).rev() {
+    for port in privileged_ports(&TRIED) {
         bound = socket::bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port));
         if bound != Err(nix::errno::Errno::EADDRINUSE) {
             break;
@@ -58,6 +64,17 @@ pub(crate) fn privileged_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     }
     bound?;
     Ok(socket)
+}
+
+/// Returns all privileged ports, beginning after the one that was tried last.
+///
+/// If both sides close a connection at once, the kernel frees its port while a reset from the host may still be on its way. That reset would end
+/// the next connection from the same port before the host has answered.
+fn privileged_ports(tried: &AtomicU32) -> impl Iterator<Item = u32> {
+    // The number of ports divides 2^32, so the order stays the same when the counter overflows.
+    PRIVILEGED.map(|_| {
+        PRIVILEGED.end - 1 - tried.fetch_add(1, Ordering::Relaxed) % (PRIVILEGED.end - PRIVILEGED.start)
+    })
 }
 
 /// A directory addressed by its file descriptor, because the path of a Unix socket can have at most 107 bytes.
@@ -75,5 +92,31 @@ impl ShortPath {
     /// Returns a short path to a name in it; valid as long as this value lives.
     pub(crate) fn join(&self, name: &str) -> String {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_used_again_only_after_all_others() {
+        // Close to the overflow of the counter.
+        let tried = AtomicU32::new(u32::MAX - 600);
+        let taken: Vec<u32> =
+            (0..2 * PRIVILEGED.len()).filter_map(|_| privileged_ports(&tried).next()).collect();
+        let (first, second) = taken.split_at(PRIVILEGED.len());
+        assert_eq!(first, second);
+        assert_eq!(first.iter().copied().collect::<BTreeSet<_>>(), PRIVILEGED.collect());
+    }
+
+    #[test]
+    fn each_port_is_tried_once() {
+        let tried = AtomicU32::new(7);
+        let all: BTreeSet<u32> = privileged_ports(&tried).collect();
+        assert_eq!(all, PRIVILEGED.collect());
+        assert_eq!(privileged_ports(&tried).count(), PRIVILEGED.len());
     }
 }
