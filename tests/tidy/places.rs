@@ -13,6 +13,7 @@ const PROCESSES: &[(&str, &str)] = &[
     ("host-mcp/build.rs", "cargo for the guest"),
     ("host-mcp/src/ctl/", "the daemon that the bridge starts"),
     ("examples/", "examples start what they show"),
+    ("fuzz/", "the fuzzer of filesystems has mke2fs make one"),
 ];
 
 /// Files that may contain `unsafe`.

@@ -26,6 +26,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::command::{Command, Limits, Stream, Whose};
+use super::cursor::{cursor, offsets};
 use super::launch::{self, Order};
 use super::services::SERVICES_START;
 use super::show::{self, Piece, Report, Said, report, signal_name};
@@ -379,26 +380,6 @@ fn milliseconds(value: Option<u32>) -> Result<Duration, ToolError> {
         return Err(ToolError::invalid(format!("wait_ms must be 0 to {}", WAIT_MAX.as_millis())));
     }
     Ok(wait)
-}
-
-/// Returns the cursor to continue reading with: the command, and the offset in each stream.
-fn cursor(id: CommandId, [stdout, stderr]: [u64; 2]) -> String {
-    format!("{id}.{stdout}.{stderr}")
-}
-
-fn offsets(cursor: &str, of: CommandId) -> Result<[u64; 2], ToolError> {
-    let mut parts = cursor.splitn(3, '.');
-    let id = parts.next().and_then(|id| id.parse::<CommandId>().ok());
-    let mut offset = || parts.next()?.parse::<u64>().ok();
-    let (Some(id), Some(stdout), Some(stderr)) = (id, offset(), offset()) else {
-        return Err(ToolError::invalid("cursor is not from an earlier reply about a command")
-            .hint("omit it to read from the start"));
-    };
-    if id != of {
-        let text = format!("cursor is for command {id}, but id is {of}; command ids change with each boot");
-        return Err(ToolError::invalid(text).hint("omit it to read from the start"));
-    }
-    Ok([stdout, stderr])
 }
 
 fn totals(command: &Command) -> [u64; 2] {

@@ -12,6 +12,7 @@ mod attach;
 mod calls;
 mod cgroup;
 mod command;
+mod cursor;
 pub(crate) mod freeze;
 mod kept;
 mod launch;

@@ -15,8 +15,10 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use nexus_schema::link::CommandEnded;
@@ -158,12 +160,15 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
                     tell,
                 };
                 let (table, answers, under_way) = (table.clone(), answers.clone(), under_way.clone());
-                let work = tokio::spawn(async move {
+                let mut work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
                     let outcome = table.call(&request.tool, request.params, caller).await;
                     under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                     drop(answers.send(FromHolder::Done(id, outcome)));
                 });
-                if !work.is_finished() {
+                // At once: the command begins, also if the next message says that its caller is gone. The new task polls it again, which
+                // registers the real waker.
+                if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                    let work = tokio::spawn(work);
                     lock().insert(id, UnderWay { cancel, work });
                 }
             }

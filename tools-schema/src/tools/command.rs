@@ -90,7 +90,7 @@ pub struct RunCommandParams {
     /// A file in the VM that gets all output as well; overwritten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
-    /// Take a checkpoint first: vm_rollback to it undoes the command.
+    /// Take a checkpoint first, for vm_rollback.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checkpoint: bool,
 }

@@ -200,8 +200,7 @@ pub struct FileWriteOutput {
 impl Tool for FileWrite {
     const NAME: &'static str = "file_write";
     const TITLE: &'static str = "Write a file in the VM";
-    const DESCRIPTION: &'static str = "Writes a file inside the VM in one step: readers see the old content or the new, never \
-        half; use it to create or replace files, or with `append` to add to one. Missing parent directories are made. \
+    const DESCRIPTION: &'static str = "Writes a file inside the VM in one step, never half; use it to create or replace files, or with `append` to add to one. Missing parent directories are made. \
         `encoding: \"base64\"` for binary content, `upload_id` for files up to 1 GiB in pieces.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = FileWriteParams;

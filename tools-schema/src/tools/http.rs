@@ -63,7 +63,7 @@ impl Tool for HttpRequest {
     const NAME: &'static str = "http_request";
     const TITLE: &'static str = "Send an HTTP request inside the VM";
     const DESCRIPTION: &'static str = "Sends an HTTP request from inside the VM to a server that listens on its loopback; use it to look at \
-        a server that you started, without curl. Redirects are shown, not followed.";
+        a server that you started, without curl. Follows no redirects.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     const SHAPE: ResultShape = ResultShape::Text;
     type Params = HttpRequestParams;

@@ -145,8 +145,7 @@ pub struct McpCallOutput {
 impl Tool for McpCall {
     const NAME: &'static str = "mcp_call";
     const TITLE: &'static str = "Call a tool of an MCP server in the VM";
-    const DESCRIPTION: &'static str = "Calls a tool of an MCP server that the VM's image brings, which is started if it does not run; use it \
-        after mcp_list said which tools there are. The result is text from inside the VM.";
+    const DESCRIPTION: &'static str = "Calls a tool of an MCP server that the VM's image brings, which is started if it does not run; use it after mcp_list said which tools there are.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     const SHAPE: ResultShape = ResultShape::Text;
     const OPEN_WORLD: bool = true;

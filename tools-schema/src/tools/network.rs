@@ -76,8 +76,7 @@ pub struct InspectedNetwork {
 impl Tool for NetworkInspect {
     const NAME: &'static str = "network_inspect";
     const TITLE: &'static str = "Show networks";
-    const DESCRIPTION: &'static str = "Shows how VMs reach other machines: mode, addresses, what may be reached, what was counted, \
-        the last connections that were refused, and how the network that `nat` shares is; use it when a connection does not work.";
+    const DESCRIPTION: &'static str = "Shows how VMs reach other machines: mode, addresses, what may be reached, counts, the last refused connections and the state of `nat`; use it when a connection does not work.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = NetworkInspectParams;
     type Output = NetworkInspectOutput;

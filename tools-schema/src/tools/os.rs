@@ -105,8 +105,7 @@ impl SystemState {
 impl Tool for OsInfo {
     const NAME: &'static str = "os_info";
     const TITLE: &'static str = "Show the VM's operating system";
-    const DESCRIPTION: &'static str = "Shows the VM's operating system, kernel, CPUs, memory, disk, load, shell, package \
-        manager and, where it starts its own init, how far that is and what failed; use it first when you do not know what a VM is.";
+    const DESCRIPTION: &'static str = "Shows the VM's operating system, kernel, CPUs, memory, disk, load, shell and package manager, and how far its own init is; use it first when you do not know what a VM is.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = OsInfoParams;
     type Output = OsInfoOutput;

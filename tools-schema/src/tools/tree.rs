@@ -151,7 +151,7 @@ pub struct GuestCopyInParams {
     pub vm: Reference<VmKind>,
     /// File or directory on the host, below one of `copy.roots` of system_info; a relative path is in `copy.scratch`.
     pub from: String,
-    /// Where the copy is to be in the VM, an absolute path; with a slash at its end, in that directory under its own name. Missing
+    /// Where the copy is to be in the VM, an absolute path; with a slash at its end, in that directory. Missing
     /// parents are made. A directory that is there is added to.
     pub to: String,
     /// Whose the files are to be in the VM and with whose rights they are written: a name, a number or `uid:gid`. Default: those of
@@ -204,8 +204,7 @@ pub struct GuestCopyOutParams {
     pub vm: Reference<VmKind>,
     /// File or directory in the VM, an absolute path.
     pub from: String,
-    /// Where the copy is to be on the host, below one of `copy.roots` of system_info; a relative path is in `copy.scratch`. With a slash at
-    /// its end, in that directory under its own name. Missing parents are made.
+    /// Where the copy is to be on the host, below one of `copy.roots` of system_info; a relative path is in `copy.scratch`. With a slash at its end, in that directory. Missing parents are made.
     pub to: String,
     /// With whose rights the files are read in the VM: a name, a number or `uid:gid` (default root).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,8 +231,7 @@ impl Tool for GuestCopyOut {
     const NAME: &'static str = "guest_copy_out";
     const TITLE: &'static str = "Copy files from the VM to the host";
     const DESCRIPTION: &'static str = "Copies a file or a whole directory from a VM to the host; use it to bring results out. Host paths are \
-        only those below `copy.roots` of system_info, and its `copy.scratch` is always allowed. Links are copied as links, devices are \
-        left out.";
+        only those below `copy.roots` of system_info, and its `copy.scratch` is always allowed. Devices are left out.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = GuestCopyOutParams;
     type Output = CopyOutcome;
@@ -308,8 +306,7 @@ impl Tool for Export {
     const NAME: &'static str = "export";
     const TITLE: &'static str = "Show what changed in a tree of the VM";
     const DESCRIPTION: &'static str = "Gives what changed in a tree since guest_copy_in copied it into the VM, as a patch that `git apply` \
-        takes on the host; use it to hand work over for review. git is not needed in the VM. Binary and very large files are not in the \
-        patch: they are listed, and guest_copy_out copies them.";
+        takes on the host; use it to hand work over for review. git is not needed in the VM. Binary and very large files are only listed: guest_copy_out copies them.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     const SHAPE: ResultShape = ResultShape::Text;
     type Params = ExportParams;

@@ -30,40 +30,38 @@ pub(super) struct Interrupted {
     pub(super) given_up: Vec<(u64, String)>,
 }
 
-impl Shared {
-    /// Ends a connection. Calls that the guest keeps wait for the next one for a while; without that, they fail.
-    pub(super) fn interrupted(&self, why: &str) {
-        {
-            let mut calls = self.calls();
-            let since = calls.interrupted.as_ref().map_or_else(Instant::now, |interrupted| interrupted.since);
-            let waits = calls.offers.keeps_calls
-                && !calls.pending.is_empty()
-                && !self.closed.is_cancelled()
-                && since.elapsed() < WAIT_MAX;
-            if !waits {
-                drop(calls);
-                return self.lost(why);
-            }
-            calls.interrupted.get_or_insert(Interrupted { since, given_up: Vec::new() });
-            // The question about calls itself is of its connection only.
-            calls.pending.retain(|_, pending| pending.is_kept);
-            if let Some(outbox) = calls.outbox.take() {
-                outbox.close();
-            }
-            calls.armed = None;
+/// Ends a connection. Calls that the guest keeps wait for the next one for a while; without that, they fail.
+pub(super) fn interrupted(shared: &Shared, why: &str) {
+    {
+        let mut calls = shared.calls();
+        let since = calls.interrupted.as_ref().map_or_else(Instant::now, |interrupted| interrupted.since);
+        let waits = calls.offers.keeps_calls
+            && !calls.pending.is_empty()
+            && !shared.closed.is_cancelled()
+            && since.elapsed() < WAIT_MAX;
+        if !waits {
+            drop(calls);
+            return shared.lost(why);
         }
-        self.state.send_replace(LinkState::Down { why: why.to_owned() });
+        calls.interrupted.get_or_insert(Interrupted { since, given_up: Vec::new() });
+        // The question about calls itself is of its connection only.
+        calls.pending.retain(|_, pending| pending.is_kept);
+        if let Some(outbox) = calls.outbox.take() {
+            outbox.close();
+        }
+        calls.armed = None;
     }
+    shared.state.send_replace(LinkState::Down { why: why.to_owned() });
+}
 
-    /// Fails calls that the guest does not know any more.
-    fn forgotten(&self, ids: &[u64]) {
-        for id in ids {
-            // Taken out before, since a sink may call the link.
-            let pending = self.calls().pending.remove(id);
-            if let Some(pending) = pending {
-                let why = "the guest does not know of the call any more".to_owned();
-                pending.sink.done(Err(LinkError::Down { why }));
-            }
+/// Fails calls that the guest does not know any more.
+fn forgotten(shared: &Shared, ids: &[u64]) {
+    for id in ids {
+        // Taken out before, since a sink may call the link.
+        let pending = shared.calls().pending.remove(id);
+        if let Some(pending) = pending {
+            let why = "the guest does not know of the call any more".to_owned();
+            pending.sink.done(Err(LinkError::Down { why }));
         }
     }
 }
@@ -106,7 +104,7 @@ pub(super) fn go_on(shared: &Arc<Shared>, outbox: &Outbox, offers: Offers) -> bo
         outbox.flush();
     } else {
         drop(guard);
-        shared.forgotten(&ids);
+        forgotten(shared, &ids);
     }
     true
 }
@@ -129,10 +127,10 @@ impl CallSink for Asked {
         match lost {
             Some(mut lost) => {
                 lost.retain(is_asked);
-                self.shared.forgotten(&lost);
+                forgotten(&self.shared, &lost);
             }
             // It does not say.
-            None => self.shared.forgotten(&self.ids),
+            None => forgotten(&self.shared, &self.ids),
         }
     }
 }

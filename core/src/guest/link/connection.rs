@@ -71,7 +71,7 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, pati
             }
             why = connect_and_serve(&shared, &directory, port, patience) => why,
         };
-        shared.interrupted(&why);
+        again::interrupted(&shared, &why);
         if started.elapsed() > STABLE {
             backoff = BACKOFF_MIN;
         }

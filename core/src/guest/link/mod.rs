@@ -328,7 +328,7 @@ impl Link {
     /// Makes the connection anew, because the guest or its VMM has given the present one up, which does not show. Calls under way go on over the next
     /// one, if the guest keeps them.
     pub(crate) fn redial(&self) {
-        self.shared.interrupted("it is dialled anew");
+        again::interrupted(&self.shared, "it is dialled anew");
         self.shared.redial.notify_one();
     }
 

@@ -55,8 +55,7 @@ pub struct VmCreateParams {
     pub name: Option<Name>,
     /// What its root drive is made from: an image's name or `image:NAME`, `template:NAME`, or `file:PATH` on the host. Built in:
     /// `debian` (default: apt, Python with pip, git, curl), `debian-minimal` and `busybox` (tiny, boots fastest); made on first
-    /// use. Or `rootfs:PROVIDER@VERSION`, such as `rootfs:alpine@3.21`, downloaded if it is not here, or `oci:IMAGE` of a registry, such
-    /// as `oci:python:3.12-slim`.
+    /// use. Or `rootfs:alpine@3.21` (PROVIDER@VERSION), downloaded if it is not here, or `oci:python:3.12-slim` of a registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Kernel: an installed asset's name or id, or `file:PATH` on the host (default: the distribution's).
@@ -106,7 +105,7 @@ pub struct VmCreateParams {
     /// Stop it once it was idle so long: no command, call, stream or connection (default never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
-    /// `suspend`: idle_stop suspends it, and the next call wakes it; needs `checkpoints` (default stop).
+    /// What idle_stop does; `suspend` needs `checkpoints`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_action: Option<IdleAction>,
     /// Allow checkpoints of it (default: with firecracker).
@@ -135,8 +134,7 @@ impl Tool for VmCreate {
         own to run commands, build, test or try something without touching the host. With no arguments you get Debian \
         with 1 vCPU, 1 GiB of memory, an 8 GiB disk and the internet by a proxy. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
         `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
-        guest_ tools, giving the VM's name as `vm`. The first VM on a host downloads a kernel and builds the image, which \
-        takes about a minute; `dry_run` says beforehand what would be done.";
+        guest_ tools, giving the VM's name as `vm`. The first VM on a host takes about a minute more; `dry_run` says what would be done.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     type Params = VmCreateParams;
     type Output = Creation<VmDetails>;
@@ -465,8 +463,7 @@ pub enum VmInspect {}
 impl Tool for VmInspect {
     const NAME: &'static str = "vm_inspect";
     const TITLE: &'static str = "Inspect a VM";
-    const DESCRIPTION: &'static str = "Shows everything about one VM: state and reason, process ids, boot id, CID, sockets, \
-        console log, drives, image lineage, what the guest reported, and where the boot time went; use it when a VM does not \
+    const DESCRIPTION: &'static str = "Shows everything about one VM: state and reason, boot id, addresses, drives, image, what the guest reported and how long its boot took; use it when a VM does not \
         behave as expected, or could not reach something: `network` has what was refused and why.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = VmInspectParams;
@@ -482,7 +479,7 @@ pub enum VmStart {}
 pub struct VmStartParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
-    /// Start a suspended VM from its disk: its memory is given up (default false: it is woken).
+    /// Give a suspended VM's memory up and start it from its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cold: Option<bool>,
     /// How long to wait for it to be ready, in seconds (default 30, at most 45).
@@ -494,8 +491,7 @@ pub struct VmStartParams {
 impl Tool for VmStart {
     const NAME: &'static str = "vm_start";
     const TITLE: &'static str = "Start a VM";
-    const DESCRIPTION: &'static str = "Starts a VM that is created, stopped, crashed or failed, and waits until its tools \
-        work; use it to bring a stopped VM back with its disk as it was. A suspended VM is woken, a running one left alone.";
+    const DESCRIPTION: &'static str = "Starts a VM that does not run, and waits until its tools work; use it to bring a stopped VM back with its disk as it was. A suspended VM is woken, a running one left alone.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmStartParams;
     type Output = OpOutcome<VmDetails>;
@@ -525,7 +521,7 @@ pub struct VmStopParams {
 impl Tool for VmStop {
     const NAME: &'static str = "vm_stop";
     const TITLE: &'static str = "Stop a VM";
-    const DESCRIPTION: &'static str = "Shuts a VM down cleanly: the agent ends commands and syncs the disks, and a VM that does not go down in time is killed; \
+    const DESCRIPTION: &'static str = "Shuts a VM down cleanly: commands end, disks are synced, and one that does not go down in time is killed; \
         use it when you are done with a VM but want to keep its disk. A stopped VM is left alone.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = VmStopParams;
@@ -572,8 +568,7 @@ impl Tool for VmLogs {
     const NAME: &'static str = "vm_logs";
     const TITLE: &'static str = "Read a VM's console";
     const DESCRIPTION: &'static str = "Reads what a VM printed on its console (kernel messages, init, panics); use it when a VM \
-        does not come up or went down by itself. Without `cursor` it shows the end; give the returned cursor to read on, with \
-        `wait_s` to wait for more.";
+        does not come up or went down by itself. Without `cursor` it shows the end; the returned one reads on, and `wait_s` waits for more.";
     const EFFECT: Effect = Effect::ReadOnly;
     const SHAPE: ResultShape = ResultShape::Text;
     type Params = VmLogsParams;

@@ -47,8 +47,7 @@ impl Tool for VmPublish {
     const NAME: &'static str = "vm_publish";
     const TITLE: &'static str = "Publish a port";
     const DESCRIPTION: &'static str = "Makes a TCP server in a VM reachable on the host's loopback interface or by a Unix socket, whatever the \
-        VM's network; use it to open what runs in the VM in a browser, or to test it from the host. It stays over restarts of \
-        both, until vm_unpublish or vm_delete.";
+        VM's network; use it to open or test what runs in the VM from the host. It stays until vm_unpublish or vm_delete.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmPublishParams;
     type Output = PublishedPort;
