@@ -29,8 +29,8 @@ const LAST: u32 = 8;
 const HEADER: usize = 12;
 /// The longest journal that mke2fs makes, in blocks.
 const BLOCKS_MAX: u64 = 10_240_000;
-/// How many blocks may be replayed, and how many revoked.
-const ENTRIES_MAX: usize = 1 << 22;
+/// How many blocks may be replayed, and how many revoked: more than the journals have that mke2fs makes by default.
+const ENTRIES_MAX: usize = 1 << 20;
 
 /// A journal that is read from its first to its last complete transaction.
 struct Journal<'f> {
