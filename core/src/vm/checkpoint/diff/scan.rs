@@ -57,11 +57,12 @@ pub(super) struct Scanned {
 /// Reads all files of a filesystem that `wants` takes.
 pub(super) fn scan(file: &Path, until: Instant, wants: impl Fn(&[u8]) -> bool) -> Result<Scanned, Stopped> {
     let opened = File::open(file).map_err(|source| Stopped::Missing { path: file.to_owned(), source })?;
-    let filesystem = Filesystem::open(opened)?;
+    let goes_on = || Instant::now() < until;
+    let filesystem = Filesystem::open_while(opened, &goes_on)?;
     let (mut files, mut paths) = (BTreeMap::new(), 0_usize);
     let (mut is_cut, mut is_late) = (false, false);
-    filesystem.walk(&mut |entry: &Entry<'_>| {
-        if Instant::now() >= until {
+    filesystem.walk_while(&goes_on, &mut |entry: &Entry<'_>| {
+        if !goes_on() {
             is_late = true;
             return ControlFlow::Break(());
         }
