@@ -140,11 +140,15 @@ impl Session {
                 .header(header::CONTENT_LENGTH, total)
                 .body(Body::wrap_stream(pieces))
         };
-        let answered = tokio::select! {
-            answered = self.call(&place, &what, &put) => answered?,
-            () = stalled(&sent) => return Err(self.slow(&what)),
+        // What a refusal says is waited for no longer than the rest.
+        let answered = async {
+            let answered = self.call(&place, &what, &put).await?;
+            self.accepted(answered, &what).await.map(drop)
         };
-        self.accepted(answered, &what).await.map(drop)
+        tokio::select! {
+            answered = answered => answered,
+            () = stalled(&sent) => Err(self.slow(&what)),
+        }
     }
 
     async fn put_manifest(&self, tag: &str, manifest: Bytes) -> Result<(), OciError> {
