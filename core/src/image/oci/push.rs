@@ -156,7 +156,7 @@ impl Session {
         let expected = Digest::of(&manifest);
         let url = self.parsed(&self.url(&format!("manifests/{tag}")))?;
         let put = || {
-            self.http()
+            self.uploads()
                 .put(url.clone())
                 .header(header::CONTENT_TYPE, HeaderValue::from_static(MANIFEST_TYPE))
                 .body(manifest.clone())
