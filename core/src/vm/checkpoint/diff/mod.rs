@@ -19,6 +19,7 @@ use nexus_schema::tools::checkpoint::{ChangedPath, ProcessChanges};
 use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use crate::context::{CopyDrives, Handle, Shared};
 use crate::drive::DISK;
@@ -38,6 +39,9 @@ pub(crate) use processes::bounded;
 /// Timeout of a comparison, and of the copies that it is made with.
 const COMPARE_MAX: Duration = Duration::from_secs(20);
 const COPY_MAX: Duration = Duration::from_secs(30);
+/// How many comparisons there are at a time, each with all names of two filesystems in memory, and how long others wait for them.
+static COMPARISONS: Semaphore = Semaphore::const_new(3);
+const TURN_MAX: Duration = Duration::from_secs(10);
 /// How many bytes must stay free on the disk while drives are copied.
 const KEEP_FREE: u64 = 64 << 20;
 /// Timeout of a guest to list its processes.
@@ -113,6 +117,13 @@ pub(crate) async fn diff(
         With::Checkpoint(to) => Some(begin_use(shared, to)?),
         With::Now(_) => None,
     };
+    let turn = match tokio::time::timeout(TURN_MAX, COMPARISONS.acquire()).await {
+        Ok(Ok(turn)) => turn,
+        Ok(Err(_)) | Err(_) => {
+            return Err(ToolError::new(ErrorCode::Busy, "other checkpoints are being compared")
+                .hint("try again in a minute"));
+        }
+    };
     let old = saved(shared, from).await?;
     // Of copies that are made, so that no prune takes them away.
     let name = format!("diff-{}", random_id::<CheckpointKind>());
@@ -123,6 +134,8 @@ pub(crate) async fn diff(
     };
     let until = Instant::now() + COMPARE_MAX;
     let compared = tokio::task::spawn_blocking(move || -> Result<Found, ToolError> {
+        // The next one begins when this one has ended, also if nobody waits for it any more.
+        let _turn = turn;
         let processes = processes::changes(&old.processes, &new.processes);
         let found = files(&old, &new, &wish, until)?;
         let diff = wish.text.then_some(found.diff);
