@@ -8,6 +8,7 @@ use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::tree::blocking;
 use super::{CallContext, Nexus, Shared, patience};
+use crate::image::check_room;
 use crate::image::oci::Exported;
 use crate::op::{described, store_error};
 use crate::os::failpoint;
@@ -15,6 +16,9 @@ use crate::progress::Progress;
 use crate::store::images::{self, ImageRecord};
 use crate::store::random_id;
 use crate::tree::NewFile;
+
+/// How many bytes must stay free on the disk where an archive is written, as for copies out of VMs.
+const KEEP_FREE: u64 = 256 << 20;
 
 impl Nexus {
     /// The tool `image_save`.
@@ -106,6 +110,9 @@ async fn save(exported: Exported, file: NewFile, progress: &Progress) -> Result<
     progress.step("writing the archive");
     let watched = progress.clone();
     blocking(move || {
+        let place = file.path.parent().unwrap_or(&file.path);
+        let room = check_room(place, exported.layer_bytes().saturating_add(KEEP_FREE));
+        room.map_err(|error| described(error.code(), &error, error.hint()))?;
         let sink = std::io::BufWriter::with_capacity(1 << 20, file.file());
         let written = exported.write_archive(sink, &file.path, &watched);
         let bytes = written.map_err(|error| described(error.code(), &error, error.hint()))?;

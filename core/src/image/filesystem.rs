@@ -55,13 +55,16 @@ fn fate(path: &[u8], kind: Kind) -> Fate {
 
 /// Reads the filesystem in a file to which nobody writes. Blocks.
 pub(super) fn read(path: &Path, staged: &mut Staged, progress: &Progress) -> Result<(), ImageError> {
-    let filesystem = open(path)?;
+    let goes_on = || progress.check().is_ok();
+    let filesystem = Filesystem::open_while(opened(path)?, &goes_on);
+    progress.check()?;
+    let filesystem = filesystem.map_err(|e| unreadable(path, e))?;
     let root = filesystem.inode(ROOT_INODE).map_err(|e| unreadable(path, e))?;
     let attributes = attributes(&filesystem, &root).map_err(|e| unreadable(path, e))?;
     staged.tree.put_directory(b"/", attributes)?;
     let mut reader = Reader { path, filesystem: &filesystem, staged, linked: HashMap::new() };
     let mut failure = None;
-    let walked = filesystem.walk(&mut |entry| {
+    let walked = filesystem.walk_while(&goes_on, &mut |entry| {
         let done = match progress.check() {
             Ok(()) => reader.entry(entry.path, entry.inode),
             Err(cancelled) => Err(cancelled.into()),
@@ -75,6 +78,7 @@ pub(super) fn read(path: &Path, staged: &mut Staged, progress: &Progress) -> Res
             }
         }
     });
+    progress.check()?;
     match failure {
         Some(error) => Err(error),
         None => walked.map_err(|e| unreadable(path, e)),
@@ -142,8 +146,11 @@ impl Reader<'_> {
 
 /// Opens the filesystem in a file to which nobody writes.
 pub(super) fn open(path: &Path) -> Result<Filesystem, ImageError> {
-    let file = fs::File::open(path).map_err(|e| ImageError::source(path, e))?;
-    Filesystem::open(file.into_file()).map_err(|e| unreadable(path, e))
+    Filesystem::open(opened(path)?).map_err(|e| unreadable(path, e))
+}
+
+fn opened(path: &Path) -> Result<std::fs::File, ImageError> {
+    Ok(fs::File::open(path).map_err(|e| ImageError::source(path, e))?.into_file())
 }
 
 pub(super) fn unreadable(path: &Path, error: ReadError) -> ImageError {

@@ -48,6 +48,15 @@ impl Filesystem {
     /// # Errors
     /// A directory is damaged or in two places, or there are too many of them.
     pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Entry<'_>) -> ControlFlow<()>) -> Result<(), ReadError> {
+        self.walk_while(&|| true, visit)
+    }
+
+    /// The same while `goes_on`, which is asked at each block, since there may be many without an entry.
+    pub(crate) fn walk_while(
+        &self,
+        goes_on: &dyn Fn() -> bool,
+        visit: &mut dyn FnMut(&Entry<'_>) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
         let mut seen = HashSet::from([ROOT]);
         let mut path: Vec<u8> = Vec::new();
         let mut block = Block::default();
@@ -56,6 +65,9 @@ impl Filesystem {
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path);
             blocks += 1;
+            if !goes_on() {
+                return Err(ReadError::Stopped);
+            }
             if entries > ENTRIES_MAX || blocks > BLOCKS_MAX {
                 return Err(ReadError::TooLarge { what: format!("more than {ENTRIES_MAX} files") });
             }

@@ -37,6 +37,9 @@ pub(crate) enum ReadError {
         /// What exceeds the limit, and the limit.
         what: String,
     },
+    /// It is not wanted any more.
+    #[error("the ext4 filesystem is not read to its end")]
+    Stopped,
 }
 
 impl ReadError {

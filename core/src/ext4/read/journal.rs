@@ -29,8 +29,8 @@ const LAST: u32 = 8;
 const HEADER: usize = 12;
 /// The longest journal that mke2fs makes, in blocks.
 const BLOCKS_MAX: u64 = 10_240_000;
-/// How many blocks may be replayed, and how many revoked.
-const ENTRIES_MAX: usize = 1 << 22;
+/// How many blocks may be replayed, and how many revoked: more than the journals have that mke2fs makes by default.
+const ENTRIES_MAX: usize = 1 << 20;
 
 /// A journal that is read from its first to its last complete transaction.
 struct Journal<'f> {
@@ -52,8 +52,11 @@ struct Transaction {
     revoked: Vec<u64>,
 }
 
-/// The blocks of the filesystem that its journal has newer.
-pub(super) fn newer(filesystem: &Filesystem) -> Result<HashMap<u64, Newer>, ReadError> {
+/// The blocks of the filesystem that its journal has newer. It is read while `goes_on`.
+pub(super) fn newer(
+    filesystem: &Filesystem,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<HashMap<u64, Newer>, ReadError> {
     let number = filesystem.geometry.journal;
     if number == 0 {
         return Err(ReadError::Unsupported { what: "a journal on another device to be replayed".to_owned() });
@@ -94,11 +97,16 @@ pub(super) fn newer(filesystem: &Filesystem) -> Result<HashMap<u64, Newer>, Read
     }
     let seed = (features & (CHECKSUMS_V2 | CHECKSUMS_V3) != 0)
         .then(|| crc(!0, head.get(0x30..0x40).unwrap_or_default()));
-    Journal { filesystem, inode, features, seed, first, end }.replay(start, sequence)
+    Journal { filesystem, inode, features, seed, first, end }.replay(start, sequence, goes_on)
 }
 
 impl Journal<'_> {
-    fn replay(&self, start: u64, sequence: u32) -> Result<HashMap<u64, Newer>, ReadError> {
+    fn replay(
+        &self,
+        start: u64,
+        sequence: u32,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<HashMap<u64, Newer>, ReadError> {
         let mut newer: HashMap<u64, (Newer, u32)> = HashMap::new();
         let mut revoked: HashMap<u64, u32> = HashMap::new();
         let (mut at, mut sequence) = (start, sequence);
@@ -107,6 +115,9 @@ impl Journal<'_> {
         // A log that does not end is damaged, and has been read once when nothing is left.
         while let Some(after) = left.checked_sub(1) {
             left = after;
+            if !goes_on() {
+                return Err(ReadError::Stopped);
+            }
             let block = self.filesystem.disk.block(self.place(at)?)?;
             if u32_be(&block, 0) != MAGIC || u32_be(&block, 8) != sequence {
                 break;

@@ -39,6 +39,11 @@ impl Filesystem {
     /// # Errors
     /// There is none, it has features that this reader does not know, or it is damaged.
     pub(crate) fn open(file: File) -> Result<Self, ReadError> {
+        Self::open_while(file, &|| true)
+    }
+
+    /// The same while `goes_on`, which is asked from time to time, since a hostile journal is long.
+    pub(crate) fn open_while(file: File, goes_on: &dyn Fn() -> bool) -> Result<Self, ReadError> {
         let mut bytes = [0; superblock::LENGTH];
         match Disk::raw(&file, superblock::AT, &mut bytes) {
             Err(ReadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -49,7 +54,7 @@ impl Filesystem {
         let geometry = Geometry::read(&bytes)?;
         let mut filesystem = Self { disk: Disk::new(file, &geometry), geometry };
         if filesystem.geometry.needs_recovery {
-            let newer = journal::newer(&filesystem)?;
+            let newer = journal::newer(&filesystem, goes_on)?;
             filesystem.disk.replay(newer);
             // It grew if the superblock is among them.
             filesystem.disk.read(superblock::AT, &mut bytes)?;

@@ -420,3 +420,12 @@ fn a_directory_in_itself_is_an_error() {
     let error = seen(&disk).unwrap_err().to_string();
     assert!(error.contains("a second name of a directory"), "{error}");
 }
+
+#[test]
+fn a_filesystem_is_read_while_it_is_wanted() {
+    let base = tempfile::tempdir().unwrap();
+    let disk = made(base.path(), 8, &["-b", "1024"]);
+    let filesystem = Filesystem::open(File::open(disk).unwrap()).unwrap();
+    let walked = filesystem.walk_while(&|| false, &mut |_| panic!("an entry was read"));
+    assert!(matches!(walked, Err(ReadError::Stopped)));
+}

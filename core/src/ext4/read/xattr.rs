@@ -13,6 +13,8 @@ const INODE_HEADER: usize = 4;
 /// The longest value in Linux, and the most attributes that are read of a file.
 const VALUE_MAX: usize = 64 << 10;
 const COUNT_MAX: usize = 4_096;
+/// How many bytes the values of one file's attributes have together: they may be the same bytes of the filesystem many times.
+const VALUES_MAX: usize = 1 << 20;
 /// The kind of `system.` attributes, one of which is the rest of a content in an inode.
 const SYSTEM: u8 = 7;
 const REST: &[u8] = b"data";
@@ -43,6 +45,12 @@ impl Filesystem {
         all.extend(kept(&block, BLOCK_HEADER, 0).ok_or_else(wrong)?);
         if all.len() > COUNT_MAX {
             return Err(ReadError::TooLarge { what: format!("more than {COUNT_MAX} attributes of a file") });
+        }
+        let length = |kept: &Kept<'_>| kept.value.map_or_else(|(_, length)| length, <[u8]>::len);
+        if all.iter().map(length).fold(0, usize::saturating_add) > VALUES_MAX {
+            return Err(ReadError::TooLarge {
+                what: format!("more than {VALUES_MAX} bytes of attributes of a file"),
+            });
         }
         let mut found = Vec::new();
         for kept in all {

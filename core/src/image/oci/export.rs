@@ -46,6 +46,11 @@ impl Exported {
     pub(crate) fn digest(&self) -> Digest {
         Digest::of(&self.manifest)
     }
+
+    /// The bytes of its layer.
+    pub(crate) fn layer_bytes(&self) -> u64 {
+        self.layer.size
+    }
 }
 
 /// Packs the filesystem `image` into a layer in the directory `scratch`, and describes it. Blocks.

@@ -68,7 +68,7 @@ impl Remote {
         let mut sent = 0;
         for (blob, content) in blobs {
             progress.step("asking the registry");
-            if self.session().has_blob(&blob.digest).await? {
+            if self.within("a blob", self.session().has_blob(&blob.digest)).await? {
                 continue;
             }
             progress.step("sending the image");
@@ -116,8 +116,11 @@ impl Session {
         let what = format!("the upload of the blob {}", shown(&blob.digest.to_string()));
         let url = self.parsed(&self.url("blobs/uploads/"))?;
         let begin = || self.http().post(url.clone()).header(header::CONTENT_LENGTH, 0);
-        let begun = self.call(&url, &what, &begin).await?;
-        let begun = self.accepted(begun, &what).await?;
+        let begun = async {
+            let begun = self.call(&url, &what, &begin).await?;
+            self.accepted(begun, &what).await
+        };
+        let begun = tokio::time::timeout(STALL, begun).await.unwrap_or_else(|_| Err(self.slow(&what)))?;
         let mut place = self.place_of(&begun)?;
         place.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
 
@@ -140,11 +143,15 @@ impl Session {
                 .header(header::CONTENT_LENGTH, total)
                 .body(Body::wrap_stream(pieces))
         };
-        let answered = tokio::select! {
-            answered = self.call(&place, &what, &put) => answered?,
-            () = stalled(&sent) => return Err(self.slow(&what)),
+        // What a refusal says is waited for no longer than the rest.
+        let answered = async {
+            let answered = self.call(&place, &what, &put).await?;
+            self.accepted(answered, &what).await.map(drop)
         };
-        self.accepted(answered, &what).await.map(drop)
+        tokio::select! {
+            answered = answered => answered,
+            () = stalled(&sent) => Err(self.slow(&what)),
+        }
     }
 
     async fn put_manifest(&self, tag: &str, manifest: Bytes) -> Result<(), OciError> {
@@ -152,7 +159,7 @@ impl Session {
         let expected = Digest::of(&manifest);
         let url = self.parsed(&self.url(&format!("manifests/{tag}")))?;
         let put = || {
-            self.http()
+            self.uploads()
                 .put(url.clone())
                 .header(header::CONTENT_TYPE, HeaderValue::from_static(MANIFEST_TYPE))
                 .body(manifest.clone())

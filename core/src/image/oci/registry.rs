@@ -8,6 +8,7 @@ use futures::StreamExt;
 use http::header::{self, HeaderMap, HeaderValue};
 use oci_spec::distribution::{ParseError, Reference};
 use reqwest::StatusCode;
+use reqwest::redirect::Policy;
 
 use super::OciError;
 use super::credentials::Keychain;
@@ -57,7 +58,8 @@ impl Access {
         self.client_within(Some(IDLE_TIMEOUT))
     }
 
-    /// A client to send with: its answers come after all was sent, so only the connection has a timeout.
+    /// A client to send with: its answers come after all was sent, so only the connection has a timeout. It follows no redirect, since what is sent is for
+    /// the registry alone.
     pub(super) fn uploading_client(&self) -> Result<reqwest::Client, reqwest::Error> {
         self.client_within(None)
     }
@@ -67,7 +69,7 @@ impl Access {
             let builder = builder.connect_timeout(CONNECT_TIMEOUT);
             let builder = match idle {
                 Some(idle) => builder.read_timeout(idle),
-                None => builder,
+                None => builder.redirect(Policy::none()),
             };
             #[cfg(test)]
             let builder = self.hosts.iter().fold(builder, |builder, (name, at)| builder.resolve(name, *at));

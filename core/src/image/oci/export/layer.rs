@@ -115,17 +115,18 @@ impl<W: Write> Writer<'_, W> {
 
     /// Every path with its inode, sorted.
     fn names(&mut self) -> Result<Vec<(Vec<u8>, u32)>, ImageError> {
-        let limit = Limits::default().entries;
-        let (mut names, mut total) = (Vec::new(), 0_u64);
+        let Limits { entries: limit, words: words_max, .. } = Limits::default();
+        let (mut names, mut total, mut words) = (Vec::new(), 0_u64, 0_u64);
         let progress = self.progress;
         let walked = self.filesystem.walk(&mut |entry| {
             if !is_left_out(entry.path) {
+                words = words.saturating_add(entry.path.len() as u64);
                 names.push((entry.path.to_vec(), entry.inode.number));
                 if entry.inode.kind() == Kind::File {
                     total = total.saturating_add(entry.inode.size);
                 }
             }
-            match progress.check().is_ok() && names.len() as u64 <= limit {
+            match progress.check().is_ok() && names.len() as u64 <= limit && words <= words_max {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
@@ -134,6 +135,9 @@ impl<W: Write> Writer<'_, W> {
         progress.check()?;
         if names.len() as u64 > limit {
             return Err(ImageError::TooLarge { limit, what: "entries" });
+        }
+        if words > words_max {
+            return Err(ImageError::TooLarge { limit: words_max, what: "bytes of names" });
         }
         names.sort_unstable();
         self.total = total;

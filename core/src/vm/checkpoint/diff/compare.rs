@@ -30,7 +30,10 @@ pub(super) enum Stopped {
 
 impl From<ReadError> for Stopped {
     fn from(error: ReadError) -> Self {
-        Self::Read(error)
+        match error {
+            ReadError::Stopped => Self::Late,
+            error => Self::Read(error),
+        }
     }
 }
 

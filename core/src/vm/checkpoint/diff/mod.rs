@@ -9,22 +9,28 @@ mod shown;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nexus_schema::id::CheckpointKind;
 use nexus_schema::link::{GuestProcess, GuestProcesses, PROCESSES_REQUEST};
 use nexus_schema::tools::checkpoint::{ChangedPath, ProcessChanges};
 use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use crate::context::{CopyDrives, Handle, Shared};
+use crate::drive::DISK;
 use crate::guest::Link;
 use crate::op::store_error;
+use crate::os::disk;
 use crate::os::paths::checkpoint_files;
 use crate::progress::Progress;
 use crate::store::checkpoints::{self, CheckpointRecord};
-use crate::store::now;
+use crate::store::drives::DriveRecord;
+use crate::store::{now, random_id};
 use crate::vm::checkpoint::restore::begin_use;
 use crate::vm::copies::copy_drives;
 use compare::Differences;
@@ -33,6 +39,11 @@ pub(crate) use processes::bounded;
 /// Timeout of a comparison, and of the copies that it is made with.
 const COMPARE_MAX: Duration = Duration::from_secs(20);
 const COPY_MAX: Duration = Duration::from_secs(30);
+/// How many comparisons there are at a time, each with all names of two filesystems in memory, and how long others wait for them.
+static COMPARISONS: Semaphore = Semaphore::const_new(3);
+const TURN_MAX: Duration = Duration::from_secs(10);
+/// How many bytes must stay free on the disk while drives are copied.
+const KEEP_FREE: u64 = 64 << 20;
 /// Timeout of a guest to list its processes.
 const LIST_MAX: Duration = Duration::from_secs(5);
 /// How many bytes of the reply are used for the list of files, and for diffs of texts.
@@ -106,13 +117,25 @@ pub(crate) async fn diff(
         With::Checkpoint(to) => Some(begin_use(shared, to)?),
         With::Now(_) => None,
     };
+    let turn = match tokio::time::timeout(TURN_MAX, COMPARISONS.acquire()).await {
+        Ok(Ok(turn)) => turn,
+        Ok(Err(_)) | Err(_) => {
+            return Err(ToolError::new(ErrorCode::Busy, "other checkpoints are being compared")
+                .hint("try again in a minute"));
+        }
+    };
     let old = saved(shared, from).await?;
+    // Of copies that are made, so that no prune takes them away.
+    let name = format!("diff-{}", random_id::<CheckpointKind>());
+    let _claim = shared.provision.scratch().claim(&name);
     let new = match with {
         With::Checkpoint(to) => saved(shared, to).await?,
-        With::Now(handle) => present(shared, handle).await?,
+        With::Now(handle) => present(shared, handle, name).await?,
     };
     let until = Instant::now() + COMPARE_MAX;
     let compared = tokio::task::spawn_blocking(move || -> Result<Found, ToolError> {
+        // The next one begins when this one has ended, also if nobody waits for it any more.
+        let _turn = turn;
         let processes = processes::changes(&old.processes, &new.processes);
         let found = files(&old, &new, &wish, until)?;
         let diff = wish.text.then_some(found.diff);
@@ -146,18 +169,12 @@ async fn saved(shared: &Shared, row: &CheckpointRecord) -> Result<Side, ToolErro
 }
 
 /// The side of a VM as it is now: copies of its drives, which are removed with it.
-async fn present(shared: &Shared, handle: &Handle) -> Result<Side, ToolError> {
-    let scratch = shared.paths.scratch();
-    let made =
-        tokio::task::spawn_blocking(move || tempfile::Builder::new().prefix("diff-").tempdir_in(scratch));
-    let copies = made
-        .await
-        .map_err(|e| ToolError::internal(format!("make a directory: {e}")))?
-        .map_err(|e| ToolError::internal(format!("make a directory for copies of drives: {e}")))?;
+async fn present(shared: &Shared, handle: &Handle, directory: String) -> Result<Side, ToolError> {
     let (name, rows, link) = {
         let view = handle.view.borrow();
         (view.record.name.clone(), view.drives.clone(), view.link.clone())
     };
+    let copies = make_room(shared, &rows, directory).await?;
     let mut drives = Vec::new();
     let mut wanted = Vec::new();
     for row in rows {
@@ -185,6 +202,36 @@ async fn present(shared: &Shared, handle: &Handle) -> Result<Side, ToolError> {
         None => Vec::new(),
     };
     Ok(Side { at, drives, processes, copies: Some(copies) })
+}
+
+/// Makes the directory for copies of drives, if there is room for them.
+async fn make_room(shared: &Shared, rows: &[DriveRecord], directory: String) -> Result<TempDir, ToolError> {
+    let scratch = shared.paths.scratch();
+    let is_copied = shared.drives.backend() == "copy";
+    let files: Vec<PathBuf> = rows.iter().map(|row| shared.paths.drive(row.id).join(DISK)).collect();
+    let made = tokio::task::spawn_blocking(move || -> io::Result<(TempDir, bool)> {
+        let copies = tempfile::Builder::new().prefix(&directory).rand_bytes(0).tempdir_in(scratch)?;
+        if !is_copied {
+            return Ok((copies, true));
+        }
+        let mut needed = KEEP_FREE;
+        for file in &files {
+            needed = needed.saturating_add(disk::allocated_bytes(file)?);
+        }
+        let has_room = disk::free_bytes(copies.path())? >= needed;
+        Ok((copies, has_room))
+    });
+    let made = made.await.map_err(|e| ToolError::internal(format!("make a directory: {e}")))?;
+    match made {
+        Ok((copies, true)) => Ok(copies),
+        Ok((_, false)) => {
+            let message = "the disk of the state directory has no room for copies of the VM's drives";
+            Err(ToolError::new(ErrorCode::DiskFull, message).hint(
+                "free space on the host, for example with prune; two checkpoints are compared without copies",
+            ))
+        }
+        Err(error) => Err(ToolError::internal(format!("make a directory for copies of drives: {error}"))),
+    }
 }
 
 /// The processes of a guest; none if it does not say.

@@ -9,8 +9,9 @@ use std::time::Instant;
 use super::compare::Stopped;
 use crate::ext4::{Entry, Filesystem, Inode, Kind};
 
-/// How many files are kept of one filesystem.
+/// How many files are kept of one filesystem, and how many bytes of their paths, which a guest can make long.
 const FILES_MAX: usize = 500_000;
+const PATHS_MAX: usize = 128 << 20;
 /// Where files are that a check of the filesystem found.
 const FOUND: &[u8] = b"lost+found";
 
@@ -56,15 +57,18 @@ pub(super) struct Scanned {
 /// Reads all files of a filesystem that `wants` takes.
 pub(super) fn scan(file: &Path, until: Instant, wants: impl Fn(&[u8]) -> bool) -> Result<Scanned, Stopped> {
     let opened = File::open(file).map_err(|source| Stopped::Missing { path: file.to_owned(), source })?;
-    let filesystem = Filesystem::open(opened)?;
-    let (mut files, mut is_cut, mut is_late) = (BTreeMap::new(), false, false);
-    filesystem.walk(&mut |entry: &Entry<'_>| {
-        if Instant::now() >= until {
+    let goes_on = || Instant::now() < until;
+    let filesystem = Filesystem::open_while(opened, &goes_on)?;
+    let (mut files, mut paths) = (BTreeMap::new(), 0_usize);
+    let (mut is_cut, mut is_late) = (false, false);
+    filesystem.walk_while(&goes_on, &mut |entry: &Entry<'_>| {
+        if !goes_on() {
             is_late = true;
             return ControlFlow::Break(());
         }
         if entry.path != FOUND && wants(entry.path) {
-            if files.len() >= FILES_MAX {
+            paths = paths.saturating_add(entry.path.len());
+            if files.len() >= FILES_MAX || paths > PATHS_MAX {
                 is_cut = true;
                 return ControlFlow::Break(());
             }

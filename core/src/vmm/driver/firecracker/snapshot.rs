@@ -129,6 +129,11 @@ impl Saver {
         let started = Instant::now();
         let ram = self.ram.metadata().and_then(|found| match found.len() {
             0 => Err(io::Error::new(io::ErrorKind::InvalidData, "firecracker wrote none of it")),
+            // Its guest may have taken it over.
+            length if length != self.memory => {
+                let what = format!("firecracker wrote {length} bytes of the guest's {}", self.memory);
+                Err(io::Error::new(io::ErrorKind::InvalidData, what))
+            }
             _ => ram::copy(&self.ram, &files.ram, is_wanted),
         });
         let ram = ram.map_err(|source| match source.kind() {
