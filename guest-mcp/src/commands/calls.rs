@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nexus_schema::error::ErrorCode;
-use nexus_schema::id::CommandId;
 use nexus_schema::limits::{
     COMMAND_TIMEOUT_DEFAULT, FILE_READ_MAX, FILE_WRITE_MAX, KEEP_DEFAULT, KEEP_MAX, OUTPUT_DEFAULT,
     OUTPUT_MAX, PAGE_DEFAULT, PAGE_MAX, WAIT_MAX, YIELD_DEFAULT,
