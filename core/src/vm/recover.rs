@@ -163,8 +163,8 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError
         }
         tracing::info!(drive = %drive.name, from = %drive.size, to = %size, "finishing an interrupted resize of a drive");
         let user = drive.attachment.as_ref().and_then(|to| vms.iter().find(|vm| vm.id == to.vm));
-        // The filesystem of a drive in use is grown by its guest.
-        if user.is_none_or(|vm| !vm.state.may_run())
+        // The filesystem of a drive in use is grown by its guest. The memory of one that sleeps knows what is on its drive.
+        if user.is_none_or(|vm| !vm.state.may_run() && vm.suspended.is_none())
             && let Err(error) = shared.drives.grow(&directory, size, &Progress::default()).await
         {
             tracing::warn!(drive = %drive.name, %error, "cannot grow the drive's filesystem; a guest grows it when it mounts the drive");
