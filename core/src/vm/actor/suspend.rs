@@ -31,7 +31,7 @@ use crate::store::{now, random_id};
 use crate::vm::checkpoint::{KEEP_FREE, host_facts, publish};
 use crate::vm::policy;
 use crate::vm::stop::Rung;
-use crate::vmm::{Saved, SavedKind, ShimClient};
+use crate::vmm::{Saved, SavedKind, ShimClient, occupied};
 
 impl Actor {
     /// Saves the memory of the VM and begins to end its VMM; it is suspended once that has ended. If this fails, the VM goes on. With `idle`, it is given
@@ -70,11 +70,16 @@ impl Actor {
 
     /// Fails if the disk has no room for the memory.
     async fn check_space(&self) -> Result<(), ToolError> {
-        let vmm = self.record.processes.map(|processes| processes.vmm_pid);
+        let processes = self.record.processes;
         let root = self.shared.paths.all_suspended();
         let looked = spawn_blocking(move || {
-            let used = vmm.and_then(|pid| process::usage(pid).ok().flatten());
-            (used.map_or(0, |used| used.memory_bytes), disk::free_bytes(&root).ok())
+            // What the VMM of a woken guest has not touched yet is not resident in it.
+            let used = processes.and_then(|processes| {
+                let resident =
+                    || process::usage(processes.vmm_pid).ok().flatten().map(|used| used.memory_bytes);
+                occupied(processes.shim_pid).or_else(resident)
+            });
+            (used.unwrap_or(0), disk::free_bytes(&root).ok())
         });
         let (memory, free) =
             looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
