@@ -226,6 +226,8 @@ impl Actor {
                 };
                 reply.send(result).ok();
             }
+            // It is asked for again, if it is still due.
+            Command::Expire { reply } | Command::StopIdle { reply } if reply.is_closed() => {}
             Command::Expire { reply } => drop(reply.send(self.expire().await)),
             Command::StopIdle { reply } => drop(reply.send(self.stop_idle().await)),
             Command::Packages { reply } => drop(reply.send(self.refresh_packages().await)),
