@@ -33,6 +33,9 @@ use crate::vm::policy;
 use crate::vm::stop::Rung;
 use crate::vmm::{Saved, SavedKind, ShimClient, occupied};
 
+/// How long the guest stands still at most while its memory is put on the disk.
+const WRITE_MAX: Duration = Duration::from_secs(300);
+
 impl Actor {
     /// Saves the memory of the VM and begins to end its VMM; it is suspended once that has ended. If this fails, the VM goes on. With `idle`, it is given
     /// up if something is under way in the VM, or was within that time.
@@ -156,9 +159,15 @@ impl Actor {
         let mut held_until = renew().await?;
         let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
         let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
+        let deadline = tokio::time::Instant::now() + WRITE_MAX;
         let written = loop {
             tokio::select! {
                 written = &mut writing => break written?,
+                () = tokio::time::sleep_until(deadline) => {
+                    let message = format!("its memory was not on the disk within {} s", WRITE_MAX.as_secs());
+                    return Err(ToolError::new(ErrorCode::Timeout, message)
+                        .hint("the VM runs on; the disk of the state directory is too slow or too busy: try again later"));
+                }
                 _ = renewals.tick() => held_until = renew().await?,
             }
         };
