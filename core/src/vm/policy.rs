@@ -240,8 +240,14 @@ pub(crate) fn restore(name: &str, state: VmState) -> Result<(), ToolError> {
     }
 }
 
-/// Refuses to roll a VM back that is falling asleep or waking: its saved memory would be left beside drives of another time.
+/// Refuses to roll a VM back whose end would be taken for that of its command; and one that is falling asleep or waking: its saved memory would be left
+/// beside drives of another time.
 pub(crate) fn restorable(vm: &VmRecord) -> Result<(), ToolError> {
+    if vm.spec.run.is_some() {
+        let message = format!("{} exists for one command, so it cannot be rolled back", vm.name);
+        return Err(ToolError::new(ErrorCode::VmWrongState, message)
+            .hint("make another VM of the checkpoint with vm_fork"));
+    }
     if !(is_asleep(vm) && vm.state.may_run()) {
         return Ok(());
     }
@@ -539,6 +545,8 @@ mod tests {
             vm.suspended = Some(Box::new(saved.clone()));
             assert_eq!(restorable(&vm).unwrap_err().code, ErrorCode::VmWrongState, "{state}");
         }
+        (vm.state, vm.suspended, vm.spec.run) = (Ready, None, Some("make test".into()));
+        assert!(restorable(&vm).unwrap_err().message.contains("one command"));
     }
 
     #[test]
