@@ -19,7 +19,7 @@ use nexus_schema::{ErrorCode, ToolError};
 use tokio::task::spawn_blocking;
 
 use super::Actor;
-use super::save::{HOLD, RENEW, quiesce, save_failed, thaw};
+use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, thaw};
 use crate::context::{Decision, Taken};
 use crate::drive::DISK;
 use crate::os::paths::checkpoint_files;
@@ -151,12 +151,10 @@ impl Actor {
         memory: Memory,
         part: &Path,
     ) -> Result<(Suspended, Instant), ToolError> {
-        let renew = async || {
-            let asked = Instant::now();
-            shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
-            Ok::<_, ToolError>(asked + HOLD)
-        };
-        let mut held_until = renew().await?;
+        let renew = async || shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error));
+        let asked = Instant::now();
+        renew().await?;
+        let mut held_until = asked + HOLD;
         let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
         let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
         let deadline = tokio::time::Instant::now() + WRITE_MAX;
@@ -168,7 +166,7 @@ impl Actor {
                     return Err(ToolError::new(ErrorCode::Timeout, message)
                         .hint("the VM runs on; the disk of the state directory is too slow or too busy: try again later"));
                 }
-                _ = renewals.tick() => held_until = renew().await?,
+                _ = renewals.tick() => held_until = renewed(renew(), held_until).await?,
             }
         };
         Ok((written, held_until))
