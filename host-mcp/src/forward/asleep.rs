@@ -42,7 +42,7 @@ impl Asleep {
         let found = self.guest(arguments).await;
         let Self { client, mut admitted, .. } = *self;
         match found {
-            Ok(_) if admitted.handle.is_cancelled() => {
+            Ok(_) if admitted.handle.is_withdrawn() => {
                 admitted.record.failed(ErrorCode::Cancelled);
                 Err(ToolError::new(ErrorCode::Cancelled, "the call was cancelled while its VM was woken"))
             }
