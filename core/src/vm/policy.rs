@@ -240,22 +240,6 @@ pub(crate) fn restore(name: &str, state: VmState) -> Result<(), ToolError> {
     }
 }
 
-/// Refuses to roll a VM back whose end would be taken for that of its command; and one that is falling asleep or waking: its saved memory would be left
-/// beside drives of another time.
-pub(crate) fn restorable(vm: &VmRecord) -> Result<(), ToolError> {
-    if vm.spec.run.is_some() {
-        let message = format!("{} exists for one command, so it cannot be rolled back", vm.name);
-        return Err(ToolError::new(ErrorCode::VmWrongState, message)
-            .hint("make another VM of the checkpoint with vm_fork"));
-    }
-    if !(is_asleep(vm) && vm.state.may_run()) {
-        return Ok(());
-    }
-    let why = "it is falling asleep or waking, and has a present of its own on the disk";
-    Err(wrong_state(vm.name.as_str(), vm.state, why)
-        .hint("try again once it is ready, or call vm_stop, which gives its memory up"))
-}
-
 /// Decides whether a VM may be resumed.
 pub(crate) fn resume(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
@@ -532,21 +516,6 @@ mod tests {
             assert!(!sleeps || is_edge(state, Suspended), "{state}");
         }
         assert!(!falls_asleep(&mut crate::store::tests::vm("web", 3)));
-    }
-
-    #[test]
-    fn a_vm_that_falls_asleep_or_wakes_is_not_rolled_back() {
-        let mut vm = crate::store::tests::vm("web", 3);
-        let saved = crate::store::tests::suspended(&vm);
-        for state in [Stopping, Starting, Running] {
-            vm.state = state;
-            vm.suspended = None;
-            restorable(&vm).unwrap();
-            vm.suspended = Some(Box::new(saved.clone()));
-            assert_eq!(restorable(&vm).unwrap_err().code, ErrorCode::VmWrongState, "{state}");
-        }
-        (vm.state, vm.suspended, vm.spec.run) = (Ready, None, Some("make test".into()));
-        assert!(restorable(&vm).unwrap_err().message.contains("one command"));
     }
 
     #[test]
