@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nexus_schema::id::{BootId, CheckpointId, DriveId};
 use nexus_schema::link::{GuestProcess, ResumeKind};
@@ -34,8 +35,9 @@ pub(crate) enum Command {
     Resume { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
     /// Save the VM's memory to the disk, and end its VMM; the VM is suspended once that has ended.
     Suspend { who: String, if_boot: Option<BootId>, reply: oneshot::Sender<Result<Decision, ToolError>> },
-    /// Wake the VM for a call, if it is suspended. The reply has the id of the boot that was begun or is running. `why` is for its history.
-    Wake { who: String, why: String, reply: oneshot::Sender<Result<BootId, ToolError>> },
+    /// Wake the VM for a call, if it is suspended. The reply has the id of the boot that was begun or is running. `why` is for its history. A wake that
+    /// failed since `asked` is the answer to this one, too.
+    Wake { who: String, why: String, asked: Instant, reply: oneshot::Sender<Result<BootId, ToolError>> },
     /// Delete the VM. `why` is for its history.
     Delete {
         who: String,

@@ -106,6 +106,7 @@ impl Nexus {
         let record = handle.view.borrow().record.clone();
         policy::checkpointable(&record)?;
         policy::restore(record.name.as_str(), record.state)?;
+        checkpoint::restorable(&record)?;
         policy::same_boot(record.name.as_str(), record.boot_id, params.if_boot_id)?;
         let row = self.shared.checkpoint(&ctx.caller, &params.checkpoint, Some(record.id)).await?;
         if row.vm != record.id {

@@ -31,7 +31,12 @@ impl Nexus {
             return Ok(None);
         }
         let handle = self.shared.vms.get(caller, vm)?;
-        wake(&handle, &caller.owner, what, limit).await
+        let woken = wake(&handle, &caller.owner, what, limit).await?;
+        // A wake takes a while, in which the token may have been revoked.
+        if caller.ended().is_cancelled() {
+            return Err(Caller::ended_error());
+        }
+        Ok(woken)
     }
 
     /// The same as [`Nexus::guest`], of a guest that is woken if it sleeps.

@@ -255,9 +255,14 @@ impl Session {
         if !self.is_token(&ack.token) {
             return Err(Failed::Misbehaved("an ack with a wrong token".into()));
         }
-        if must_resume && let Err(what) = renewed(ack.resumed.as_mut()) {
-            self.tell(GuestEvent::Unrenewed { what: what.clone() }).await;
-            return conversation.say(&HostMessage::Refused { reason: what }).await;
+        if must_resume {
+            if let Err(what) = renewed(ack.resumed.as_mut()) {
+                self.tell(GuestEvent::Unrenewed { what: what.clone() }).await;
+                return conversation.say(&HostMessage::Refused { reason: what }).await;
+            }
+        } else {
+            // Nobody asked what it renewed, and its words would not be shortened.
+            ack.resumed = None;
         }
         ack.problems.truncate(PROBLEMS_MAX);
         ack.problems.iter_mut().for_each(|problem| *problem = cut(problem));

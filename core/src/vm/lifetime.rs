@@ -26,6 +26,8 @@ use crate::store::{now, ops};
 const LOOK_MAX: Duration = Duration::from_secs(30);
 /// How soon something is looked at again that could not be done.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How long one VM is waited for: to suspend one may take minutes, and others are due, too.
+const ACT_MAX: Duration = Duration::from_secs(30);
 /// How long a guest may take to say what it runs.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many commands are asked for: those that run come first.
@@ -156,12 +158,16 @@ pub(crate) async fn keep(shared: Weak<Shared>) {
 
 async fn act(shared: &Arc<Shared>, handle: Handle, due: Due) {
     let record = handle.view.borrow().record.clone();
-    let done = match due {
-        Due::Expired if record.state == VmState::Creating => cancel_creation(shared, &record).await,
-        Due::Expired => ask(&handle, |reply| Command::Expire { reply }).await,
-        Due::Idle => stop_if_idle(&handle, &record).await,
-        Due::Never | Due::In(_) => Ok(()),
+    let acted = async {
+        match due {
+            Due::Expired if record.state == VmState::Creating => cancel_creation(shared, &record).await,
+            Due::Expired => ask(&handle, |reply| Command::Expire { reply }).await,
+            Due::Idle => stop_if_idle(&handle, &record).await,
+            Due::Never | Due::In(_) => Ok(()),
+        }
     };
+    // What is under way by then goes on; what is still due is asked for again.
+    let Ok(done) = tokio::time::timeout(ACT_MAX, acted).await else { return };
     if let Err(error) = done
         && !handle.view.borrow().deleted
     {

@@ -163,8 +163,8 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError
         }
         tracing::info!(drive = %drive.name, from = %drive.size, to = %size, "finishing an interrupted resize of a drive");
         let user = drive.attachment.as_ref().and_then(|to| vms.iter().find(|vm| vm.id == to.vm));
-        // The filesystem of a drive in use is grown by its guest.
-        if user.is_none_or(|vm| !vm.state.may_run())
+        // The filesystem of a drive in use is grown by its guest. The memory of one that sleeps knows what is on its drive.
+        if user.is_none_or(|vm| !vm.state.may_run() && vm.suspended.is_none())
             && let Err(error) = shared.drives.grow(&directory, size, &Progress::default()).await
         {
             tracing::warn!(drive = %drive.name, %error, "cannot grow the drive's filesystem; a guest grows it when it mounts the drive");
@@ -205,6 +205,8 @@ async fn adopt(
         }
         if tokio::time::timeout(END_MAX, begun.wait()).await.is_err() {
             tracing::error!(vm = %record.name, "the VMM is still running after it was killed");
+            // Nothing else may start on its drives until it has ended: it is ended at its deadline, and the VM sleeps on then.
+            shim = Some(begun);
         }
     }
     let was_unrenewed = match &shim {
@@ -219,7 +221,9 @@ async fn adopt(
         // If nothing was launched for this boot, the exit.json is from the boot before.
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
-        let record = match was_unrenewed && record.state != VmState::Stopping {
+        // One with a saved memory sleeps on.
+        let has_failed = was_unrenewed && record.state != VmState::Stopping && record.suspended.is_none();
+        let record = match has_failed {
             true => {
                 record.processes = None;
                 rewrite(shared, record, VmState::Failed, Some(checkpoint::UNRENEWED.to_owned())).await?

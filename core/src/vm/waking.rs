@@ -35,8 +35,8 @@ pub(crate) async fn wake(
         if view.wait_for(is_down).await.is_err() {
             return Err(ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down"));
         }
-        let (who, why) = (who.to_owned(), format!("woken for {what}"));
-        let boot = ask(handle, |reply| Command::Wake { who, why, reply }).await?;
+        let (who, why, asked) = (who.to_owned(), format!("woken for {what}"), Instant::now());
+        let boot = ask(handle, |reply| Command::Wake { who, why, asked, reply }).await?;
         until_ready(&mut view, boot, &Progress::default()).await
     };
     match tokio::time::timeout(limit, woken).await {

@@ -28,6 +28,8 @@ use crate::os::tsc;
 
 /// Timeout of a launch; the VMM's own timeout is shorter.
 const LAUNCH: Duration = Duration::from_secs(60);
+/// Least rate at which a shim reads the memory of a guest that goes on, before it starts the VMM, in bytes per millisecond.
+const READ_MIN: u64 = 64 << 10;
 /// Timeout of a request that the shim answers by itself.
 const ANSWER: Duration = Duration::from_secs(3);
 /// Timeout of a request that the shim passes on to the VMM.
@@ -79,7 +81,8 @@ impl ShimClient {
                 });
             }
         };
-        let launched = timeout(LAUNCH, starting.launched()).await;
+        let limit = launch_limit(plan);
+        let launched = timeout(limit, starting.launched()).await;
         match launched {
             Ok(Ok(Some(Launched::Running(status)))) => {
                 limit_vmm(plan, status.vmm.pid);
@@ -104,7 +107,7 @@ impl ShimClient {
             Err(_) => {
                 starting.kill();
                 starting.ended().await;
-                Err(VmmError::LaunchTimeout { driver: plan.driver.as_str(), seconds: LAUNCH.as_secs() })
+                Err(VmmError::LaunchTimeout { driver: plan.driver.as_str(), seconds: limit.as_secs() })
             }
         }
     }
@@ -252,6 +255,14 @@ impl ShimClient {
             remove_jail(&self.inner.directory);
         }
         read_exit(&self.inner.directory).unwrap_or_else(Exit::lost)
+    }
+}
+
+/// Timeout of a launch: a guest that goes on has its memory read first, which may be large.
+fn launch_limit(plan: &LaunchPlan) -> Duration {
+    match &plan.restore {
+        Some(_) => LAUNCH + Duration::from_millis(plan.memory.as_bytes() / READ_MIN),
+        None => LAUNCH,
     }
 }
 

@@ -107,7 +107,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     }
     let resumed = match restored {
         // Its init and its services go on as they were.
-        Some((resumed, asked)) => Some(resume::finish(agent, asked, resumed, &problems).await),
+        Some((resumed, asked)) => Some(resume::finish(asked, resumed, &problems).await),
         None => {
             if agent.is_beside_init() {
                 problems.extend(unready(&system::wait(wait).await));
@@ -119,7 +119,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     host.say(&GuestMessage::Ack(Ack { token, problems, resumed })).await?;
     match host.hear().await? {
         HostMessage::Welcome {} => {
-            // An agent that ended while commands stood still for a checkpoint left them so; a restored guest has let them go on by now.
+            // Those of a restored guest, and those that an agent left standing still that ended during a checkpoint.
             if let Err(error) = resume::thaw(agent) {
                 say(format_args!("let commands go on: {error}"));
             }

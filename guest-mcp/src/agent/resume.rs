@@ -4,7 +4,7 @@
 //! ```text
 //! quiesce ─> frozen, synced ─┬─ thaw: the guest that goes on sets its clock ───────────────────────────────────────────────> commands run
 //!                            └─ relinked: a restored guest says hello ─> random numbers ─> clock ─> addresses ─> token, hostname
-//!                                 ─> machine id, boot id, SSH host keys ─> hooks ─> all of it worked ───────────────────────> commands run
+//!                                 ─> machine id, boot id, SSH host keys ─> hooks ─> all of it worked ─> welcome ────────────> commands run
 //! ```
 //! A restored guest in which one of these steps failed says so, and its commands never run. A guest that hears nothing after it was quiesced cannot know
 //! whether it was restored. So it says hello: only a host that knows this boot, or after a restore one that saw what was renewed, welcomes it, and only
@@ -134,13 +134,9 @@ pub(super) async fn begin(agent: &Agent, resume: &Resume, configure: &Configure)
     .await
 }
 
-/// Renews the rest, and lets commands go on if all of it worked. `problems` are those of the configuration.
-pub(super) async fn finish(
-    agent: &Arc<Agent>,
-    resume: Resume,
-    resumed: Resumed,
-    problems: &[String],
-) -> Resumed {
+/// Renews the rest. Commands go on once the host has recorded that, which its welcome says: a daemon that ends before has the guest ended, and nothing
+/// that ran in it would be left. `problems` are those of the configuration.
+pub(super) async fn finish(resume: Resume, resumed: Resumed, problems: &[String]) -> Resumed {
     let needed = problems.iter().filter(|problem| NEEDED.iter().any(|start| problem.starts_with(start)));
     let failed: Vec<String> = needed.cloned().collect();
     let (kind, run_hooks) = (resume.kind, resume.run_hooks);
@@ -172,14 +168,7 @@ pub(super) async fn finish(
             ran => steps.note("hooks of the image", ran.map(drop)),
         }
     }
-    let resumed = steps.0;
-    if resumed.failed.is_empty()
-        && let Err(error) = thaw(agent)
-    {
-        let failed = vec![format!("let commands go on: {}", reason(&error))];
-        return Resumed { failed, ..resumed };
-    }
-    resumed
+    steps.0
 }
 
 /// The steps so far.

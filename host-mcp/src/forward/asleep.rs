@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nexus_core::GuestHandle;
 use nexus_schema::id::VmKind;
-use nexus_schema::{Reference, ToolError, TraceContext};
+use nexus_schema::{ErrorCode, Reference, ToolError, TraceContext};
 use serde_json::value::RawValue;
 
 use super::{Admitted, Arguments, Client, Era, ForwardedCall, Handle, before, names};
@@ -42,6 +42,10 @@ impl Asleep {
         let found = self.guest(arguments).await;
         let Self { client, mut admitted, .. } = *self;
         match found {
+            Ok(_) if admitted.handle.is_withdrawn() => {
+                admitted.record.failed(ErrorCode::Cancelled);
+                Err(ToolError::new(ErrorCode::Cancelled, "the call was cancelled while its VM was woken"))
+            }
             Ok((guest, arguments, woken)) => Ok(admitted.go_on(&client, guest, arguments, woken)),
             Err(error) => {
                 admitted.record.failed(error.code);

@@ -42,8 +42,11 @@ impl Before {
     /// Takes it.
     pub(super) async fn take(self) -> Result<TakenBefore, ToolError> {
         let (progress, _watched) = watch::channel(OpProgress::default());
+        let ended = self.caller.ended();
         let ctx = CallContext { caller: self.caller, progress };
         let taken = Box::pin(self.nexus.checkpoint_before_run(&ctx, self.vm, self.boot)).await;
+        // The token may have been revoked meanwhile.
+        let taken = if ended.is_cancelled() { Err(Caller::ended_error()) } else { taken };
         taken.map(TakenBefore).map_err(|mut error| {
             error.message = format!("the command was not run: {}", error.message);
             error

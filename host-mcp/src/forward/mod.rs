@@ -425,6 +425,11 @@ impl Handle {
         }
     }
 
+    /// Whether it was cancelled, so that what it would start is to end. What one starts whose caller is gone goes on.
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        matches!(*self.stage(), Stage::Cancelled)
+    }
+
     /// Whether nobody waits for its result.
     pub(crate) fn is_cancelled(&self) -> bool {
         matches!(*self.stage(), Stage::Cancelled | Stage::Left)

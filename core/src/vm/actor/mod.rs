@@ -64,6 +64,8 @@ pub(in crate::vm) struct Actor {
     had_mishap: bool,
     /// Time of the next start of a VM that reboots in a loop.
     again_at: Option<Instant>,
+    /// Why the last wake failed, and when. Those who asked before are not answered by a wake of their own.
+    unwoken: Option<(Instant, ToolError)>,
     activity: Activity,
 }
 
@@ -147,6 +149,7 @@ impl Actor {
             reboots,
             had_mishap: false,
             again_at: None,
+            unwoken: None,
             activity,
         }
     }
@@ -210,8 +213,10 @@ impl Actor {
                 };
                 reply.send(result).ok();
             }
-            Command::Wake { who, why, reply } => {
-                let result = Box::pin(self.wake_for_call(&who, &why)).await;
+            // Whoever called does not wait any more.
+            Command::Wake { reply, .. } if reply.is_closed() => {}
+            Command::Wake { who, why, asked, reply } => {
+                let result = Box::pin(self.wake_for_call(&who, &why, asked)).await;
                 reply.send(result).ok();
             }
             Command::Delete { who, force, if_boot, why, reply } => {
@@ -221,6 +226,8 @@ impl Actor {
                 };
                 reply.send(result).ok();
             }
+            // It is asked for again, if it is still due.
+            Command::Expire { reply } | Command::StopIdle { reply } if reply.is_closed() => {}
             Command::Expire { reply } => drop(reply.send(self.expire().await)),
             Command::StopIdle { reply } => drop(reply.send(self.stop_idle().await)),
             Command::Packages { reply } => drop(reply.send(self.refresh_packages().await)),

@@ -46,6 +46,10 @@ impl Actor {
 
     /// Records that a VM does not run any more: it was killed for its deletion, and the deletion failed.
     async fn down_undeleted(&mut self, error: &ToolError) {
+        if self.record.state == VmState::Suspended {
+            // Nothing ran of it, and it sleeps on with its memory.
+            return;
+        }
         if self.sleep_on(&error.message).await {
             return;
         }

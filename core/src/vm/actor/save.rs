@@ -175,9 +175,8 @@ async fn until_copied(
     deadline: tokio::time::Instant,
     progress: &Progress,
 ) -> Result<(), ToolError> {
-    let late = |why: &str| ToolError::new(ErrorCode::Timeout, format!("the guest runs on: {why}"));
     // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that.
-    let mut asked = Instant::now();
+    let asked = Instant::now();
     renew().await?;
     let mut held_until = asked + HOLD;
     let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
@@ -192,18 +191,33 @@ async fn until_copied(
                 copied.map_err(|e| ToolError::internal(format!("copy drives: {e}")))?.map_err(drive_error)?;
                 break;
             }
-            _ = renewals.tick() => {
-                asked = Instant::now();
-                renew().await?;
-                held_until = asked + HOLD;
-            }
+            _ = renewals.tick() => held_until = renewed(renew(), held_until).await?,
         }
     }
     // Copies of drives to which the guest wrote meanwhile would be of no moment at all.
+    in_time(held_until)
+}
+
+/// Waits for a renewal of a hold that lasts until then, and returns until when the new one does. One that comes too late fails: the guest ran in between.
+pub(super) async fn renewed(
+    renewal: impl Future<Output = Result<(), ToolError>>,
+    held_until: Instant,
+) -> Result<Instant, ToolError> {
+    let asked = Instant::now();
+    renewal.await?;
+    in_time(held_until).map(|()| asked + HOLD)
+}
+
+/// Fails if a guest may have run since, which was held until then.
+fn in_time(held_until: Instant) -> Result<(), ToolError> {
     match Instant::now() < held_until {
         true => Ok(()),
-        false => Err(late("it could not be held while its drives were copied, because the host is too busy")),
+        false => Err(late("it could not be held for as long as necessary, because the host is too busy")),
     }
+}
+
+fn late(why: &str) -> ToolError {
+    ToolError::new(ErrorCode::Timeout, format!("the guest runs on: {why}"))
 }
 
 /// The shim could not pause the guest, or not keep it paused.
@@ -255,6 +269,16 @@ mod tests {
         copy_held(files, held(&count, true), COPY_MAX, &Progress::default()).await.unwrap();
         assert_eq!(std::fs::metadata(to).unwrap().len(), 32 << 20);
         assert!(count.load(Ordering::Relaxed) >= 1);
+    }
+
+    #[tokio::test]
+    async fn a_hold_that_is_renewed_too_late_has_let_the_guest_run() {
+        let soon = Instant::now() + HOLD;
+        assert!(renewed(async { Ok(()) }, soon).await.unwrap() >= soon);
+        let past = Instant::now();
+        assert_eq!(renewed(async { Ok(()) }, past).await.unwrap_err().code, ErrorCode::Timeout);
+        let gone = async { Err(ToolError::internal("the shim is gone")) };
+        assert_eq!(renewed(gone, soon).await.unwrap_err().code, ErrorCode::Internal);
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use nexus_schema::{ErrorCode, ToolError};
 use tokio::task::spawn_blocking;
 
 use super::Actor;
-use super::save::{HOLD, RENEW, quiesce, save_failed, thaw};
+use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, thaw};
 use crate::context::{Decision, Taken};
 use crate::drive::DISK;
 use crate::os::paths::checkpoint_files;
@@ -31,7 +31,10 @@ use crate::store::{now, random_id};
 use crate::vm::checkpoint::{KEEP_FREE, host_facts, publish};
 use crate::vm::policy;
 use crate::vm::stop::Rung;
-use crate::vmm::{Saved, SavedKind, ShimClient};
+use crate::vmm::{Saved, SavedKind, ShimClient, occupied};
+
+/// How long the guest stands still at most while its memory is put on the disk.
+const WRITE_MAX: Duration = Duration::from_secs(300);
 
 impl Actor {
     /// Saves the memory of the VM and begins to end its VMM; it is suspended once that has ended. If this fails, the VM goes on. With `idle`, it is given
@@ -70,11 +73,16 @@ impl Actor {
 
     /// Fails if the disk has no room for the memory.
     async fn check_space(&self) -> Result<(), ToolError> {
-        let vmm = self.record.processes.map(|processes| processes.vmm_pid);
+        let processes = self.record.processes;
         let root = self.shared.paths.all_suspended();
         let looked = spawn_blocking(move || {
-            let used = vmm.and_then(|pid| process::usage(pid).ok().flatten());
-            (used.map_or(0, |used| used.memory_bytes), disk::free_bytes(&root).ok())
+            // What the VMM of a woken guest has not touched yet is not resident in it.
+            let used = processes.and_then(|processes| {
+                let resident =
+                    || process::usage(processes.vmm_pid).ok().flatten().map(|used| used.memory_bytes);
+                occupied(processes.shim_pid).or_else(resident)
+            });
+            (used.unwrap_or(0), disk::free_bytes(&root).ok())
         });
         let (memory, free) =
             looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
@@ -143,18 +151,22 @@ impl Actor {
         memory: Memory,
         part: &Path,
     ) -> Result<(Suspended, Instant), ToolError> {
-        let renew = async || {
-            let asked = Instant::now();
-            shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error))?;
-            Ok::<_, ToolError>(asked + HOLD)
-        };
-        let mut held_until = renew().await?;
+        let renew = async || shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error));
+        let asked = Instant::now();
+        renew().await?;
+        let mut held_until = asked + HOLD;
         let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
         let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
+        let deadline = tokio::time::Instant::now() + WRITE_MAX;
         let written = loop {
             tokio::select! {
                 written = &mut writing => break written?,
-                _ = renewals.tick() => held_until = renew().await?,
+                () = tokio::time::sleep_until(deadline) => {
+                    let message = format!("its memory was not on the disk within {} s", WRITE_MAX.as_secs());
+                    return Err(ToolError::new(ErrorCode::Timeout, message)
+                        .hint("the VM runs on; the disk of the state directory is too slow or too busy: try again later"));
+                }
+                _ = renewals.tick() => held_until = renewed(renew(), held_until).await?,
             }
         };
         Ok((written, held_until))

@@ -6,6 +6,8 @@
 //!      └────── with a reason ─────┴─────────────────────────────┴───────────┘
 //! ```
 
+use std::time::Instant;
+
 use nexus_schema::id::BootId;
 use nexus_schema::link::ResumeKind;
 use nexus_schema::network::NetworkMode;
@@ -30,9 +32,17 @@ const COLD: &str = "vm_start with cold: true gives the memory up and starts the 
 
 impl Actor {
     /// Wakes the VM for a call, if it is suspended. Returns the boot that was begun or is running.
-    pub(super) async fn wake_for_call(&mut self, who: &str, why: &str) -> Result<BootId, ToolError> {
+    pub(super) async fn wake_for_call(
+        &mut self,
+        who: &str,
+        why: &str,
+        asked: Instant,
+    ) -> Result<BootId, ToolError> {
         match self.record.state {
-            VmState::Suspended => self.wake(who, why, &Progress::default()).await,
+            VmState::Suspended => match self.unwoken.as_ref().filter(|(failed, _)| asked < *failed) {
+                Some((_, error)) => Err(error.clone()),
+                None => self.wake(who, why, &Progress::default()).await,
+            },
             VmState::Starting
             | VmState::Running
             | VmState::Ready
@@ -87,6 +97,7 @@ impl Actor {
         match &woken {
             Ok(_) => failpoint::reach("wake-launched"),
             Err(error) => {
+                self.unwoken = Some((Instant::now(), error.clone()));
                 let reason = Some(format!("it could not be woken: {}", error.message));
                 if self.record.state == VmState::Suspended && self.record.reason != reason {
                     self.record.reason = reason;

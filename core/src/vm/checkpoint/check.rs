@@ -161,10 +161,12 @@ pub(in crate::vm) async fn check_at(
             .hint("make VMs that can be saved with vm_create, checkpoints: true and driver: qemu"));
     }
     let looked = tokio::task::spawn_blocking(move || -> Result<Manifest, CheckError> {
-        check_files(&directory, &manifest)?;
+        // The host first: to read a memory that cannot be restored here takes long.
         let mut now = facts_of(&choice);
+        same_host(&manifest.host, &now)?;
         now.binary_sha256 = digest(&choice.binary, sha256_of_file)?;
         same_host(&manifest.host, &now)?;
+        check_files(&directory, &manifest)?;
         Ok(manifest)
     });
     looked.await.map_err(|e| ToolError::internal(format!("check a checkpoint: {e}")))

@@ -24,7 +24,7 @@ pub(crate) use fork::{Child, Forking, fork, undo_forks};
 pub(in crate::vm) use place::{UNRENEWED, Unfinished, end_unrenewed, finish, finish_all, not_finished};
 pub(crate) use remove::{expire, remove, sweep};
 pub(crate) use restore::same_card;
-pub(crate) use rollback::{rollback, target};
+pub(crate) use rollback::{restorable, rollback, target};
 pub(in crate::vm) use take::{KEEP_FREE, host_facts, publish};
 pub(crate) use take::{Wanted, take};
 

@@ -15,7 +15,9 @@ use crate::op::store_error;
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::checkpoints::{self, CheckpointDrive, CheckpointRecord, Manifest};
+use crate::store::vms::VmRecord;
 use crate::vm::create::{ask, until_ready};
+use crate::vm::policy;
 
 /// A checkpoint that a VM can be rolled back to. It is not removed meanwhile.
 #[derive(Debug)]
@@ -41,6 +43,25 @@ pub(crate) async fn target(
     let target = Target { checkpoint, manifest, copies, _used: used };
     fits(handle, &target)?;
     Ok(target)
+}
+
+/// Refuses to roll a VM back whose end would be taken for that of its command; and one that is falling asleep or waking: its saved memory would be left
+/// beside drives of another time.
+pub(crate) fn restorable(vm: &VmRecord) -> Result<(), ToolError> {
+    if vm.spec.run.is_some() {
+        let message = format!("{} exists for one command, so it cannot be rolled back", vm.name);
+        return Err(ToolError::new(ErrorCode::VmWrongState, message)
+            .hint("make another VM of the checkpoint with vm_fork"));
+    }
+    if !(policy::is_asleep(vm) && vm.state.may_run()) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is {}: it is falling asleep or waking, and has a present of its own on the disk",
+        vm.name, vm.state
+    );
+    Err(ToolError::new(ErrorCode::VmWrongState, message)
+        .hint("try again once it is ready, or call vm_stop, which gives its memory up"))
 }
 
 /// Refuses a VM that is not as it was at the checkpoint.
@@ -112,9 +133,24 @@ fn same_drives(
 #[cfg(test)]
 mod tests {
     use nexus_schema::ByteSize;
+    use nexus_schema::tools::vm::VmState;
 
     use super::*;
     use crate::store::tests::vm;
+
+    #[test]
+    fn a_vm_that_falls_asleep_or_wakes_is_not_rolled_back() {
+        let mut web = vm("web", 3);
+        let saved = crate::store::tests::suspended(&web);
+        for state in [VmState::Stopping, VmState::Starting, VmState::Running] {
+            (web.state, web.suspended) = (state, None);
+            restorable(&web).unwrap();
+            web.suspended = Some(Box::new(saved.clone()));
+            assert_eq!(restorable(&web).unwrap_err().code, ErrorCode::VmWrongState, "{state}");
+        }
+        (web.state, web.suspended, web.spec.run) = (VmState::Ready, None, Some("make test".into()));
+        assert!(restorable(&web).unwrap_err().message.contains("one command"));
+    }
 
     #[test]
     fn other_drives_than_then_are_refused_by_name() {
