@@ -17,6 +17,7 @@ mod access;
 mod batch;
 mod body;
 mod calls;
+mod conversation;
 mod files;
 mod listen;
 mod logins;
@@ -481,7 +482,7 @@ async fn close_when_ended(inner: Weak<Inner>, key: Whose, scoped: Weak<Scoped>, 
         inner.services.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
     if let Some(scoped) = scoped.upgrade() {
-        scoped.sessions.close_all().await;
+        scoped.sessions.close_all();
     }
 }
 
