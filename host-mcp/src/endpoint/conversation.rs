@@ -23,6 +23,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::offers::{Hearing, Reader};
+
 /// How many messages wait in one direction, and how many of a stream are kept for a client that resumes it.
 const WAITING_MAX: usize = 16;
 /// How many streams without a request one session has besides the one that is told.
@@ -43,13 +45,17 @@ pub(super) enum Failure {
 
 /// A stream of events to a client.
 #[derive(Debug)]
-pub(super) struct Told(mpsc::Receiver<ServerSseMessage>);
+pub(super) struct Told {
+    events: mpsc::Receiver<ServerSseMessage>,
+    /// If it is of no request.
+    _reader: Option<Reader>,
+}
 
 impl Stream for Told {
     type Item = ServerSseMessage;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context)
+        self.events.poll_recv(context)
     }
 }
 
@@ -102,7 +108,7 @@ impl Lane {
             let _ = to.try_send(event.clone());
         }
         self.to = Some(to);
-        Ok(Told(told))
+        Ok(Told { events: told, _reader: None })
     }
 }
 
@@ -177,7 +183,7 @@ impl State {
         }
         let (to, told) = mpsc::channel(1);
         self.idle.push(to);
-        Ok(Told(told))
+        Ok(Told { events: told, _reader: None })
     }
 }
 
@@ -189,6 +195,7 @@ pub(super) struct Conversation {
     arrived: Notify,
     /// There is room for one more.
     room: Notify,
+    hearing: Hearing,
     over: CancellationToken,
     /// How long it lasts without messages.
     keep_alive: Duration,
@@ -212,6 +219,7 @@ impl Conversation {
             state: Mutex::new(state),
             arrived: Notify::new(),
             room: Notify::new(),
+            hearing: Hearing::default(),
             over: CancellationToken::new(),
             keep_alive,
         })
@@ -309,8 +317,19 @@ impl Conversation {
 
     /// A stream of what belongs to no request.
     pub(super) fn listen(&self) -> Result<Told, Failure> {
-        let mut state = self.state();
-        if self.over.is_cancelled() { Err(Failure::Ended) } else { state.open_common(0) }
+        self.open_common(&mut self.state(), 0)
+    }
+
+    fn open_common(&self, state: &mut State, first: usize) -> Result<Told, Failure> {
+        if self.over.is_cancelled() {
+            return Err(Failure::Ended);
+        }
+        Ok(Told { _reader: Some(self.hearing.begin()), ..state.open_common(first)? })
+    }
+
+    /// Who reads what belongs to no request.
+    pub(super) fn hearing(&self) -> &Hearing {
+        &self.hearing
     }
 
     /// Opens a stream again, after the last event that the client got.
@@ -326,7 +345,7 @@ impl Conversation {
         }
         match number {
             Some(number) => state.asked.get_mut(&number).ok_or(Failure::Event)?.lane.open(first),
-            None => state.open_common(first),
+            None => self.open_common(&mut state, first),
         }
     }
 

@@ -12,6 +12,7 @@ use rmcp::transport::streamable_http_server::SessionId;
 use rmcp::transport::streamable_http_server::session::SessionManager;
 
 use super::conversation::{Conversation, Failure, Line};
+use crate::offers::Hearing;
 
 /// The maximum number of sessions, for all callers and views together.
 const SESSIONS_MAX: usize = 256;
@@ -158,6 +159,11 @@ impl Sessions {
             ids
         };
         ids.iter().for_each(|id| self.inner.close(id));
+    }
+
+    /// Who reads in a session, if it exists.
+    pub(super) fn hearing(&self, id: &str) -> Option<Hearing> {
+        self.inner.all().get(id).map(|conversation| conversation.hearing().clone())
     }
 
     /// Whether a call of this session may bypass rmcp: the session exists, and rmcp has recently seen it.
