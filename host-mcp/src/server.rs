@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::request::Parts;
 use nexus_core::{CallContext, Caller};
 use nexus_schema::access::Scope;
 use nexus_schema::tool::GUEST_PREFIX;
@@ -431,7 +432,9 @@ impl ServerHandler for Server {
     ) -> Result<(), ErrorData> {
         self.only_whole::<SubscribeRequestMethod>()?;
         let mut record = self.watched("resources/subscribe")?;
-        let added = self.subscriptions.add(&self.client, &context.peer, &request.uri);
+        // Only sessions over HTTP have one: a client with one connection reads all that comes.
+        let hearing = context.extensions.get::<Parts>().and_then(|head| head.extensions.get());
+        let added = self.subscriptions.add(&self.client, &context.peer, hearing, &request.uri);
         record.outcome(if added.is_ok() { "ok" } else { ErrorCode::InvalidArgument.as_str() });
         added
     }

@@ -16,7 +16,7 @@ use super::sessions::Sessions;
 use super::{Body, respond};
 use crate::forward::{self, CallParams, Client, Era, ForwardedCall, Handle};
 
-const SESSION: &str = "mcp-session-id";
+pub(super) const SESSION: &str = "mcp-session-id";
 const VERSION: &str = "mcp-protocol-version";
 /// The revisions with sessions.
 const WITH_SESSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];

@@ -17,6 +17,7 @@ mod access;
 mod batch;
 mod body;
 mod calls;
+mod conversation;
 mod files;
 mod listen;
 mod logins;
@@ -384,7 +385,7 @@ impl Endpoints {
     }
 
     /// Answers a request with a single message or none.
-    async fn message(&self, scoped: &Scoped, head: Parts, mut body: Bytes) -> Response<Body> {
+    async fn message(&self, scoped: &Scoped, mut head: Parts, mut body: Bytes) -> Response<Body> {
         match body::message(&head, &body) {
             Ok(None) => {}
             Ok(Some(message)) => {
@@ -406,6 +407,10 @@ impl Endpoints {
                 }
             }
             Err(refusal) => return *refusal,
+        }
+        let session = head.headers.get(calls::SESSION).and_then(|id| id.to_str().ok());
+        if let Some(hearing) = session.and_then(|id| scoped.sessions.hearing(id)) {
+            head.extensions.insert(hearing);
         }
         let is_end = head.method == Method::DELETE;
         let mut response = scoped.http.handle(Request::from_parts(head, Full::new(body))).await;
@@ -481,7 +486,7 @@ async fn close_when_ended(inner: Weak<Inner>, key: Whose, scoped: Weak<Scoped>, 
         inner.services.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
     if let Some(scoped) = scoped.upgrade() {
-        scoped.sessions.close_all().await;
+        scoped.sessions.close_all();
     }
 }
 

@@ -1,4 +1,4 @@
-//! HTTP sessions: rmcp's, but with a limit on their total number and on those of one token, so that no token takes the sessions of others.
+//! HTTP sessions, with a limit on their total number and on those of one token, so that no token takes the sessions of others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -7,18 +7,20 @@ use std::time::{Duration, Instant};
 use futures::Stream;
 use nexus_core::Caller;
 use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
-use rmcp::transport::common::server_side_http::ServerSseMessage;
+use rmcp::transport::common::server_side_http::{ServerSseMessage, session_id};
 use rmcp::transport::streamable_http_server::SessionId;
 use rmcp::transport::streamable_http_server::session::SessionManager;
-use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
+
+use super::conversation::{Conversation, Failure, Line};
+use crate::offers::Hearing;
 
 /// The maximum number of sessions, for all callers and views together.
 const SESSIONS_MAX: usize = 256;
 /// The maximum number of sessions of one token and those that were made with it.
 const OF_TOKEN_MAX: usize = 64;
-/// A session without requests is closed after this time.
+/// A session without messages is closed after this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// How often a session's own worker must see a request; otherwise it would assume that its client is gone.
+/// How often a session itself must see a request; otherwise it would assume that its client is gone.
 const SHOWN_AT_LEAST: Duration = Duration::from_secs(600);
 
 /// All sessions of all callers and views.
@@ -31,7 +33,7 @@ struct Entry {
     used: Instant,
     /// When rmcp last saw a request.
     shown: Instant,
-    home: Weak<LocalSessionManager>,
+    home: Weak<Home>,
     whose: Share,
 }
 
@@ -71,12 +73,7 @@ impl Ledger {
 
     /// Adds a session; returns those that must be closed for it. A token that has its share gives up its own longest unused one. If there are
     /// too many in all, whoever has the most does.
-    fn admit(
-        &self,
-        id: SessionId,
-        home: &Arc<LocalSessionManager>,
-        whose: &Share,
-    ) -> Vec<(SessionId, Weak<LocalSessionManager>)> {
+    fn admit(&self, id: SessionId, home: &Arc<Home>, whose: &Share) -> Vec<(SessionId, Weak<Home>)> {
         let mut entries = self.entries();
         let mut leaving = Vec::new();
         loop {
@@ -116,23 +113,43 @@ impl Ledger {
     }
 }
 
-/// The sessions of one caller and view.
+/// The sessions of one caller and view, by their ids.
+#[derive(Debug, Default)]
+struct Home(Mutex<HashMap<SessionId, Arc<Conversation>>>);
+
+impl Home {
+    fn all(&self) -> MutexGuard<'_, HashMap<SessionId, Arc<Conversation>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &SessionId) -> Result<Arc<Conversation>, Failure> {
+        self.all().get(id).cloned().ok_or(Failure::Unknown)
+    }
+
+    /// Closes a session, if there is one.
+    fn close(&self, id: &SessionId) {
+        let conversation = self.all().remove(id);
+        if let Some(conversation) = conversation {
+            conversation.end();
+        }
+    }
+}
+
+/// The sessions of one caller and view, within the limits for all.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    inner: Arc<LocalSessionManager>,
+    inner: Arc<Home>,
     ledger: Arc<Ledger>,
     whose: Share,
 }
 
 impl Sessions {
     pub(super) fn new(ledger: Arc<Ledger>, whose: Share) -> Self {
-        let mut inner = LocalSessionManager::default();
-        inner.session_config.keep_alive = Some(KEEP_ALIVE);
-        Self { inner: Arc::new(inner), ledger, whose }
+        Self { inner: Arc::default(), ledger, whose }
     }
 
     /// Closes all of them.
-    pub(super) async fn close_all(&self) {
+    pub(super) fn close_all(&self) {
         let ids: Vec<SessionId> = {
             let mut entries = self.ledger.entries();
             let is_here = |entry: &Entry| std::ptr::eq(entry.home.as_ptr(), Arc::as_ptr(&self.inner));
@@ -141,10 +158,12 @@ impl Sessions {
             ids.iter().for_each(|id| drop(entries.remove(id)));
             ids
         };
-        for id in ids {
-            // Its worker may have ended already.
-            let _ = self.inner.close_session(&id).await;
-        }
+        ids.iter().for_each(|id| self.inner.close(id));
+    }
+
+    /// Who reads in a session, if it exists.
+    pub(super) fn hearing(&self, id: &str) -> Option<Hearing> {
+        self.inner.all().get(id).map(|conversation| conversation.hearing().clone())
     }
 
     /// Whether a call of this session may bypass rmcp: the session exists, and rmcp has recently seen it.
@@ -159,22 +178,21 @@ impl Sessions {
     }
 }
 
-type Failure = <LocalSessionManager as SessionManager>::Error;
-
 impl SessionManager for Sessions {
     type Error = Failure;
-    type Transport = <LocalSessionManager as SessionManager>::Transport;
+    type Transport = Line;
 
     async fn create_session(&self) -> Result<(SessionId, Self::Transport), Failure> {
-        let (id, transport) = self.inner.create_session().await?;
-        for (oldest, home) in self.ledger.admit(id.clone(), &self.inner, &self.whose) {
+        let id = session_id();
+        let conversation = Conversation::new(KEEP_ALIVE);
+        self.inner.all().insert(Arc::clone(&id), Arc::clone(&conversation));
+        for (oldest, home) in self.ledger.admit(Arc::clone(&id), &self.inner, &self.whose) {
             tracing::info!(session = %oldest, "closing the session that was unused longest");
             if let Some(home) = home.upgrade() {
-                // It is already removed from the ledger; its worker may have ended, too.
-                let _ = home.close_session(&oldest).await;
+                home.close(&oldest);
             }
         }
-        Ok((id, transport))
+        Ok((id, Line(conversation)))
     }
 
     async fn initialize_session(
@@ -182,17 +200,17 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<ServerJsonRpcMessage, Failure> {
-        self.inner.initialize_session(id, message).await
+        self.inner.find(id)?.greet(message).await
     }
 
     async fn has_session(&self, id: &SessionId) -> Result<bool, Failure> {
         self.ledger.shown(id);
-        self.inner.has_session(id).await
+        Ok(self.inner.all().contains_key(id))
     }
 
     async fn close_session(&self, id: &SessionId) -> Result<(), Failure> {
-        let is_here = self.inner.has_session(id).await?;
-        self.inner.close_session(id).await?;
+        let is_here = self.inner.all().contains_key(id);
+        self.inner.close(id);
         if is_here {
             self.ledger.remove(id);
         }
@@ -204,18 +222,18 @@ impl SessionManager for Sessions {
         id: &SessionId,
         message: ClientJsonRpcMessage,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Failure> {
-        self.inner.create_stream(id, message).await
+        self.inner.find(id)?.ask(message).await
     }
 
     async fn accept_message(&self, id: &SessionId, message: ClientJsonRpcMessage) -> Result<(), Failure> {
-        self.inner.accept_message(id, message).await
+        self.inner.find(id)?.accept(message).await
     }
 
     async fn create_standalone_stream(
         &self,
         id: &SessionId,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Failure> {
-        self.inner.create_standalone_stream(id).await
+        self.inner.find(id)?.listen()
     }
 
     async fn resume(
@@ -223,7 +241,7 @@ impl SessionManager for Sessions {
         id: &SessionId,
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Failure> {
-        self.inner.resume(id, last_event_id).await
+        self.inner.find(id)?.resume(&last_event_id)
     }
 }
 
@@ -233,7 +251,7 @@ mod tests {
 
     /// Admits a session; returns those that are closed for it.
     fn admit(ledger: &Ledger, id: &str, owner: &str) -> Vec<String> {
-        let home = Arc::new(LocalSessionManager::default());
+        let home = Arc::new(Home::default());
         let whose = Share { owner: owner.into(), is_token: owner.starts_with("token:") };
         ledger.admit(id.into(), &home, &whose).into_iter().map(|(id, _)| id.to_string()).collect()
     }

@@ -3,6 +3,7 @@
 
 mod app;
 mod complete;
+mod hearing;
 mod prompts;
 mod resources;
 mod serve;
@@ -10,6 +11,7 @@ mod skills;
 mod subscribe;
 
 pub(crate) use app::{is_shown_by as shows_apps, mark as mark_app};
+pub(crate) use hearing::{Hearing, Reader};
 pub(crate) use prompts::{all as prompts, filled as prompt};
 pub(crate) use resources::templates;
 pub(crate) use serve::{complete, list, read};

@@ -1,7 +1,8 @@
 //! Subscriptions: a client is told that a resource has changed, at most once per resource and [`COALESCE`], and then reads it.
 //!
 //! Nothing is queued for a subscriber: it has a cursor in the events of the daemon. One that does not read is told later, of all changes at
-//! once, and costs no more than the resources that it named. It is told of changes of what its caller sees, and of nothing else.
+//! once, and costs no more than the resources that it named. So it is in a session over HTTP while its client has no stream open. It is told of
+//! changes of what its caller sees, and of nothing else.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::hearing::Hearing;
 use super::resources::{Source, source};
 use crate::forward::Client;
 
@@ -108,7 +110,7 @@ impl Subscriptions {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Subscribes a client.
+    /// Subscribes a client. With `hearing`, it is told of changes only while it reads.
     ///
     /// # Errors
     /// The resource does not exist for the caller or cannot be watched, or there are too many.
@@ -116,6 +118,7 @@ impl Subscriptions {
         self: &Arc<Self>,
         client: &Client,
         peer: &Peer<RoleServer>,
+        hearing: Option<&Hearing>,
         uri: &str,
     ) -> Result<(), ErrorData> {
         let data = || Some(json!({ "uri": uri.chars().take(URI_MAX).collect::<String>() }));
@@ -140,11 +143,11 @@ impl Subscriptions {
         if telling.is_none() {
             let over = CancellationToken::new();
             *telling = Some(over.clone().drop_guard());
-            let (weak, peer) = (Arc::downgrade(self), peer.clone());
+            let (weak, peer, hearing) = (Arc::downgrade(self), peer.clone(), hearing.cloned());
             let (news, ended) = (client.host().nexus().news(client.caller()), client.caller().ended());
             tokio::spawn(async move {
                 tokio::select! {
-                    () = tell_session(weak, &peer, news) => {}
+                    () = tell_session(weak, &peer, hearing, news) => {}
                     () = over.cancelled() => {}
                     () = ended.cancelled() => {}
                 }
@@ -159,8 +162,16 @@ impl Subscriptions {
     }
 }
 
-async fn tell_session(subscriptions: Weak<Subscriptions>, peer: &Peer<RoleServer>, mut news: News) {
+async fn tell_session(
+    subscriptions: Weak<Subscriptions>,
+    peer: &Peer<RoleServer>,
+    hearing: Option<Hearing>,
+    mut news: News,
+) {
     loop {
+        if let Some(hearing) = &hearing {
+            hearing.begun().await;
+        }
         let watched = || subscriptions.upgrade().map(|subscriptions| subscriptions.watched().clone());
         let Some(changed) = next_changed(&mut news, watched).await else { return };
         for uri in changed {
