@@ -215,7 +215,11 @@ fn cover_boot_id() -> io::Result<()> {
     let Some(fresh) = read_small("/proc/sys/kernel/random/uuid", 64) else {
         return Err(io::Error::other("the kernel gives no uuid"));
     };
-    // A fork of a fork has one already, on which the new one is laid.
+    // A fork of a fork has one already. Nothing can be laid on that one once its file is replaced.
+    match rustix::mount::unmount(kernel, rustix::mount::UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
     configure::replace(cover, fresh.as_bytes(), 0o444)?;
     Ok(rustix::mount::mount_bind(cover, kernel)?)
 }

@@ -564,17 +564,6 @@ mod tests {
     }
 
     #[test]
-    fn cursors_are_of_one_command() {
-        let [id, other] = [CommandId::of_boot(9, 1).unwrap(), CommandId::of_boot(7, 1).unwrap()];
-        assert_eq!(offsets(&cursor(id, [7, u64::MAX]), id), Ok([7, u64::MAX]));
-        for bad in ["", "x", "x.1.2", &format!("{id}.1"), &format!("{id}.1.-2"), &format!("{id}.1.2.3")] {
-            assert!(offsets(bad, id).is_err(), "{bad}");
-        }
-        let error = offsets(&cursor(other, [1, 2]), id).unwrap_err();
-        assert!(error.message.contains("each boot"), "{error}");
-    }
-
-    #[test]
     fn signals_have_names_and_numbers() {
         for text in ["TERM", "term", "SIGTERM", "15"] {
             assert_eq!(signal(text).unwrap(), (Signal::TERM, "SIGTERM".to_owned()));

@@ -23,3 +23,19 @@ pub(super) fn offsets(cursor: &str, of: CommandId) -> Result<[u64; 2], ToolError
     }
     Ok([stdout, stderr])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_are_of_one_command() {
+        let [id, other] = [CommandId::of_boot(9, 1).unwrap(), CommandId::of_boot(7, 1).unwrap()];
+        assert_eq!(offsets(&cursor(id, [7, u64::MAX]), id), Ok([7, u64::MAX]));
+        for bad in ["", "x", "x.1.2", &format!("{id}.1"), &format!("{id}.1.-2"), &format!("{id}.1.2.3")] {
+            assert!(offsets(bad, id).is_err(), "{bad}");
+        }
+        let error = offsets(&cursor(other, [1, 2]), id).unwrap_err();
+        assert!(error.message.contains("each boot"), "{error}");
+    }
+}
