@@ -133,6 +133,8 @@ fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
     stream.read_to_string(&mut page).expect("it answers");
     assert!(page.contains("served"), "{page}");
     assert_eq!(client.inspect("web")["state"], "ready");
+    // An open connection keeps it awake.
+    drop(stream);
 
     // One that is idle goes to sleep by itself.
     client.must("vm_update", json!({ "vm": "web", "idle_stop": "1s", "idle_action": "suspend" }));

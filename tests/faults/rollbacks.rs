@@ -186,10 +186,12 @@ fn a_fork_reaches_no_more_than_its_parent_did_when_it_was_deleted() {
         let call = json!({ "checkpoint": checkpoint, "wait_s": 45 });
         holder.call("vm_fork", call).expect_err("it cannot be restored here").code
     };
+    // A token may not name files of the host, so it takes an image that is there.
+    owner.to_the_end("image_create", json!({ "from": world.from, "name": "small" }), SOON);
     for (number, name) in [(1001, "open"), (1002, "closed")] {
-        let mut arguments = world.arguments(name);
-        arguments["network"] = json!({ "mode": "none" });
-        holder.create(arguments);
+        holder.create(json!({
+            "name": name, "from": "image:small", "disk": "128MiB", "network": { "mode": "none" }, "wait_s": 45
+        }));
         owner.must("vm_update", json!({ "vm": name, "network": { "mode": "proxy" } }));
         let maker: String = database(&world)
             .query_row("SELECT owner FROM vms WHERE name = ?1", [name], |row| row.get(0))
