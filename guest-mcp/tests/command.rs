@@ -364,6 +364,12 @@ fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
     let line = format!("(sleep 0.3; seq 1 200000; touch {path}) & echo started");
     client.good("run_command", json!({ "command": line }));
     until("it wrote all and went on", || std::path::Path::new(&path).exists());
+    // A list knows of its end, although nobody asked for that command.
+    until("only the first one is left", || {
+        let listed = client.good("command_list", json!({}));
+        let commands = facts(&listed)["commands"].as_array().unwrap();
+        commands.iter().filter(|command| command["descendants"].is_object()).count() == 1
+    });
     let id = facts(&result)["command_id"].clone();
     client.good("command_signal", json!({ "id": id }));
     until("a signal reaches it", || processes_with(&mark) == 0);

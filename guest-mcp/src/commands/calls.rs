@@ -67,7 +67,10 @@ impl Table {
             CommandOutput::NAME => self.output(decode::<CommandOutput>(&params)?).await,
             CommandInput::NAME => self.input(decode::<CommandInput>(&params)?).await,
             CommandSignal::NAME => self.signal(decode::<CommandSignal>(&params)?).await,
-            CommandList::NAME => self.list_page(&decode::<CommandList>(&params)?),
+            CommandList::NAME => {
+                self.look_at_left().await;
+                self.list_page(&decode::<CommandList>(&params)?)
+            }
             McpList::NAME => self.mcp_list(decode::<McpList>(&params)?, &caller).await,
             McpCall::NAME => self.mcp_call(decode::<McpCall>(&params)?, &caller).await,
             SERVICES_START => {

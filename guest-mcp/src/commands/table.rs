@@ -246,6 +246,14 @@ impl Table {
         }
     }
 
+    /// Looks again what ended commands left running: it ends without a word.
+    pub(super) async fn look_at_left(&self) {
+        let commands = self.inner().commands.clone();
+        for command in &commands {
+            command.left().await;
+        }
+    }
+
     /// Keeps output of a stream, as far as there is room.
     pub(super) fn keep(&self, stream: &Stream, bytes: &[u8]) {
         let (before, after) = {
