@@ -371,7 +371,7 @@ async fn arguments_are_taken_in_each_form_and_refused_under_the_callers_name() {
         whole.call("vm_list", json!({"limit": "10", "tags": null, "cursor": "", "state": null})).await;
     assert_eq!(listed["structuredContent"]["vms"], json!([]), "{listed}");
 
-    let takes = "run_command takes: argv, command, cwd, encoding, env, keep_bytes, kill_descendants, kill_grace_s, log, lossless, max_output_bytes, merge, stdin, stdin_encoding, stdin_open, stdin_path, timeout_s, user, yield_after_s";
+    let takes = "run_command takes: argv, checkpoint, command, cwd, encoding, env, keep_bytes, kill_descendants, kill_grace_s, log, lossless, max_output_bytes, merge, stdin, stdin_encoding, stdin_open, stdin_path, timeout_s, user, yield_after_s";
     let on_host = takes.replace("run_command takes: ", "guest_run_command takes: vm, ");
     let mut scoped = rig.session("/mcp/vm/web-1").await;
     for (arguments, said) in [

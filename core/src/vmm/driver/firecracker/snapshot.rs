@@ -41,8 +41,6 @@ const LOADED: [&str; 2] = [vm_files::LOADED_STATE, vm_files::LOADED_RAM];
 /// What it takes to save the guest of one firecracker.
 #[derive(Debug)]
 pub(super) struct Saver {
-    /// Firecracker's directory.
-    directory: PathBuf,
     state: File,
     ram: File,
     /// Length of the guest's memory, in bytes.
@@ -69,7 +67,6 @@ impl Saver {
         let [state, ram] = make_both(directory, SAVED, jail.map(Jailed::jail))?;
         let binary = File::open(&job.plan.binary).map_err(saving("open firecracker's binary"))?;
         Ok(Self {
-            directory: directory.to_owned(),
             state,
             ram,
             memory: job.plan.memory.as_bytes(),
@@ -86,7 +83,7 @@ impl Saver {
 
     /// Fails if the disk has no room for the guest's memory, all of which firecracker writes.
     pub(super) fn check_room(&self) -> Result<(), DriverError> {
-        let free = disk::free_bytes(&self.directory).map_err(saving("look for room on the disk"))?;
+        let free = disk::free_bytes_of(&self.ram).map_err(saving("look for room on the disk"))?;
         let needed = self.memory.saturating_add(KEEP_FREE);
         if free >= needed {
             return Ok(());
