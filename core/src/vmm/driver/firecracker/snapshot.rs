@@ -66,13 +66,7 @@ impl Saver {
         }
         let [state, ram] = make_both(directory, SAVED, jail.map(Jailed::jail))?;
         let binary = File::open(&job.plan.binary).map_err(saving("open firecracker's binary"))?;
-        Ok(Self {
-            state,
-            ram,
-            memory: job.plan.memory.as_bytes(),
-            binary,
-            binary_sha256: OnceLock::new(),
-        })
+        Ok(Self { state, ram, memory: job.plan.memory.as_bytes(), binary, binary_sha256: OnceLock::new() })
     }
 
     /// Prepares for a save while the guest runs: reads firecracker's binary once, and looks for room on the disk.
