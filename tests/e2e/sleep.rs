@@ -47,16 +47,10 @@ fn wakes(client: &mut Client, vm: &str) -> usize {
 }
 
 /// Has the daemon end at a point within a call, and starts it again.
-fn kill_at(daemon: &mut Daemon, point: &str, tool: &str, arguments: &Value) {
-    daemon.stop();
-    daemon.set("NEXUS_FAILPOINT", Some(point));
-    daemon.restart();
-    daemon.client().request("tools/call", &json!({ "name": tool, "arguments": arguments })).ok();
-    daemon.wait_until_ended();
-    let reached = format!("ending at a failpoint point=\"{point}\"");
-    assert!(daemon.log().contains(&reached), "{point} was not reached\n{}", daemon.log());
-    daemon.set("NEXUS_FAILPOINT", None);
-    daemon.restart();
+fn kill_at(daemon: &mut Daemon, point: &str, tool: &str, arguments: &Value) -> Client {
+    daemon.kill_at(point, |client| {
+        client.request("tools/call", &json!({ "name": tool, "arguments": arguments })).ok();
+    })
 }
 
 #[test]

@@ -20,16 +20,7 @@ pub(crate) fn kill_at(world: &mut World, point: &str, tool: &str, arguments: &Va
 }
 
 pub(crate) fn kill_daemon_at(daemon: &mut Daemon, point: &str, tool: &str, arguments: &Value) -> Client {
-    daemon.stop();
-    daemon.set("NEXUS_FAILPOINT", Some(point));
-    daemon.restart();
-    call_in_vain(&mut daemon.client(), tool, arguments);
-    daemon.wait_until_ended();
-    let reached = format!("ending at a failpoint point=\"{point}\"");
-    assert!(daemon.log().contains(&reached), "{point} was not reached\n{}", daemon.log());
-    daemon.set("NEXUS_FAILPOINT", None);
-    daemon.restart();
-    daemon.client()
+    daemon.kill_at(point, |client| call_in_vain(client, tool, arguments))
 }
 
 /// The newest operation, once it has ended.

@@ -87,18 +87,10 @@ fn vms_that_cannot_be_copied_or_seen_are_refused() {
 
 /// Kills the daemon at a point of `image_create`, once it has taken up the VM; returns a client of the next one.
 fn cut_off(world: &mut World, point: &str, wanted: &Value) -> Client {
-    let daemon = &mut world.daemon;
-    daemon.stop();
-    daemon.set("NEXUS_FAILPOINT", Some(point));
-    daemon.restart();
-    daemon.client().wait_for_state("web", "ready");
-    call_in_vain(&mut daemon.client(), "image_create", wanted);
-    daemon.wait_until_ended();
-    let reached = format!("ending at a failpoint point=\"{point}\"");
-    assert!(daemon.log().contains(&reached), "{point} was not reached\n{}", daemon.log());
-    daemon.set("NEXUS_FAILPOINT", None);
-    daemon.restart();
-    daemon.client()
+    world.daemon.kill_at(point, |client| {
+        client.wait_for_state("web", "ready");
+        call_in_vain(client, "image_create", wanted);
+    })
 }
 
 #[test]

@@ -259,6 +259,21 @@ impl Daemon {
         self.wait_until_ended();
     }
 
+    /// Has it end at a failpoint, which `work` with a client of it reaches, and starts it again; returns a client of the next one.
+    #[track_caller]
+    pub fn kill_at(&mut self, point: &str, work: impl FnOnce(&mut Client)) -> Client {
+        self.stop();
+        self.set("NEXUS_FAILPOINT", Some(point));
+        self.restart();
+        work(&mut self.client());
+        self.wait_until_ended();
+        let reached = format!("ending at a failpoint point=\"{point}\"");
+        assert!(self.log().contains(&reached), "{point} was not reached\n{}", self.log());
+        self.set("NEXUS_FAILPOINT", None);
+        self.restart();
+        self.client()
+    }
+
     /// Changes a setting for the next start; `None` removes it.
     pub fn set(&mut self, key: &str, value: Option<&str>) {
         match value {

@@ -98,18 +98,10 @@ pub fn assert_files(daemon: &Daemon, client: &mut Client) {
 /// daemon again.
 #[track_caller]
 pub fn kill_at(daemon: &mut Daemon, point: &str, ready: &str, tool: &str, arguments: Value) -> Client {
-    daemon.stop();
-    daemon.set("NEXUS_FAILPOINT", Some(point));
-    daemon.restart();
-    let mut client = daemon.client();
-    client.wait_for_state(ready, "ready");
-    call_in_vain(&mut client, tool, arguments);
-    daemon.wait_until_ended();
-    let reached = format!("ending at a failpoint point=\"{point}\"");
-    assert!(daemon.log().contains(&reached), "{point} was not reached\n{}", daemon.log());
-    daemon.set("NEXUS_FAILPOINT", None);
-    daemon.restart();
-    daemon.client()
+    daemon.kill_at(point, |client| {
+        client.wait_for_state(ready, "ready");
+        call_in_vain(client, tool, arguments);
+    })
 }
 
 /// Calls a tool of a daemon that is killed meanwhile. Whether it still answers does not matter.

@@ -41,8 +41,8 @@ use stage::Filled;
 /// The disk's name in a drive's directory.
 pub const DISK: &str = "disk.ext4";
 
-/// How many bytes must stay free on the disk when a drive is made.
-const KEEP_FREE: u64 = 64 << 20;
+/// How many bytes must stay free on the disk when a drive is made, copied or saved.
+pub(crate) const KEEP_FREE: u64 = 64 << 20;
 
 /// A way to copy drives. All methods block.
 pub trait Backend: fmt::Debug + Send + Sync {

@@ -1,6 +1,6 @@
 //! The checkpoint tools, and `vm_rollback`.
 
-use nexus_schema::id::{CheckpointId, CheckpointKind, VmId};
+use nexus_schema::id::{CheckpointId, CheckpointKind, OpId, VmId};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::checkpoint::{
     CheckpointDeleteOutput, CheckpointDeleteParams, CheckpointDetails, CheckpointListOutput,
@@ -12,15 +12,15 @@ use nexus_schema::{ErrorCode, Name, Reference, TimeSpan, ToolError};
 use super::vm::{seen_rows, subject};
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
 use crate::access::{Caller, Deed};
-use crate::context::Registry;
+use crate::context::{Handle, Registry};
 use crate::op::{did_you_mean, store_error};
 use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::{StoreError, random_id};
 use crate::vm::checkpoint::{self, Wanted};
 use crate::vm::{lifetime, policy};
 
-/// How long a rollback keeps what it took back.
-const KEPT: TimeSpan = TimeSpan::seconds(60 * 60);
+/// How long a checkpoint is kept that nobody asked for: what a rollback took back, or the state before a command.
+pub(super) const KEPT: TimeSpan = TimeSpan::seconds(60 * 60);
 
 impl Nexus {
     /// The tool `vm_checkpoint`.
@@ -31,14 +31,27 @@ impl Nexus {
     ) -> Result<OpOutcome<CheckpointDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
-        let record = handle.view.borrow().record.clone();
-        policy::checkpointable(&record)?;
-        policy::checkpoint(record.name.as_str(), record.state)?;
-        policy::same_boot(record.name.as_str(), record.boot_id, params.if_boot_id)?;
         let named = params.name.map_or(Given::As("checkpoint"), Given::Name);
         let mut wanted = self.shared.wanted(&ctx.caller, named, params.ttl)?;
         wanted.tags = params.tags;
         wanted.if_boot = params.if_boot_id;
+        let op = self.begin_checkpoint(ctx, handle, wanted).await?;
+        self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// Begins the operation that takes a checkpoint of a VM which can be saved now.
+    pub(super) async fn begin_checkpoint(
+        &self,
+        ctx: &CallContext,
+        handle: Handle,
+        wanted: Wanted,
+    ) -> Result<OpId, ToolError> {
+        {
+            let view = handle.view.borrow();
+            policy::checkpointable(&view.record)?;
+            policy::checkpoint(view.record.name.as_str(), view.record.state)?;
+            policy::same_boot(view.record.name.as_str(), view.record.boot_id, wanted.if_boot)?;
+        }
         let about = Some((wanted.id.to_string(), wanted.name.to_string()));
         let op = self.shared.begin_op("vm_checkpoint", ctx, about).await?;
         let shared = self.shared.clone();
@@ -47,7 +60,7 @@ impl Nexus {
             let row = checkpoint::take(&shared, &handle, wanted, &progress).await?;
             shared.checkpoint_details(row).await
         });
-        self.shared.ops.wait(ctx, op, wait).await
+        Ok(op)
     }
 
     /// The tool `checkpoint_list`.

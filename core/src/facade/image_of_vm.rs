@@ -10,7 +10,7 @@ use super::Shared;
 use super::plan::name_taken;
 use crate::access::Caller;
 use crate::context::{CopyDrives, Handle};
-use crate::drive::DISK;
+use crate::drive::{DISK, KEEP_FREE};
 use crate::op::store_error;
 use crate::os::{disk, failpoint};
 use crate::progress::Progress;
@@ -20,9 +20,6 @@ use crate::store::images::ImageRecord;
 use crate::store::{images, random_id};
 use crate::vm::copies::copy_drives;
 use crate::vm::policy;
-
-/// How many bytes must stay free on the disk while a drive is copied: its guest stands still meanwhile.
-const KEEP_FREE: u64 = 64 << 20;
 
 /// A VM of whose root drive an image is to be made.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nexus_core::internals::{Accel, Exit, LaunchPlan, Link, ShimClient, VmmError};
@@ -17,6 +18,24 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(100);
 pub(crate) struct Vm {
     pub(crate) plan: LaunchPlan,
     root: tempfile::TempDir,
+    /// The shims that were launched, by pid.
+    shims: Mutex<Vec<u32>>,
+}
+
+/// A test that fails leaves no processes: a VMM ends with its shim.
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let shims = self.shims.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for pid in shims.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
+            if std::thread::panicking() {
+                // It may have ended.
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
+    }
 }
 
 impl Vm {
@@ -56,7 +75,7 @@ impl Vm {
             console_bytes: ByteSize::bytes(64 << 10),
             restore: None,
         };
-        Self { plan, root }
+        Self { plan, root, shims: Mutex::default() }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -68,7 +87,9 @@ impl Vm {
     }
 
     pub(crate) async fn launch(&self) -> ShimClient {
-        in_time(ShimClient::launch(Path::new(SHIM), &self.plan)).await.unwrap()
+        let shim = in_time(ShimClient::launch(Path::new(SHIM), &self.plan)).await.unwrap();
+        self.shims.lock().unwrap().push(shim.identity().pid);
+        shim
     }
 
     pub(crate) async fn fails_to_launch(&self) -> VmmError {

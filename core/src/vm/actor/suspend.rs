@@ -21,17 +21,20 @@ use tokio::task::spawn_blocking;
 use super::Actor;
 use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, thaw};
 use crate::context::{Decision, Taken};
-use crate::drive::DISK;
+use crate::drive::{DISK, KEEP_FREE};
 use crate::os::paths::checkpoint_files;
-use crate::os::{disk, failpoint, process, remove};
+use crate::os::{disk, failpoint, remove};
 use crate::store::checkpoints::{MANIFEST_VERSION, Manifest};
 use crate::store::suspended::{DriveMark, Suspended};
 use crate::store::vms::VmRecord;
 use crate::store::{now, random_id};
-use crate::vm::checkpoint::{KEEP_FREE, host_facts, publish};
+use crate::vm::checkpoint::{host_facts, in_background, memory_of, publish};
 use crate::vm::policy;
 use crate::vm::stop::Rung;
-use crate::vmm::{Saved, SavedKind, ShimClient, occupied};
+use crate::vmm::{Saved, SavedKind, ShimClient};
+
+/// The work on the files of a memory.
+const WRITE: &str = "write a VM's memory";
 
 /// How long the guest stands still at most while its memory is put on the disk.
 const WRITE_MAX: Duration = Duration::from_secs(300);
@@ -75,15 +78,7 @@ impl Actor {
     async fn check_space(&self) -> Result<(), ToolError> {
         let processes = self.record.processes;
         let root = self.shared.paths.all_suspended();
-        let looked = spawn_blocking(move || {
-            // What the VMM of a woken guest has not touched yet is not resident in it.
-            let used = processes.and_then(|processes| {
-                let resident =
-                    || process::usage(processes.vmm_pid).ok().flatten().map(|used| used.memory_bytes);
-                occupied(processes.shim_pid).or_else(resident)
-            });
-            (used.unwrap_or(0), disk::free_bytes(&root).ok())
-        });
+        let looked = spawn_blocking(move || (processes.map_or(0, memory_of), disk::free_bytes(&root).ok()));
         let (memory, free) =
             looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
         let needed = memory.saturating_add(KEEP_FREE);
@@ -114,7 +109,7 @@ impl Actor {
             return Err(ToolError::new(ErrorCode::VmWrongState, message).hint("wait until it is stopped"));
         }
         let made = part.to_owned();
-        in_background(move || make_directory(&made)).await?;
+        in_background(WRITE, move || make_directory(&made)).await?;
         let quiesced = match &boot.link {
             Some(link) => quiesce(link).await,
             None => Quiesced::default(),
@@ -128,7 +123,8 @@ impl Actor {
         let (mut memory, held_until) = self.write_memory(&shim, memory_of, part).await?;
         shim.pause().await.map_err(|error| save_failed(&error))?;
         let (files, saved) = (self.drive_files(), self.shared.paths.suspended(id));
-        let drives = in_background(move || marks_since(&files, &saved.join(checkpoint_files::RAM))).await?;
+        let drives =
+            in_background(WRITE, move || marks_since(&files, &saved.join(checkpoint_files::RAM))).await?;
         // It must not have run between the save and the pause, nor written.
         let Some(drives) = drives.filter(|_| Instant::now() < held_until) else {
             return Err(ToolError::new(ErrorCode::Timeout, "the guest ran on while its memory was written")
@@ -214,7 +210,7 @@ impl Actor {
         let text = serde_json::to_vec_pretty(&manifest)
             .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;
         let whole = self.shared.paths.suspended(id);
-        let memory_bytes = in_background(move || publish(&part, &whole, &text)).await?;
+        let memory_bytes = in_background(WRITE, move || publish(&part, &whole, &text)).await?;
         Ok(Suspended { manifest, token, drives: Vec::new(), memory_bytes, at: now() })
     }
 
@@ -293,17 +289,6 @@ pub(super) fn marks(files: &[(DriveId, PathBuf)]) -> std::io::Result<Vec<DriveMa
         Ok(DriveMark { drive: *drive, modified_ns: modified_ns(&found), size_bytes: found.len() })
     };
     files.iter().map(mark).collect()
-}
-
-async fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-) -> Result<T, ToolError> {
-    let done = spawn_blocking(work).await;
-    let done = done.map_err(|e| ToolError::internal(format!("write a VM's memory: {e}")))?;
-    done.map_err(|error| {
-        let code = if disk::is_full(&error) { ErrorCode::DiskFull } else { ErrorCode::Internal };
-        ToolError::new(code, format!("write a VM's memory: {error}"))
-    })
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ pub(in crate::vm) use place::{UNRENEWED, Unfinished, end_unrenewed, finish, fini
 pub(crate) use remove::{expire, remove, sweep};
 pub(crate) use restore::same_card;
 pub(crate) use rollback::{restorable, rollback, target};
-pub(in crate::vm) use take::{KEEP_FREE, host_facts, publish};
 pub(crate) use take::{Wanted, take};
+pub(in crate::vm) use take::{host_facts, in_background, memory_of, publish};
 
 use nexus_schema::id::{CheckpointId, CheckpointKind};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use super::check::facts_of;
 use crate::access::Charge;
 use crate::context::{Command, Handle, Shared, Take, Taken};
-use crate::drive::DISK;
+use crate::drive::{DISK, KEEP_FREE};
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
 use crate::os::{disk, failpoint, process, remove};
@@ -27,8 +27,8 @@ use crate::vm::create::ask;
 use crate::vm::policy;
 use crate::vmm::{SavedKind, occupied};
 
-/// How many bytes must stay free on the disk when a checkpoint is taken.
-pub(in crate::vm) const KEEP_FREE: u64 = 64 << 20;
+/// The work on a checkpoint's files.
+const WRITE: &str = "write a checkpoint";
 
 /// A checkpoint to take.
 #[derive(Debug, Clone)]
@@ -104,6 +104,13 @@ pub(crate) async fn take(
     }
 }
 
+/// Returns how much memory of a guest there is to save, in bytes. Blocks.
+pub(in crate::vm) fn memory_of(processes: VmProcesses) -> u64 {
+    // What the VMM of a restored guest has not touched yet is not resident in it.
+    let resident = || process::usage(processes.vmm_pid).ok().flatten().map(|used| used.memory_bytes);
+    occupied(processes.shim_pid).or_else(resident).unwrap_or(0)
+}
+
 /// What a checkpoint may occupy, of memory and of drives, in bytes. Fails if the disk has no room for that.
 async fn estimate(
     shared: &Shared,
@@ -114,12 +121,7 @@ async fn estimate(
     let (root, is_copied) = (shared.paths.checkpoints(), shared.drives.backend() == "copy");
     let looked = spawn_blocking(move || {
         let disks: u64 = files.iter().filter_map(|file| disk::allocated_bytes(file).ok()).sum();
-        // What the VMM of a restored guest has not touched yet is not resident in it.
-        let memory = processes.and_then(|processes| {
-            let resident = || process::usage(processes.vmm_pid).ok().flatten().map(|used| used.memory_bytes);
-            occupied(processes.shim_pid).or_else(resident)
-        });
-        (memory.unwrap_or(0), disks, disk::free_bytes(&root).ok())
+        (processes.map_or(0, memory_of), disks, disk::free_bytes(&root).ok())
     });
     let (memory, disks, free) =
         looked.await.map_err(|e| ToolError::internal(format!("look at the drives: {e}")))?;
@@ -149,7 +151,7 @@ async fn make(
     progress: &Progress,
 ) -> Result<CheckpointRecord, ToolError> {
     let (made, below) = (part.to_owned(), part.join(checkpoint_files::DRIVES));
-    in_background(move || {
+    in_background(WRITE, move || {
         let mut directory = std::fs::DirBuilder::new();
         directory.mode(0o700);
         directory.create(&made)?;
@@ -168,7 +170,7 @@ async fn make(
     };
     let own = part.to_owned();
     let ids: Vec<String> = drives.iter().map(|drive| format!("{}.ext4", drive.id)).collect();
-    let (drive_bytes, disk_bytes) = in_background(move || sync_drives(&own, &ids)).await?;
+    let (drive_bytes, disk_bytes) = in_background(WRITE, move || sync_drives(&own, &ids)).await?;
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         checkpoint: row.id,
@@ -192,7 +194,7 @@ async fn make(
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;
     let (own, whole) = (part.to_owned(), shared.paths.checkpoint(row.id));
-    let memory_bytes = in_background(move || publish(&own, &whole, &text)).await?;
+    let memory_bytes = in_background(WRITE, move || publish(&own, &whole, &text)).await?;
     row.token = Some(token);
     row.manifest = Some(manifest);
     row.memory_bytes = memory_bytes;
@@ -272,14 +274,16 @@ pub(in crate::vm) fn publish(part: &Path, whole: &Path, manifest: &[u8]) -> std:
     Ok(memory)
 }
 
-async fn in_background<T: Send + 'static>(
+/// Does blocking work on files. `what` is what fails with it, such as `write a checkpoint`.
+pub(in crate::vm) async fn in_background<T: Send + 'static>(
+    what: &str,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, ToolError> {
     let done = spawn_blocking(work).await;
-    let done = done.map_err(|e| ToolError::internal(format!("write a checkpoint: {e}")))?;
+    let done = done.map_err(|e| ToolError::internal(format!("{what}: {e}")))?;
     done.map_err(|error| {
         let code = if disk::is_full(&error) { ErrorCode::DiskFull } else { ErrorCode::Internal };
-        ToolError::new(code, format!("write a checkpoint: {error}"))
+        ToolError::new(code, format!("{what}: {error}"))
     })
 }
 

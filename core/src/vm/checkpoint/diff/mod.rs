@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 use crate::context::{CopyDrives, Handle, Shared};
-use crate::drive::DISK;
+use crate::drive::{DISK, KEEP_FREE};
 use crate::guest::Link;
 use crate::op::store_error;
 use crate::os::disk;
@@ -42,8 +42,6 @@ const COPY_MAX: Duration = Duration::from_secs(30);
 /// How many comparisons there are at a time, each with all names of two filesystems in memory, and how long others wait for them.
 static COMPARISONS: Semaphore = Semaphore::const_new(3);
 const TURN_MAX: Duration = Duration::from_secs(10);
-/// How many bytes must stay free on the disk while drives are copied.
-const KEEP_FREE: u64 = 64 << 20;
 /// Timeout of a guest to list its processes.
 const LIST_MAX: Duration = Duration::from_secs(5);
 /// How many bytes of the reply are used for the list of files, and for diffs of texts.
