@@ -57,6 +57,8 @@ pub(crate) fn measure(options: &Options) -> Table {
     client.must("settings_set", json!({ "values": { "network.dns": ROUTER.to_string() } }));
     nat(options, &daemon, &mut table);
     client.must("vm_delete", json!({ "vm": "nat", "force": true }));
+    // nexus-net outlives the daemon.
+    client.must("network_cleanup", json!({}));
     proxy(options, &daemon, &world, &mut table);
     table.note(
         "The servers are in a namespace behind the host's, over a veth pair. Rates of TCP include segmentation offload on both sides.",
