@@ -51,7 +51,7 @@ struct Subject {
 impl Subject {
     fn start() -> Self {
         let daemon = Daemon::start();
-        let vm = daemon.client().create(json!({ "name": VM, "from": "busybox", "memory": "1GiB" }));
+        let vm = daemon.client().create(json!({ "name": VM, "from": "busybox", "memory": "2GiB" }));
         let socket = vm["process"]["vsock_socket"].as_str().expect("a running VM has a socket").into();
         let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         let subject = Self { daemon, socket, scratch };
