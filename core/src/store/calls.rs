@@ -14,6 +14,9 @@ use super::columns::{RowExt, signed};
 
 /// How many calls are kept.
 const KEPT: i64 = 1_000_000;
+/// How many more there are before the oldest are deleted. The indexes spread a few old calls over as many pages as many old ones: to
+/// delete some with each new one would write a full log again and again.
+const SLACK: i64 = 2_000;
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +71,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Adds calls, and deletes the oldest beyond the maximum number.
+/// Adds calls, and deletes the oldest if there are too many.
 pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome, boot_id, rule, denied, bytes_in, bytes_out,
@@ -91,7 +94,18 @@ pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
             call.trace.as_ref().map(|trace| &trace.parent),
         ])?;
     }
-    tx.prepare_cached("DELETE FROM calls WHERE seq <= (SELECT max(seq) FROM calls) - ?1")?.execute([KEPT])?;
+    forget_oldest(tx, KEPT, SLACK)
+}
+
+/// Deletes all calls but the newest `kept`, if there are more than `slack` others.
+pub(super) fn forget_oldest(tx: &Connection, kept: i64, slack: i64) -> Result<(), StoreError> {
+    let end =
+        |sql: &str| -> rusqlite::Result<i64> { tx.prepare_cached(sql)?.query_row([], |row| row.get(0)) };
+    let newest = end("SELECT coalesce(max(seq), 0) FROM calls")?;
+    let oldest = end("SELECT coalesce(min(seq), 0) FROM calls")?;
+    if newest - oldest >= kept.saturating_add(slack) {
+        tx.prepare_cached("DELETE FROM calls WHERE seq <= ?1")?.execute([newest - kept])?;
+    }
     Ok(())
 }
 
