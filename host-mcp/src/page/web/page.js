@@ -87,6 +87,12 @@ async function open(secret, failed) {
   shell.start();
 }
 
-const kept = sessionStorage.getItem(KEPT);
-if (kept) open(kept, login);
-else login();
+function begin() {
+  const kept = sessionStorage.getItem(KEPT);
+  if (kept) open(kept, login);
+  else login();
+}
+
+// The browser first paints what the document itself says; one that shows nothing paints nothing.
+if (document.visibilityState === "visible") requestAnimationFrame(() => setTimeout(begin));
+else begin();
