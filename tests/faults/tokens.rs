@@ -30,7 +30,8 @@ fn with(world: &World, secret: &str) -> Client {
 }
 
 /// Sends one HTTP request on a new connection; returns the answer.
-fn http(world: &World, line: &str, token: &str, more: &str, body: &str) -> String {
+/// The answer to a request over HTTP, with its head.
+pub(crate) fn http(world: &World, line: &str, token: &str, more: &str, body: &str) -> String {
     let mut stream = send(world, line, token, &format!("Connection: close\r\n{more}"), body);
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
