@@ -386,6 +386,10 @@ impl Conversation {
             let ends = {
                 let mut state = self.state();
                 if let Some(message) = state.waiting.pop_front() {
+                    if state.waiting.is_empty() {
+                        // Most sessions wait for long, and there may be many.
+                        state.waiting = VecDeque::new();
+                    }
                     self.room.notify_one();
                     return Some(message);
                 }

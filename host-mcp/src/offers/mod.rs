@@ -16,4 +16,4 @@ pub(crate) use prompts::{all as prompts, filled as prompt};
 pub(crate) use resources::templates;
 pub(crate) use serve::{complete, list, read};
 pub(crate) use skills::{all as skills, named as skill};
-pub(crate) use subscribe::{Subscriptions, accepted, listen};
+pub(crate) use subscribe::{AllWatched, Subscriptions, accepted, listen};
