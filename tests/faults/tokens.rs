@@ -6,12 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nexus_schema::access::{Scope, scope_of};
 use nexus_tests::client::Client;
 use nexus_tests::daemon::program;
 use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
-use crate::world::{SOON, World, refused};
+use crate::world::{SOON, World, refused, soon};
 
 /// Makes a token; returns its secret and its id.
 #[track_caller]
@@ -278,6 +279,44 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
     assert!(code == Some(77) && error.contains("NEXUS_TOKEN"), "{error}");
     let (_, list, _) = nexusctl(&maker, &["token", "ls"]);
     assert!(list.contains("sub") && !list.contains("worker") && !list.contains(&sub), "{list}");
+}
+
+#[test]
+fn each_scope_allows_its_tools_and_no_others() {
+    let world = World::hostile(&[]);
+    let mut owner = all_tools(&world);
+    let tools = nexus_schema::tools::host().into_iter().chain(nexus_schema::tools::guest_on_host());
+    let tools: Vec<String> = tools.map(|tool| tool.name).collect();
+    let mut denied = 0;
+    for scope in Scope::ALL {
+        let (secret, _) = token(&mut owner, json!({ "scopes": [scope], "all_vms": true, "tools": "all" }));
+        let mut holder = with(&world, &secret);
+        let listed = holder.request("tools/list", &json!({})).expect("a list");
+        let listed = listed["tools"].as_array().expect("tools");
+        for tool in &tools {
+            let needs = scope_of(tool);
+            let is_allowed = needs == Scope::Read || needs == scope;
+            let is_listed = listed.iter().any(|one| one["name"] == tool.as_str());
+            assert_eq!(is_listed, is_allowed, "{scope}: {tool}");
+            if !is_allowed {
+                let failure = refused(&mut holder, tool, json!({ "vm": "nowhere" }));
+                let words = format!("needs the scope {needs}");
+                assert!(
+                    failure.code == "forbidden" && failure.text.contains(&words),
+                    "{scope}: {tool}: {}",
+                    failure.text
+                );
+                denied += 1;
+            }
+        }
+    }
+    let recorded = soon("all is recorded", || {
+        let calls = owner.must("audit_list", json!({ "outcome": "denied", "limit": 500 }))["calls"].take();
+        let calls = calls.as_array().expect("a list").clone();
+        (calls.len() >= denied).then_some(calls)
+    });
+    assert_eq!(recorded.len(), denied);
+    assert!(recorded.iter().all(|call| call["rule"] == "no scope"), "{recorded:?}");
 }
 
 #[test]

@@ -137,6 +137,28 @@ mod tests {
     }
 
     #[test]
+    fn every_state_has_a_next_step_that_the_default_set_takes() {
+        let registry = crate::tools::Registry::new();
+        let tools = registry.list(crate::host::View::Whole(crate::tools::Toolset::WORK));
+        for state in VmState::ALL {
+            let told = compacted(json!({
+                "done": true, "op_id": "ots4vdu7ifkoc", "state": "succeeded", "result": vm(state.as_str()),
+            }));
+            let (name, arguments) = told["next"].as_str().unwrap().split_once(' ').unwrap();
+            let arguments: Map<String, Value> = serde_json::from_str(arguments).unwrap();
+            let tool = tools.iter().find(|tool| tool.name == name);
+            let schema = &tool.unwrap_or_else(|| panic!("{state}: {name} is not offered")).input_schema;
+            for needed in schema["required"].as_array().unwrap() {
+                assert!(arguments.contains_key(needed.as_str().unwrap()), "{state}: {name} needs {needed}");
+            }
+            for given in arguments.keys() {
+                assert!(schema["properties"].get(given).is_some(), "{state}: {name} takes no {given}");
+            }
+            assert!(told.to_string().len() <= 300, "{told}");
+        }
+    }
+
+    #[test]
     fn a_run_is_told_with_its_output_and_no_next_step() {
         let mut vm = vm("stopped");
         vm["run"] = json!({ "status": 3, "stdout": "out\n", "stderr": "" });
