@@ -3,7 +3,7 @@
 use nexus_tests::client::Client;
 use serde_json::{Value, json};
 
-use crate::tokens::http;
+use crate::tokens::{http, session};
 use crate::world::{World, soon};
 
 const EXTENSION: &str = "io.modelcontextprotocol/tasks";
@@ -151,19 +151,12 @@ fn a_session_whose_client_declares_tasks_gets_them() {
 
     // The same over HTTP.
     let (_, secret) = world.daemon.http();
-    let message = |id: u32, method: &str, params: &Value| {
-        json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string()
-    };
     for (capabilities, is_task) in [(capabilities, true), (json!({}), false)] {
-        let initialize = json!({ "protocolVersion": "2025-11-25", "capabilities": capabilities,
-            "clientInfo": { "name": "test", "version": "0" } });
-        let opened = http(&world, "POST /mcp", &secret, "", &message(1, "initialize", &initialize));
-        let session =
-            opened.lines().find_map(|line| line.strip_prefix("mcp-session-id: ")).expect("a session");
-        let session = format!("Mcp-Session-Id: {}\r\n", session.trim());
+        let session = session(&world, &secret, &capabilities);
         let mut call = command("sleep 3; echo out");
         call["arguments"]["yield_after_s"] = 1.into();
-        let answer = http(&world, "POST /mcp", &secret, &session, &message(2, "tools/call", &call));
+        let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call }).to_string();
+        let answer = http(&world, "POST /mcp", &secret, &session, &call);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert_eq!(answer.contains(r#""resultType":"task""#), is_task, "{answer}");
         assert_eq!(answer.contains(r#""content":"#), !is_task, "{answer}");

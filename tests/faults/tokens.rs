@@ -39,7 +39,18 @@ pub(crate) fn http(world: &World, line: &str, token: &str, more: &str, body: &st
     text
 }
 
-fn send(world: &World, line: &str, token: &str, more: &str, body: &str) -> TcpStream {
+/// Opens a session over HTTP for a client with these capabilities; returns the line that names it in the head of a request.
+#[track_caller]
+pub(crate) fn session(world: &World, token: &str, capabilities: &Value) -> String {
+    let opening = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocolVersion": "2025-11-25",
+        "capabilities": capabilities, "clientInfo": { "name": "test", "version": "0" } } });
+    let answer = http(world, "POST /mcp", token, "", &opening.to_string());
+    let id = answer.lines().find_map(|line| line.strip_prefix("mcp-session-id: ")).expect("a session");
+    format!("Mcp-Session-Id: {}\r\n", id.trim())
+}
+
+/// Sends a request over HTTP; returns the connection, for its answer.
+pub(crate) fn send(world: &World, line: &str, token: &str, more: &str, body: &str) -> TcpStream {
     let (url, _) = world.daemon.http();
     let address = url.trim_start_matches("http://").trim_end_matches("/mcp");
     let mut stream = TcpStream::connect(address).expect("connect by HTTP");
@@ -483,17 +494,7 @@ fn a_revoked_token_ends_what_uses_it_within_a_second() {
         "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\nConnection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).expect("a request");
-    let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocolVersion": "2025-11-25",
-        "capabilities": {}, "clientInfo": { "name": "test", "version": "0" } } })
-    .to_string();
-    let answer = http(&world, "POST /mcp", &secret, "", &initialize);
-    let session = answer
-        .lines()
-        .find_map(|line| line.strip_prefix("mcp-session-id: "))
-        .expect("a session")
-        .trim()
-        .to_owned();
-    let session = format!("Mcp-Session-Id: {session}\r\n");
+    let session = session(&world, &secret, &json!({}));
     let mut events = send(&world, "GET /mcp", &secret, &session, "");
     let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": wait }).to_string();
     let mut waiting = send(&world, "POST /mcp", &secret, &format!("{session}Connection: close\r\n"), &call);
