@@ -87,12 +87,16 @@ async function open(secret, failed) {
   shell.start();
 }
 
+let hasBegun = false;
+
 function begin() {
+  if (hasBegun) return;
+  hasBegun = true;
   const kept = sessionStorage.getItem(KEPT);
   if (kept) open(kept, login);
   else login();
 }
 
-// The browser first paints what the document itself says; one that shows nothing paints nothing.
-if (document.visibilityState === "visible") requestAnimationFrame(() => setTimeout(begin));
-else begin();
+// The browser first paints what the document itself says. One that shows nothing paints nothing, so that is not waited for for long.
+requestAnimationFrame(() => setTimeout(begin));
+setTimeout(begin, 250);
