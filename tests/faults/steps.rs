@@ -64,6 +64,16 @@ fn what_is_next_works() {
     let resumed = work.must(VmState::Paused.next().tool, json!({ "vm": "web" }));
     assert_eq!(resumed["result"]["state"], "ready", "{resumed}");
     short(&resumed);
+    // What is the host's own is told to those who ask for it.
+    for (arguments, is_told) in
+        [(json!({ "vm": "web" }), false), (json!({ "vm": "web", "verbose": true }), true)]
+    {
+        let told = work.must("vm_inspect", arguments);
+        for key in ["process", "console_log", "owner"] {
+            assert_eq!(told.get(key).is_some(), is_told, "{key}: {told}");
+        }
+        assert_eq!(told["drives"][0].get("path").is_some(), is_told, "{told}");
+    }
     // What goes on names the operation.
     all.must("vm_delete", json!({ "vm": "web", "force": true }));
     let mut arguments = world.arguments("web");
