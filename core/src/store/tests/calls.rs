@@ -5,7 +5,7 @@ use std::time::Duration;
 use nexus_schema::tools::audit::AuditEntry;
 
 use super::*;
-use crate::store::calls::{CallRecord, Wanted, forget_oldest, insert, list};
+use crate::store::calls::{CallRecord, Wanted, forget_oldest, insert, list, search_by};
 
 fn call(at: i64, owner: &str, tool: &'static str, vm: Option<VmId>) -> CallRecord {
     CallRecord {
@@ -76,4 +76,44 @@ async fn calls_are_found_by_vm_caller_tool_and_time() {
     .unwrap();
     let expected: [&[u64]; 7] = [&[2, 1], &[3, 2], &[3, 2], &[3, 2], &[4, 1], &[2], &[]];
     assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn pieces_find_what_one_look_finds() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        let tools = ["vm_list", "run_command", "audit_list"];
+        let calls: Vec<_> = tools
+            .into_iter()
+            .cycle()
+            .take(100)
+            .zip(0..)
+            .map(|(tool, at)| call(at, "uid:0", tool, None))
+            .collect();
+        insert(tx, &calls)
+    })
+    .await
+    .unwrap();
+    let (rare, at) = (|| Some("run_command".to_owned()), |at| Some(Timestamp::from_millis(at)));
+    for wanted in [
+        Wanted::default(),
+        Wanted { tool: rare(), ..Wanted::default() },
+        Wanted { tool: rare(), before: Some(50), ..Wanted::default() },
+        Wanted { tool: rare(), after: Some(50), ..Wanted::default() },
+        Wanted { tool: rare(), after: Some(i64::MAX), ..Wanted::default() },
+        Wanted { since: at(20), until: at(60), ..Wanted::default() },
+        Wanted { since: at(20), after: Some(0), ..Wanted::default() },
+        Wanted { outcome: Some("ok".into()), before: Some(1), ..Wanted::default() },
+        Wanted { outcome: Some("busy".into()), ..Wanted::default() },
+    ] {
+        for limit in [1, 9, 500] {
+            let asked = wanted.clone();
+            let whole =
+                store.read(move |db| -> Result<_, StoreError> { list(db, &asked, limit) }).await.unwrap();
+            for piece in [1, 7, 1000] {
+                let found = search_by(&store, &wanted, limit, piece).await.unwrap();
+                assert_eq!(found, whole, "{wanted:?}, at most {limit}, by {piece}");
+            }
+        }
+    }
 }
