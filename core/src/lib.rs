@@ -54,6 +54,7 @@ pub mod link {
 
 /// What a server on this host needs of the operating system.
 pub mod host {
+    pub use crate::asset::Sha256;
     pub use crate::os::random::{same_secret, token as random_token};
     pub use crate::os::{busy_poll, failpoint, memory, shares, socket, users};
     pub use crate::vmm::is_of_vm;

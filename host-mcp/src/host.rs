@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::offers::AllWatched;
 use crate::otlp::{self, Collector, Exporter};
 use crate::tasks::Silences;
 use crate::tools::{Registry, Toolset};
@@ -58,6 +59,7 @@ struct Inner {
     listeners_of_each: Shares<Arc<str>>,
     exporter: OnceLock<Exporter>,
     silences: Silences,
+    watched: AllWatched,
 }
 
 impl std::fmt::Debug for Host {
@@ -90,6 +92,7 @@ impl Host {
             listeners_of_each,
             exporter,
             silences,
+            watched: AllWatched::default(),
         };
         Self(Arc::new(inner))
     }
@@ -136,6 +139,11 @@ impl Host {
     /// Commands whose VMs cannot be asked about their tasks.
     pub(crate) fn silences(&self) -> &Silences {
         &self.0.silences
+    }
+
+    /// What clients are subscribed to.
+    pub(crate) fn watched(&self) -> &AllWatched {
+        &self.0.watched
     }
 
     /// The counters.

@@ -191,7 +191,11 @@ impl Server {
         answered: Option<confirm::Answered>,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        self.check_offered(tool)?;
+        let is_of_app = offers::may_poll(&self.client, tool)
+            && offers::shows_apps(context.client_capabilities().as_ref());
+        if !is_of_app {
+            self.check_offered(tool)?;
+        }
         match answered {
             Some(confirm::Answered::Yes(token)) => drop(arguments.insert(CONFIRM.into(), token.into())),
             Some(confirm::Answered::No) => return Ok(error_result(&confirm::declined()).into()),
@@ -283,7 +287,7 @@ impl ServerHandler for Server {
     ) -> Result<ListToolsResult, ErrorData> {
         let mut tools = self.client.tools();
         if offers::shows_apps(context.client_capabilities().as_ref()) {
-            offers::mark_app(&mut tools);
+            offers::mark_app(&mut tools, &self.client);
         }
         Ok(ListToolsResult::with_all_items(tools))
     }

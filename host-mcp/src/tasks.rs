@@ -1,4 +1,5 @@
-//! Operations and commands as tasks of MCP (extension `io.modelcontextprotocol/tasks`), for requests that declare it.
+//! Operations and commands as tasks of MCP (extension `io.modelcontextprotocol/tasks`), for requests that declare it, and in sessions whose client
+//! declared it when it opened them.
 //!
 //! ```text
 //! tools/call ──> done within SOON_S: its result
@@ -22,8 +23,8 @@ use nexus_schema::tools::command::{CommandOutput, CommandSignal, CommandState, R
 use nexus_schema::tools::op::{OpCancel, OpGet, OpProgress, OpState};
 use nexus_schema::{ErrorCode, Timestamp, Tool, ToolError};
 use rmcp::model::{
-    CallToolResponse, CallToolResult, CreateTaskResult, DetailedTask, GetTaskResult, JsonObject, Task,
-    TaskPayload, TaskStatus,
+    CallToolResponse, CallToolResult, ClientJsonRpcMessage, ClientRequest, CreateTaskResult, DetailedTask,
+    GetTaskResult, JsonObject, JsonRpcMessage, Task, TaskPayload, TaskStatus,
 };
 use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer};
@@ -91,9 +92,17 @@ impl fmt::Display for Id {
     }
 }
 
-/// Whether a request says that its client can deal with a task. What the client said in others does not count.
+/// Whether a request says that its client can deal with a task, or the client said so when it opened the session. What it said in other
+/// requests does not count.
 pub(crate) fn are_declared(context: &RequestContext<RoleServer>) -> bool {
-    context.meta.client_capabilities().is_some_and(|can| can.supports_tasks())
+    context.client_capabilities().is_some_and(|can| can.supports_tasks())
+}
+
+/// Whether a message opens a session of a client that can deal with tasks.
+pub(crate) fn are_declared_by(message: &ClientJsonRpcMessage) -> bool {
+    let JsonRpcMessage::Request(request) = message else { return false };
+    let ClientRequest::InitializeRequest(opening) = &request.request else { return false };
+    opening.params.capabilities.supports_tasks()
 }
 
 /// Prepares a call that may become a task: unless its caller says how long to wait (in the argument `wait`), it is not waited for long. `false` if it

@@ -272,7 +272,6 @@ async fn a_browser_gets_the_page_without_a_token_and_nothing_else() {
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
-        ("/page.css", "text/css; charset=utf-8"),
         ("/xterm.js", "text/javascript; charset=utf-8"),
         ("/xterm.css", "text/css; charset=utf-8"),
         ("/icon.svg", "image/svg+xml"),
@@ -294,7 +293,7 @@ async fn a_browser_gets_the_page_without_a_token_and_nothing_else() {
         assert_eq!(foreign.status(), 403, "{path}");
         assert_eq!(http.post(path, &[("host", &host)], &json!({})).await.status(), 401, "{path}");
     }
-    for path in ["/page", "/page.js/", "/web/page.js", "/app.js", "/index.html", "//"] {
+    for path in ["/page", "/page.css", "/page.js/", "/web/page.js", "/app.js", "/index.html", "//"] {
         assert_eq!(http.send("GET", path, &[("host", &host)], &Value::Null).await.status(), 401, "{path}");
     }
     assert_eq!(rig.http().await.send("GET", "/", &[], &Value::Null).await.status(), 404, "no browser there");

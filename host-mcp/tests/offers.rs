@@ -90,7 +90,25 @@ async fn the_app_is_told_of_to_clients_that_show_apps() {
     let list = told.as_array_mut().unwrap().iter_mut().find(|tool| tool["name"] == "vm_list").unwrap();
     let meta = list.as_object_mut().unwrap().remove("_meta");
     assert_eq!(meta, Some(json!({"ui": {"resourceUri": "ui://nexus/dashboard"}})));
-    assert_eq!(told, listed, "nothing else differs");
+    // What the app polls beside the set is the app's alone.
+    let (mut polled, mut told) = (Vec::new(), told.as_array().unwrap().clone());
+    told.retain(|tool| {
+        let is_polled = tool["_meta"]["ui"]["visibility"] == json!(["app"]);
+        polled.extend(is_polled.then(|| tool["name"].clone()));
+        !is_polled
+    });
+    assert_eq!(json!(told), listed, "nothing else differs");
+    polled.sort_by_key(Value::to_string);
+    assert_eq!(polled, ["network_log", "vm_history"]);
+    for tool in ["vm_history", "network_log"] {
+        let call = json!({"name": tool, "arguments": {"vm": "nobody"}});
+        let answer = capable.request("tools/call", call.clone()).await;
+        assert_eq!(answer["result"]["_meta"]["dev.nexus/error"]["code"], "vm_not_found", "{answer}");
+        let refused = plain.request("tools/call", call).await;
+        assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    }
+    let other = capable.request("tools/call", json!({"name": "prune", "arguments": {}})).await;
+    assert_eq!(other["error"]["code"], -32602, "{other}");
 
     let read = json!({"uri": "ui://nexus/dashboard"});
     let app = capable.request("resources/read", read.clone()).await["result"]["contents"][0].clone();

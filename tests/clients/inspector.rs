@@ -60,6 +60,12 @@ fn the_inspector_has_nothing_to_complain_about_over_http() {
         assert_eq!(prompts["prompts"].as_array().map(Vec::len), Some(3), "{prompts}");
     }
 
+    // What clients get that choose nothing.
+    let default_url = format!("{url}?tools=work");
+    let default = [default_url.as_str(), "--transport", "http", "--header", &bearer];
+    let of_default = self::tools(&kit, &default);
+    assert!(names(&of_default).len() <= 35 && names(&of_default)[0] == "vm_create", "{of_default}");
+
     // One VM alone, as a sub-agent has it.
     let scoped_url = format!("{url}/vm/web-1");
     let scoped = [scoped_url.as_str(), "--transport", "http", "--header", &bearer];

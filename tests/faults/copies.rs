@@ -231,6 +231,26 @@ fn nothing_is_copied_from_or_to_places_that_are_not_allowed() {
     let again =
         json!({ "vm": "work-1", "from": "a", "to": copies.at("vm/in/"), "overwrite": false, "wait_s": 45 });
     assert_eq!(refused(&mut client, "guest_copy_in", again).code, "file_refused");
+
+    // A token has the directories that it was given, and not what is beside them.
+    copies.write("allowed/own/file", "for a token");
+    copies.write("allowed/beside", "for others");
+    let rights =
+        json!({ "scopes": ["exec"], "vms": ["work-1"], "tools": "all", "roots": [copies.at("allowed/own")] });
+    let made = client.must("token_create", rights);
+    let secret = made["token"].as_str().expect("a secret");
+    let mut agent = Client::connect_with(&copies.world.daemon.socket(), secret).expect("the holder connects");
+    let copy = |from: &str, to: &str| json!({ "vm": "work-1", "from": copies.at(from), "to": copies.at(to), "wait_s": 45 });
+    agent.must("guest_copy_in", copy("allowed/own/file", "vm/own"));
+    assert_eq!(fs::read(copies.at("vm/own")).expect("it is there"), b"for a token");
+    for from in ["allowed/beside", "allowed/own/../beside", "outside/secret"] {
+        let failure = refused(&mut agent, "guest_copy_in", copy(from, "vm/x"));
+        assert!(matches!(&*failure.code, "forbidden" | "invalid_argument"), "{from}: {}", failure.text);
+    }
+    assert_eq!(refused(&mut agent, "guest_copy_out", copy("vm/own", "allowed/new")).code, "forbidden");
+    assert!(!Path::new(&copies.at("allowed/new")).exists() && !Path::new(&inside).exists());
+    let beside = json!({ "scopes": ["exec"], "roots": [copies.at("allowed")] });
+    assert_eq!(refused(&mut agent, "token_create", beside).code, "forbidden", "more than it has itself");
     copies.world.assert_in_order();
 }
 

@@ -181,7 +181,8 @@ fn a_token_reads_events_of_its_own_and_learns_of_no_other() {
     owner.must_confirmed("token_revoke", json!({ "token": made["id"] }));
     let begun = std::time::Instant::now();
     while agent.next_message().is_ok() {}
-    assert!(begun.elapsed() < Duration::from_secs(40), "the call waits for events all the same");
+    let lasted = begun.elapsed();
+    assert!(lasted < Duration::from_secs(1), "the call waits for events all the same: {lasted:?}");
 }
 
 #[test]

@@ -170,6 +170,18 @@ fn a_guest_that_finds_a_full_disk_waits_and_goes_on() {
     });
     assert!(reason.contains(&drive), "{reason}");
     assert_eq!(full["boot_id"], vm["boot_id"]);
+    // It is an event of the VM, as the little space of the daemon's own disk is one of the host.
+    for arguments in [json!({ "vm": "writer" }), json!({})] {
+        soon("an event of it", || {
+            let mut wanted = arguments.clone();
+            (wanted["kinds"], wanted["limit"]) = (json!(["pressure"]), 500.into());
+            let told = client.must("events_wait", wanted);
+            let is_it = |event: &Value| {
+                event["state"] == "low" && event.get("vm").is_some() == arguments.get("vm").is_some()
+            };
+            told["events"].as_array().expect("a list").iter().any(is_it).then_some(())
+        });
+    }
     let failure = refused(&mut client, "guest_os_info", json!({ "vm": "writer" }));
     assert_eq!(failure.code, "disk_full", "{}", failure.text);
     // A later daemon knows it too.

@@ -1,6 +1,8 @@
 //! Lists: exactly what was requested, page by page; and labels for finding things.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use nexus_tests::client::Client;
 use serde_json::{Value, json};
@@ -113,6 +115,46 @@ fn histories_and_operations_come_newest_first_page_by_page() {
     assert!(failure.text.contains("that is the id of the VM box"), "{}", failure.text);
     let failure = refused(&mut client, "op_get", json!({ "op_id": "one" }));
     assert!(failure.text.contains("`one` is not an op id: an op id has the form"), "{}", failure.text);
+}
+
+#[test]
+fn each_resource_is_what_its_tool_says_at_once() {
+    let world = World::new();
+    let mut client = world.client();
+    world.create(&mut client, "web");
+    let run =
+        json!({ "name": "once", "from": world.from, "disk": "128MiB", "run": "sleep 7654", "wait_s": 0 });
+    let op = client.must("vm_create", run)["op_id"].as_str().expect("an id").to_owned();
+    let read = |client: &mut Client, uri: &str| {
+        let read = client.request("resources/read", &json!({ "uri": uri })).expect(uri);
+        let content = &read["contents"][0];
+        (content["mimeType"].clone(), content["text"].as_str().expect("a text").to_owned())
+    };
+    client.wait_for_state("once", "ready");
+    let started = Instant::now();
+    for (uri, tool, arguments) in [
+        ("nexus://vms", "vm_list", json!({})),
+        ("nexus://vm/web/history", "vm_history", json!({ "vm": "web" })),
+    ] {
+        let (kind, text) = read(&mut client, uri);
+        let told: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((kind, told), (json!("application/json"), client.must(tool, arguments)), "{uri}");
+    }
+    for (uri, key, value) in [
+        ("nexus://vm/web", "name", json!("web")),
+        ("nexus://vm/web", "state", json!("ready")),
+        (&format!("nexus://op/{op}"), "done", json!(false)),
+    ] {
+        let told: Value = serde_json::from_str(&read(&mut client, uri).1).expect("JSON");
+        assert_eq!(told[key], value, "{uri}: {told}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "what an operation is doing is waited for");
+    let log = client.inspect("web")["console_log"].as_str().expect("a path").to_owned();
+    let mut log = std::fs::OpenOptions::new().append(true).open(log).expect("its console");
+    log.write_all(b"said on the console\n").expect("it is written");
+    let (kind, text) = read(&mut client, "nexus://vm/web/console");
+    assert!(kind == "text/plain" && text.contains("said on the console"), "{text}");
+    client.must("op_cancel", json!({ "op_id": op }));
 }
 
 #[test]

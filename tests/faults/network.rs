@@ -235,6 +235,10 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
         let is_it = last["verdict"] == "denied" && last["reason"] == "host" && last["port"] == port;
         is_it.then(|| log.clone())
     });
+    let told = client.must("events_wait", json!({ "vm": "web", "kinds": ["denied"], "limit": 500 }));
+    let told = told["events"].as_array().expect("a list");
+    let is_told = |event: &Value| event["text"].as_str().is_some_and(|text| text.contains(&here));
+    assert!(told.iter().any(is_told), "{told:?}");
     let after = client.must("network_log", json!({ "vm": "web", "cursor": log["cursor"] }));
     assert_eq!(after["connections"], json!([]));
     let network = client.inspect("web")["network"].clone();

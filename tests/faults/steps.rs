@@ -1,10 +1,11 @@
 //! What results for a model say next works, in each state of a VM.
 
+use nexus_schema::tools::vm::VmState;
 use nexus_tests::client::Client;
 use nexus_tests::daemon::kill_process;
 use serde_json::{Value, json};
 
-use crate::world::{SOON, World, process, soon};
+use crate::world::{SOON, World, process, refused, soon};
 
 /// The call that a result names as the next one.
 fn next(told: &Value) -> (String, Value) {
@@ -15,6 +16,13 @@ fn next(told: &Value) -> (String, Value) {
         arguments["command"] = "echo here".into();
     }
     (tool.to_owned(), arguments)
+}
+
+/// A reply about a VM that costs a model little.
+#[track_caller]
+fn short(told: &Value) {
+    let length = told.to_string().len();
+    assert!(length <= 300, "{length} bytes: {told}");
 }
 
 /// Does what is next; the result.
@@ -35,8 +43,10 @@ fn what_is_next_works() {
     // created -> vm_start -> ready -> guest_run_command
     for round in ["created", "stopped", "crashed"] {
         assert_eq!(told["result"]["state"], round, "{told}");
+        short(&told);
         let started = follow(&mut work, &told)["structuredContent"].clone();
         assert_eq!(started["result"]["state"], "ready", "{started}");
+        short(&started);
         let ran = follow(&mut work, &started);
         assert_eq!(nexus_tests::client::stream(&ran, "stdout"), "here\n", "{ran}");
         if round == "created" {
@@ -46,6 +56,23 @@ fn what_is_next_works() {
             all.wait_for_state("web", "crashed");
             told = work.must("vm_stop", json!({ "vm": "web" }));
         }
+    }
+    // paused -> vm_start, as the error of a call says, too
+    all.must("vm_pause", json!({ "vm": "web" }));
+    let paused = refused(&mut work, "guest_run_command", json!({ "vm": "web", "command": "true" }));
+    assert!(paused.code == "vm_paused" && paused.text.contains("vm_start"), "{}", paused.text);
+    let resumed = work.must(VmState::Paused.next().tool, json!({ "vm": "web" }));
+    assert_eq!(resumed["result"]["state"], "ready", "{resumed}");
+    short(&resumed);
+    // What is the host's own is told to those who ask for it.
+    for (arguments, is_told) in
+        [(json!({ "vm": "web" }), false), (json!({ "vm": "web", "verbose": true }), true)]
+    {
+        let told = work.must("vm_inspect", arguments);
+        for key in ["process", "console_log", "owner"] {
+            assert_eq!(told.get(key).is_some(), is_told, "{key}: {told}");
+        }
+        assert_eq!(told["drives"][0].get("path").is_some(), is_told, "{told}");
     }
     // What goes on names the operation.
     all.must("vm_delete", json!({ "vm": "web", "force": true }));

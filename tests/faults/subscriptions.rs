@@ -1,11 +1,13 @@
 //! Subscriptions to resources, in both eras: each client is told of what it sees, changes are coalesced, and whoever does not read harms nobody.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use nexus_tests::client::Client;
 use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
+use crate::tokens::{http, send, session};
 use crate::world::World;
 
 /// The least time between two notifications about one resource.
@@ -97,6 +99,37 @@ fn two_clients_are_told_of_a_hundred_changes_in_a_few_notifications() {
             clients[0].request("resources/subscribe", &json!({ "uri": uri })).expect_err("it is refused");
         assert!(error.to_string().contains("-32002"), "{uri}: {error}");
     }
+}
+
+#[test]
+fn a_session_over_http_is_told_of_what_changed_before_it_reads() {
+    let world = World::hostile(&[("NEXUS_HTTP", "127.0.0.1:0")]);
+    let mut owner = all_tools(&world);
+    let (_, secret) = world.daemon.http();
+    let session = session(&world, &secret, &json!({}));
+    let uris = ["nexus://vm/good-1", "nexus://vm/good-2"];
+    for (uri, id) in uris.iter().zip(2..) {
+        world.create(&mut owner, uri.trim_start_matches("nexus://vm/"));
+        let params = json!({ "uri": uri });
+        let request =
+            json!({ "jsonrpc": "2.0", "id": id, "method": "resources/subscribe", "params": params });
+        let answer = http(&world, "POST /mcp", &secret, &session, &request.to_string());
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(r#""result":{}"#), "{answer}");
+    }
+    for value in 0..20 {
+        change(&mut owner, "good-1", value);
+    }
+    change(&mut owner, "good-2", 1);
+    stay(A_WHILE);
+    let mut stream = send(&world, "GET /mcp", &secret, &session, "");
+    let (mut told, mut piece) = (String::new(), [0; 4096]);
+    while !uris.iter().all(|uri| told.contains(uri)) {
+        let length = stream.read(&mut piece).expect("it is told");
+        assert!(length > 0, "the stream ends: {told}");
+        told.push_str(&String::from_utf8_lossy(&piece[..length]));
+    }
+    let count = told.matches("notifications/resources/updated").count();
+    assert_eq!(count, uris.len(), "one for each resource, however often it changed: {told}");
 }
 
 #[test]

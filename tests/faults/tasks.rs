@@ -1,8 +1,9 @@
-//! Operations and commands as tasks of MCP: for requests that declare them and for no others, with what the tools would say, by the rules of the tools.
+//! Operations and commands as tasks of MCP: for requests and sessions that declare them and for no others, with what the tools would say, by the rules of the tools.
 
 use nexus_tests::client::Client;
 use serde_json::{Value, json};
 
+use crate::tokens::{http, session};
 use crate::world::{World, soon};
 
 const EXTENSION: &str = "io.modelcontextprotocol/tasks";
@@ -116,6 +117,50 @@ fn long_work_is_a_task_for_clients_that_declare_it_and_for_no_others() {
     assert!(error.contains("-32021") && error.contains(EXTENSION), "{error}");
     let discovered = client.request("server/discover", &json!({ "_meta": meta(true) })).expect("an answer");
     assert_eq!(discovered["capabilities"]["extensions"][EXTENSION], json!({}), "{discovered}");
+}
+
+#[test]
+fn a_session_whose_client_declares_tasks_gets_them() {
+    let world = World::with(&[("NEXUS_HTTP", "127.0.0.1:0")]);
+    world.create(&mut world.client(), "web");
+    let capabilities = json!({ "extensions": { EXTENSION: {} } });
+    let socket = world.daemon.socket();
+    let mut client =
+        Client::connect_as(&socket, "/mcp?tools=work", "", capabilities.clone()).expect("the owner connects");
+    let command =
+        |line: &str| json!({ "name": "guest_run_command", "arguments": { "vm": "web", "command": line } });
+    let quick = client.request("tools/call", &command("echo quick")).expect("an answer");
+    assert!(quick.get("resultType").is_none() && quick["content"].to_string().contains("quick"), "{quick}");
+    let run =
+        json!({ "name": "vm_create", "arguments": run_of(&world, "once", "sleep 4; echo $((6 * 7))-here") });
+    for call in [run, command("sleep 4; echo $((6 * 7))-here")] {
+        let made = client.request("tools/call", &call).expect("an answer");
+        assert_eq!((&made["resultType"], &made["status"]), (&json!("task"), &json!("working")), "{made}");
+        let task = soon("the task has ended", || {
+            let task = client.request("tasks/get", &json!({ "taskId": made["taskId"] })).expect("a task");
+            (task["status"] != "working").then_some(task)
+        });
+        assert_eq!(task["status"], "completed", "{task}");
+        assert!(task["result"].to_string().contains("42-here"), "{task}");
+    }
+    // What a request says counts more than what the session began with.
+    let params = json!({ "name": "guest_run_command", "_meta": meta(false),
+        "arguments": { "vm": "web", "command": "sleep 3", "yield_after_s": 1 } });
+    let plain = client.request("tools/call", &params).expect("an answer");
+    assert_eq!(plain["_meta"]["dev.nexus/result"]["state"], "running", "{plain}");
+
+    // The same over HTTP.
+    let (_, secret) = world.daemon.http();
+    for (capabilities, is_task) in [(capabilities, true), (json!({}), false)] {
+        let session = session(&world, &secret, &capabilities);
+        let mut call = command("sleep 3; echo out");
+        call["arguments"]["yield_after_s"] = 1.into();
+        let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call }).to_string();
+        let answer = http(&world, "POST /mcp", &secret, &session, &call);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(answer.contains(r#""resultType":"task""#), is_task, "{answer}");
+        assert_eq!(answer.contains(r#""content":"#), !is_task, "{answer}");
+    }
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nexus_schema::access::{Scope, scope_of};
 use nexus_tests::client::Client;
 use nexus_tests::daemon::program;
 use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
-use crate::world::{SOON, World, refused};
+use crate::world::{SOON, World, refused, soon};
 
 /// Makes a token; returns its secret and its id.
 #[track_caller]
@@ -30,14 +31,26 @@ fn with(world: &World, secret: &str) -> Client {
 }
 
 /// Sends one HTTP request on a new connection; returns the answer.
-fn http(world: &World, line: &str, token: &str, more: &str, body: &str) -> String {
+/// The answer to a request over HTTP, with its head.
+pub(crate) fn http(world: &World, line: &str, token: &str, more: &str, body: &str) -> String {
     let mut stream = send(world, line, token, &format!("Connection: close\r\n{more}"), body);
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
     text
 }
 
-fn send(world: &World, line: &str, token: &str, more: &str, body: &str) -> TcpStream {
+/// Opens a session over HTTP for a client with these capabilities; returns the line that names it in the head of a request.
+#[track_caller]
+pub(crate) fn session(world: &World, token: &str, capabilities: &Value) -> String {
+    let opening = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocolVersion": "2025-11-25",
+        "capabilities": capabilities, "clientInfo": { "name": "test", "version": "0" } } });
+    let answer = http(world, "POST /mcp", token, "", &opening.to_string());
+    let id = answer.lines().find_map(|line| line.strip_prefix("mcp-session-id: ")).expect("a session");
+    format!("Mcp-Session-Id: {}\r\n", id.trim())
+}
+
+/// Sends a request over HTTP; returns the connection, for its answer.
+pub(crate) fn send(world: &World, line: &str, token: &str, more: &str, body: &str) -> TcpStream {
     let (url, _) = world.daemon.http();
     let address = url.trim_start_matches("http://").trim_end_matches("/mcp");
     let mut stream = TcpStream::connect(address).expect("connect by HTTP");
@@ -280,6 +293,44 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
 }
 
 #[test]
+fn each_scope_allows_its_tools_and_no_others() {
+    let world = World::hostile(&[]);
+    let mut owner = all_tools(&world);
+    let tools = nexus_schema::tools::host().into_iter().chain(nexus_schema::tools::guest_on_host());
+    let tools: Vec<String> = tools.map(|tool| tool.name).collect();
+    let mut denied = 0;
+    for scope in Scope::ALL {
+        let (secret, _) = token(&mut owner, json!({ "scopes": [scope], "all_vms": true, "tools": "all" }));
+        let mut holder = with(&world, &secret);
+        let listed = holder.request("tools/list", &json!({})).expect("a list");
+        let listed = listed["tools"].as_array().expect("tools");
+        for tool in &tools {
+            let needs = scope_of(tool);
+            let is_allowed = needs == Scope::Read || needs == scope;
+            let is_listed = listed.iter().any(|one| one["name"] == tool.as_str());
+            assert_eq!(is_listed, is_allowed, "{scope}: {tool}");
+            if !is_allowed {
+                let failure = refused(&mut holder, tool, json!({ "vm": "nowhere" }));
+                let words = format!("needs the scope {needs}");
+                assert!(
+                    failure.code == "forbidden" && failure.text.contains(&words),
+                    "{scope}: {tool}: {}",
+                    failure.text
+                );
+                denied += 1;
+            }
+        }
+    }
+    let recorded = soon("all is recorded", || {
+        let calls = owner.must("audit_list", json!({ "outcome": "denied", "limit": 500 }))["calls"].take();
+        let calls = calls.as_array().expect("a list").clone();
+        (calls.len() >= denied).then_some(calls)
+    });
+    assert_eq!(recorded.len(), denied);
+    assert!(recorded.iter().all(|call| call["rule"] == "no scope"), "{recorded:?}");
+}
+
+#[test]
 fn nexusctl_has_the_tools_of_its_token_whatever_others_are_offered() {
     let world = World::with(&[("NEXUS_TOOLS", "work")]);
     let mut owner = all_tools(&world);
@@ -443,17 +494,7 @@ fn a_revoked_token_ends_what_uses_it_within_a_second() {
         "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\nConnection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).expect("a request");
-    let initialize = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": { "protocolVersion": "2025-11-25",
-        "capabilities": {}, "clientInfo": { "name": "test", "version": "0" } } })
-    .to_string();
-    let answer = http(&world, "POST /mcp", &secret, "", &initialize);
-    let session = answer
-        .lines()
-        .find_map(|line| line.strip_prefix("mcp-session-id: "))
-        .expect("a session")
-        .trim()
-        .to_owned();
-    let session = format!("Mcp-Session-Id: {session}\r\n");
+    let session = session(&world, &secret, &json!({}));
     let mut events = send(&world, "GET /mcp", &secret, &session, "");
     let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": wait }).to_string();
     let mut waiting = send(&world, "POST /mcp", &secret, &format!("{session}Connection: close\r\n"), &call);

@@ -40,11 +40,11 @@ impl Nexus {
             until: params.until,
             after: params.after.map(|after| i64::try_from(after).unwrap_or(i64::MAX)),
             before: number_cursor(params.cursor.as_deref())?,
+            within: None,
         };
         let deadline = Instant::now() + if wanted.after.is_some() { wait } else { Duration::ZERO };
         loop {
-            let asked = wanted.clone();
-            let found = self.shared.store.read(move |db| calls::list(db, &asked, limit + 1)).await;
+            let found = calls::search(&self.shared.store, &wanted, limit + 1).await;
             let (mut calls, newest) = found.map_err(store_error)?;
             if calls.is_empty() && Instant::now() < deadline {
                 sleep_until((Instant::now() + LOOK).min(deadline)).await;

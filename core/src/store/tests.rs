@@ -1,3 +1,4 @@
+mod calls;
 mod checkpoints;
 mod health;
 mod leases;

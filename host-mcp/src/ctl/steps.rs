@@ -93,12 +93,17 @@ impl Steps {
     }
 }
 
-/// A step without its count: `filling the filesystem` for `filling the filesystem: 31%`.
+/// A step without its count: `filling the filesystem` for `filling the filesystem: 31%` and for `filling the filesystem: 41 of 87 MB`.
 fn without_count(message: &str) -> &str {
+    let is_word = |word: &str| matches!(word, "of" | "MB") || is_number(word.trim_end_matches('%'));
     match message.rsplit_once(": ") {
-        Some((step, count)) if count.trim_end_matches('%').bytes().all(|b| b.is_ascii_digit()) => step,
+        Some((step, count)) if count.split(' ').all(is_word) => step,
         _ => message,
     }
+}
+
+fn is_number(word: &str) -> bool {
+    word.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// A line in which the step gets the remaining space.
@@ -271,6 +276,9 @@ mod tests {
         for (message, step) in [
             ("filling the filesystem: 31%", "filling the filesystem"),
             ("downloading kernel: 1048576", "downloading kernel"),
+            ("downloading kernel: 41 of 87 MB", "downloading kernel"),
+            ("unpacking: 7 MB", "unpacking"),
+            ("checking: some of it", "checking: some of it"),
             ("importing the kernel: /a", "importing the kernel: /a"),
         ] {
             assert_eq!(without_count(message), step);

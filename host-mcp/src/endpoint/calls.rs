@@ -54,7 +54,7 @@ impl Calls {
         }
         let params = CallParams::parse(message.params?)?;
         let tool = client.guest_tool(&params.name)?;
-        if params.progress_token().is_some() || (tool.becomes_task() && params.declares_tasks()) {
+        if params.progress_token().is_some() {
             return None;
         }
         let session = match params.version() {
@@ -64,6 +64,11 @@ impl Calls {
                 None
             }
         };
+        if tool.becomes_task()
+            && params.declares_tasks(session.is_some_and(|session| sessions.take_tasks(session)))
+        {
+            return None;
+        }
         let era = params.era(session.is_some())?;
         let id = message.id?.get();
         let handle = Handle::default();

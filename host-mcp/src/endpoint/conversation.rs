@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::offers::{Hearing, Reader};
+use crate::tasks;
 
 /// How many messages wait in one direction, and how many of a stream are kept for a client that resumes it.
 const WAITING_MAX: usize = 16;
@@ -196,6 +198,8 @@ pub(super) struct Conversation {
     /// There is room for one more.
     room: Notify,
     hearing: Hearing,
+    /// Whether the client said at first that it can deal with tasks.
+    takes_tasks: AtomicBool,
     over: CancellationToken,
     /// How long it lasts without messages.
     keep_alive: Duration,
@@ -220,6 +224,7 @@ impl Conversation {
             arrived: Notify::new(),
             room: Notify::new(),
             hearing: Hearing::default(),
+            takes_tasks: AtomicBool::new(false),
             over: CancellationToken::new(),
             keep_alive,
         })
@@ -245,9 +250,14 @@ impl Conversation {
     /// Passes the first message on; returns its answer.
     pub(super) async fn greet(&self, message: ClientJsonRpcMessage) -> Result<ServerJsonRpcMessage, Failure> {
         let (to, answer) = oneshot::channel();
+        self.takes_tasks.store(tasks::are_declared_by(&message), Ordering::Relaxed);
         self.state().greeting = Some(to);
         self.pass(message).await?;
         answer.await.map_err(|_| Failure::Ended)
+    }
+
+    pub(super) fn takes_tasks(&self) -> bool {
+        self.takes_tasks.load(Ordering::Relaxed)
     }
 
     /// Passes a message on, once there is room for it.
@@ -376,6 +386,10 @@ impl Conversation {
             let ends = {
                 let mut state = self.state();
                 if let Some(message) = state.waiting.pop_front() {
+                    if state.waiting.is_empty() {
+                        // Most sessions wait for long, and there may be many.
+                        state.waiting = VecDeque::new();
+                    }
                     self.room.notify_one();
                     return Some(message);
                 }

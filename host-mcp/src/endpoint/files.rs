@@ -16,7 +16,7 @@ pub(super) fn answer<B>(door: &Door, request: &Request<B>) -> Option<Response<Bo
     let page::File { content_type, text } = page::file(request.uri().path())?;
     let mut response = respond(StatusCode::OK, content_type, Bytes::from_static(text.as_bytes()));
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, page::POLICY),
+        (header::CONTENT_SECURITY_POLICY, page::policy()),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::X_FRAME_OPTIONS, "DENY"),

@@ -166,6 +166,11 @@ impl Sessions {
         self.inner.all().get(id).map(|conversation| conversation.hearing().clone())
     }
 
+    /// Whether the client of a session can deal with tasks.
+    pub(super) fn take_tasks(&self, id: &str) -> bool {
+        self.inner.all().get(id).is_some_and(|conversation| conversation.takes_tasks())
+    }
+
     /// Whether a call of this session may bypass rmcp: the session exists, and rmcp has recently seen it.
     pub(super) fn may_pass_by(&self, id: &str) -> bool {
         match self.ledger.entries().get_mut(id) {

@@ -196,11 +196,11 @@ impl<'a> CallParams<'a> {
         TraceContext::checked(&parent, state.as_deref()).map(Arc::new)
     }
 
-    /// Whether the request says that its client can deal with tasks.
-    pub(crate) fn declares_tasks(&self) -> bool {
+    /// Whether the client can deal with tasks: as the request says, or else as its session does.
+    pub(crate) fn declares_tasks(&self, of_session: bool) -> bool {
+        let Some(raw) = self.meta.as_ref().and_then(|meta| meta.capabilities) else { return of_session };
         // Only what may say so is decoded.
-        let raw =
-            self.meta.as_ref().and_then(|meta| meta.capabilities).filter(|raw| raw.get().contains(TASKS));
+        let raw = Some(raw).filter(|raw| raw.get().contains(TASKS));
         let can = raw.and_then(|raw| serde_json::from_str::<rmcp::model::ClientCapabilities>(raw.get()).ok());
         can.is_some_and(|can| can.supports_tasks())
     }
@@ -337,13 +337,14 @@ mod tests {
         };
         let text = meta("2026-07-28");
         assert_eq!(CallParams::parse(raw(&text)).unwrap().era(false), Some(Era::Stateless));
-        assert!(!CallParams::parse(raw(&text)).unwrap().declares_tasks());
+        assert!(!CallParams::parse(raw(&text)).unwrap().declares_tasks(true), "what the request says counts");
+        assert!(plain.declares_tasks(true) && !plain.declares_tasks(false));
         for (capabilities, declares) in [
             (r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#, true),
             (r#"{"experimental":{"x":{"y":"io.modelcontextprotocol/tasks"}}}"#, false),
         ] {
             let text = text.replace(r#"Capabilities":{}"#, &format!(r#"Capabilities":{capabilities}"#));
-            assert_eq!(CallParams::parse(raw(&text)).unwrap().declares_tasks(), declares, "{text}");
+            assert_eq!(CallParams::parse(raw(&text)).unwrap().declares_tasks(false), declares, "{text}");
         }
         let text = meta("2030-01-01");
         assert_eq!(CallParams::parse(raw(&text)).unwrap().era(true), None);

@@ -77,7 +77,8 @@ pub(crate) fn source(uri: &str) -> Option<Source> {
         return call("vm_list", false, json!({ "limit": 500 }), Form::Json);
     }
     if let Some(op) = path.strip_prefix("op/") {
-        return call("op_get", false, json!({ "op_id": segment(op)? }), Form::Json);
+        // As it is now; who wants to wait for its end subscribes.
+        return call("op_get", false, json!({ "op_id": segment(op)?, "wait_s": 0 }), Form::Json);
     }
     let (vm, rest) = match path.strip_prefix("vm/")?.split_once('/') {
         Some((vm, rest)) => (segment(vm)?, Some(rest)),
@@ -194,7 +195,7 @@ mod tests {
             ("nexus://vms", "vm_list", false, json!({ "limit": 500 })),
             ("nexus://vm/web-1", "vm_inspect", false, json!({ "vm": "web-1" })),
             ("nexus://vm/web-1/history", "vm_history", false, json!({ "vm": "web-1" })),
-            ("nexus://op/abc", "op_get", false, json!({ "op_id": "abc" })),
+            ("nexus://op/abc", "op_get", false, json!({ "op_id": "abc", "wait_s": 0 })),
         ] {
             assert_eq!(tool(uri), Some((name, is_of_guest, arguments, Form::Json)), "{uri}");
         }

@@ -4,6 +4,7 @@
 //! once, and costs no more than the resources that it named. So it is in a session over HTTP while its client has no stream open. It is told of
 //! changes of what its caller sees, and of nothing else.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,8 +30,8 @@ const WATCHED_MAX: usize = 256;
 /// The maximum length of a URI that can be subscribed to, in bytes.
 const URI_MAX: usize = 256;
 
-/// A resource that a client is subscribed to.
-#[derive(Debug, Clone, PartialEq)]
+/// A resource that clients are subscribed to.
+#[derive(Debug, PartialEq)]
 struct Watched {
     uri: String,
     of: Of,
@@ -88,25 +89,45 @@ impl Of {
     }
 }
 
-impl Watched {
-    /// Whether there is something to watch, as far as the caller sees.
-    fn find(client: &Client, uri: &str) -> Option<Self> {
-        let of = of(uri)?;
-        let is_there = of.vm().is_none_or(|vm| client.host().nexus().resolve_vm(client.caller(), vm).is_ok());
-        is_there.then(|| Self { uri: uri.to_owned(), of })
+/// What a URI is about, if there is something to watch as far as the caller sees.
+fn find(client: &Client, uri: &str) -> Option<Of> {
+    let of = of(uri)?;
+    let is_there = of.vm().is_none_or(|vm| client.host().nexus().resolve_vm(client.caller(), vm).is_ok());
+    is_there.then_some(of)
+}
+
+/// What the clients of one daemon are subscribed to: each resource once, however many clients are.
+#[derive(Debug, Default)]
+pub(crate) struct AllWatched(Mutex<HashMap<Box<str>, Weak<Watched>>>);
+
+impl AllWatched {
+    /// The resource with a URI, of which it is known what it is about.
+    fn share(&self, uri: &str, of: Of) -> Arc<Watched> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watched) = all.get(uri).and_then(Weak::upgrade) {
+            return watched;
+        }
+        if all.len() == all.capacity() {
+            all.retain(|_, watched| watched.strong_count() > 0);
+            let left = all.len();
+            all.reserve(left + 1);
+        }
+        let watched = Arc::new(Watched { uri: uri.to_owned(), of });
+        all.insert(uri.into(), Arc::downgrade(&watched));
+        watched
     }
 }
 
 /// The subscriptions of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Subscriptions {
-    watched: Mutex<Vec<Watched>>,
+    watched: Mutex<Vec<Arc<Watched>>>,
     /// Ends the task that tells the client; it runs from the first subscription on.
     telling: Mutex<Option<DropGuard>>,
 }
 
 impl Subscriptions {
-    fn watched(&self) -> MutexGuard<'_, Vec<Watched>> {
+    fn watched(&self) -> MutexGuard<'_, Vec<Arc<Watched>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,7 +143,7 @@ impl Subscriptions {
         uri: &str,
     ) -> Result<(), ErrorData> {
         let data = || Some(json!({ "uri": uri.chars().take(URI_MAX).collect::<String>() }));
-        let Some(watched) = Watched::find(client, uri) else {
+        let Some(of) = find(client, uri) else {
             return Err(ErrorData::resource_not_found(
                 "there is no such resource, or its changes are not known (consoles, files, skills): read it when you need it",
                 data(),
@@ -130,14 +151,14 @@ impl Subscriptions {
         };
         {
             let mut all = self.watched();
-            if all.contains(&watched) {
+            if all.iter().any(|watched| watched.uri == uri) {
                 return Ok(());
             }
             if all.len() >= WATCHED_MAX {
                 let text = format!("a session can be subscribed to {WATCHED_MAX} resources");
                 return Err(ErrorData::invalid_params(text, data()));
             }
-            all.push(watched);
+            all.push(client.host().watched().share(uri, of));
         }
         let mut telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         if telling.is_none() {
@@ -186,7 +207,7 @@ async fn tell_session(
 /// What of a requested filter can be served: resources that exist for the caller and whose changes are known.
 pub(crate) fn accepted(client: &Client, requested: &SubscriptionFilter) -> SubscriptionFilter {
     let uris = requested.resource_subscriptions.iter().flatten().take(WATCHED_MAX);
-    let found: Vec<String> = uris.filter(|uri| Watched::find(client, uri).is_some()).cloned().collect();
+    let found: Vec<String> = uris.filter(|uri| find(client, uri).is_some()).cloned().collect();
     match found.is_empty() {
         true => SubscriptionFilter::new(),
         false => SubscriptionFilter::builder().resource_subscriptions(found).build(),
@@ -199,8 +220,8 @@ pub(crate) async fn listen(client: &Client, context: SubscriptionContext) -> Res
     let Some(_place) = client.host().listener(client.caller()) else {
         return Err(ErrorData::internal_error("too many requests listen already; end some of yours", None));
     };
-    let watched: Vec<Watched> =
-        uris.into_iter().filter_map(|uri| of(&uri).map(|of| Watched { uri, of })).collect();
+    let all = client.host().watched();
+    let watched: Vec<_> = uris.iter().filter_map(|uri| of(uri).map(|of| all.share(uri, of))).collect();
     let mut news = client.host().nexus().news(client.caller());
     let telling = async {
         loop {
@@ -223,7 +244,10 @@ pub(crate) async fn listen(client: &Client, context: SubscriptionContext) -> Res
 }
 
 /// Waits for changes; returns the URIs of what changed, or `None` at the end.
-async fn next_changed(news: &mut News, watched: impl Fn() -> Option<Vec<Watched>>) -> Option<Vec<String>> {
+async fn next_changed(
+    news: &mut News,
+    watched: impl Fn() -> Option<Vec<Arc<Watched>>>,
+) -> Option<Vec<String>> {
     loop {
         if !news.wait().await {
             return None;
@@ -232,11 +256,11 @@ async fn next_changed(news: &mut News, watched: impl Fn() -> Option<Vec<Watched>
         let mut changed = Vec::new();
         let is_missing = news.look(|event| {
             let of_event = all.extract_if(.., |watched| watched.of.is_changed_by(event));
-            changed.extend(of_event.map(|watched| watched.uri));
+            changed.extend(of_event.map(|watched| watched.uri.clone()));
         });
         // What was missed may have changed anything.
         if is_missing {
-            changed.extend(all.into_iter().map(|watched| watched.uri));
+            changed.extend(all.iter().map(|watched| watched.uri.clone()));
         }
         if !changed.is_empty() {
             return Some(changed);
@@ -249,6 +273,19 @@ async fn next_changed(news: &mut News, watched: impl Fn() -> Option<Vec<Watched>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resource_is_kept_once_however_many_watch_it_and_no_longer() {
+        let all = AllWatched::default();
+        let share = |uri: &str| all.share(uri, of(uri).unwrap());
+        let (first, second) = (share("nexus://vms"), share("nexus://vms"));
+        assert!(Arc::ptr_eq(&first, &second) && first.uri == "nexus://vms");
+        for at in 0..1000 {
+            drop(share(&format!("nexus://vm/web-{at}")));
+        }
+        assert!(all.0.lock().unwrap().len() < 100, "what nobody watches is kept");
+        assert!(Arc::ptr_eq(&first, &share("nexus://vms")));
+    }
 
     #[test]
     fn what_events_change_can_be_watched_and_nothing_else() {

@@ -6,11 +6,15 @@
 //! web/xterm/   xterm.js, as published
 //! ```
 //! What guests say becomes text nodes only. The content security policy of the page allows its own files, keeps scripts from parsing HTML
-//! (trusted types), and has no exception for anything inline.
+//! (trusted types), and has no exception for anything inline but the one style in the document, by its digest. That is there so that a browser
+//! paints the document before it has loaded anything else.
 
 mod bundle;
 
 use std::sync::LazyLock;
+
+use data_encoding::BASE64;
+use nexus_core::host::Sha256;
 
 use bundle::{Module, bundle};
 
@@ -44,9 +48,17 @@ const MODULES: &[Module] = modules![
 
 const STYLE: &str = include_str!("web/page.css");
 
-/// What a browser may do with the page: run and show its own files, and call this daemon.
-pub(crate) const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
-    form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
+    include_str!("web/index.html").replace("<style></style>", &format!("<style>{STYLE}</style>"))
+});
+
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let style = BASE64.encode(&Sha256::of(STYLE.as_bytes()).0);
+    format!(
+        "default-src 'none'; script-src 'self'; style-src 'self' 'sha256-{style}'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+});
 
 static SCRIPT: LazyLock<String> = LazyLock::new(|| bundle("page.js", MODULES));
 
@@ -74,15 +86,19 @@ pub(crate) struct File {
 /// The file at a path; `None` if the page has none there.
 pub(crate) fn file(path: &str) -> Option<File> {
     let (content_type, text) = match path {
-        "/" => ("text/html; charset=utf-8", include_str!("web/index.html")),
+        "/" => ("text/html; charset=utf-8", DOCUMENT.as_str()),
         "/page.js" => ("text/javascript; charset=utf-8", SCRIPT.as_str()),
-        "/page.css" => ("text/css; charset=utf-8", STYLE),
         "/xterm.js" => ("text/javascript; charset=utf-8", include_str!("web/xterm/xterm.js")),
         "/xterm.css" => ("text/css; charset=utf-8", include_str!("web/xterm/xterm.css")),
         "/icon.svg" => ("image/svg+xml", include_str!("web/icon.svg")),
         _ => return None,
     };
     Some(File { content_type, text })
+}
+
+/// What a browser may do with the page: run its own script, show its own files, and call this daemon.
+pub(crate) fn policy() -> &'static str {
+    &POLICY
 }
 
 /// The MCP App: one document with everything in it.
@@ -94,13 +110,27 @@ pub(crate) fn app() -> &'static str {
 mod tests {
     use super::*;
 
-    const FILES: [&str; 6] = ["/", "/page.js", "/page.css", "/xterm.js", "/xterm.css", "/icon.svg"];
+    const FILES: [&str; 5] = ["/", "/page.js", "/xterm.js", "/xterm.css", "/icon.svg"];
 
     #[test]
     fn the_page_and_the_app_are_small() {
         let page: usize = FILES.iter().map(|path| file(path).unwrap().text.len()).sum();
         assert!(page <= 400_000, "the page is {page} bytes");
         assert!(app().len() <= 100_000, "the app is {} bytes", app().len());
+    }
+
+    #[test]
+    fn the_document_is_painted_as_it_is() {
+        let document = file("/").unwrap().text;
+        let (_, rest) = document.split_once("<style>").unwrap();
+        let (style, rest) = rest.split_once("</style>").unwrap();
+        let digest = BASE64.encode(&Sha256::of(style.as_bytes()).0);
+        assert!(policy().contains(&format!("style-src 'self' 'sha256-{digest}';")) && style.len() > 1000);
+        assert!(
+            !document.contains("rel=\"stylesheet\"") && document.matches("<script").count() == 1,
+            "{document}"
+        );
+        assert!(rest.contains("<script type=\"module\"") && rest.contains("<h1>Nexus</h1>"), "{rest}");
     }
 
     #[test]

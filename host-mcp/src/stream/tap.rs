@@ -20,6 +20,7 @@ use crate::forward::{
     self, Answer, Asleep, CallParams, CallResult, Client, Era, ForwardedCall, Handle, Pace, Refusal,
 };
 use crate::greeting;
+use crate::tasks;
 
 /// How much output may be buffered for a client before progress is dropped, in bytes.
 const PROGRESS_BACKLOG: usize = 256 << 10;
@@ -32,6 +33,8 @@ pub(super) struct Tap {
     pub(super) outbox: Outbox,
     /// Whether the client has opened a session.
     pub(super) is_initialized: AtomicBool,
+    /// Whether it said then that it can deal with tasks.
+    takes_tasks: AtomicBool,
     /// Whether the line that is being skipped was already refused.
     is_refused: AtomicBool,
     /// Running forwarded calls, by the client's id in its original JSON.
@@ -70,6 +73,7 @@ impl Tap {
             client,
             outbox,
             is_initialized: AtomicBool::new(false),
+            takes_tasks: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             calls: Mutex::default(),
             unwritten: Mutex::default(),
@@ -169,7 +173,12 @@ impl Tap {
     fn decode(&self, line: &[u8], message: &Envelope<'_>) -> Option<ClientJsonRpcMessage> {
         let completed = greeting::completed(message);
         match serde_json::from_slice(completed.as_deref().unwrap_or(line)) {
-            Ok(decoded) => Some(decoded),
+            Ok(decoded) => {
+                if tasks::are_declared_by(&decoded) {
+                    self.takes_tasks.store(true, Ordering::Relaxed);
+                }
+                Some(decoded)
+            }
             Err(_) => {
                 if let (Some(id), Some((error, era))) = (message.id, forward::flaw_of_call(message)) {
                     self.fail(id.get(), &error, era);
@@ -200,7 +209,7 @@ impl Tap {
         let Some(tool) = self.client.guest_tool(&params.name) else {
             return false;
         };
-        if tool.becomes_task() && params.declares_tasks() {
+        if tool.becomes_task() && params.declares_tasks(self.takes_tasks.load(Ordering::Relaxed)) {
             return false;
         }
         let Some(era) = params.era(self.is_initialized.load(Ordering::Acquire)) else { return false };

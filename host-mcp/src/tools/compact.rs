@@ -6,6 +6,8 @@ use serde_json::{Map, Value, json};
 
 /// What an operation says of the VM that it was about.
 const OF_A_VM: [&str; 5] = ["id", "name", "state", "boot_id", "run"];
+/// The length of a name that is repeated in what is next, in bytes. The id stands in for longer ones, so that the reply stays short.
+const NAME_SHORT: usize = 20;
 /// What of a VM concerns its host alone.
 const OF_THE_HOST: [&str; 5] = ["process", "console_log", "cid", "generation", "owner"];
 /// What an operation that is over does not repeat.
@@ -44,7 +46,9 @@ fn operation(object: &mut Map<String, Value>) {
         object.get_mut("result").filter(|result| result.as_object().is_some_and(is_vm))
     {
         next = next_of(vm);
+        let address = vm.get("network").and_then(|network| network.get("interface")?.get("ipv4").cloned());
         vm.retain(|key, _| OF_A_VM.contains(&&**key));
+        vm.extend(address.map(|address| ("address".to_owned(), address)));
     }
     if is_done {
         object.retain(|key, _| !OF_THE_WAY.contains(&&**key));
@@ -56,7 +60,8 @@ fn operation(object: &mut Map<String, Value>) {
 
 /// What to call next, of a VM in its state; nothing for one that is deleted since its command has ended.
 fn next_of(vm: &Map<String, Value>) -> Option<String> {
-    let name = vm.get("name")?.as_str()?;
+    let text = |key: &str| vm.get(key)?.as_str();
+    let name = text("name").filter(|name| name.len() <= NAME_SHORT).or_else(|| text("id"))?;
     let state: VmState = vm.get("state")?.as_str()?.parse().ok()?;
     if vm.contains_key("run") {
         return None;
@@ -133,6 +138,46 @@ mod tests {
             assert_eq!(told["next"], next);
             assert_eq!(told["result"].as_object().unwrap().len(), OF_A_VM.len() - 1, "{told}");
             assert!(told.to_string().len() <= 300, "{}: {told}", told.to_string().len());
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_told_once_and_an_address_where_there_is_one() {
+        let told = |vm: &Value| {
+            compacted(json!({ "done": true, "op_id": "ots4vdu7ifkoc", "state": "succeeded", "result": vm }))
+        };
+        let mut vm = vm("ready");
+        vm["network"]["interface"] = json!({ "mac": "52:54:00:00:00:01", "ipv4": "10.90.0.2", "tap": "nx0" });
+        let short = told(&vm);
+        assert_eq!(short["result"]["address"], "10.90.0.2", "{short}");
+        assert!(short.to_string().len() <= 300, "{short}");
+        vm["network"] = json!({ "mode": "proxy" });
+        vm["name"] = "n".repeat(63).into();
+        let long = told(&vm);
+        assert_eq!(long["next"], r#"guest_run_command {"command":"...","vm":"kpukhbkw6qsnw"}"#);
+        assert_eq!((&long["result"]["name"], long["result"].get("address")), (&vm["name"], None));
+        assert!(long.to_string().len() <= 300, "{}: {long}", long.to_string().len());
+    }
+
+    #[test]
+    fn every_state_has_a_next_step_that_the_default_set_takes() {
+        let registry = crate::tools::Registry::new();
+        let tools = registry.list(crate::host::View::Whole(crate::tools::Toolset::WORK));
+        for state in VmState::ALL {
+            let told = compacted(json!({
+                "done": true, "op_id": "ots4vdu7ifkoc", "state": "succeeded", "result": vm(state.as_str()),
+            }));
+            let (name, arguments) = told["next"].as_str().unwrap().split_once(' ').unwrap();
+            let arguments: Map<String, Value> = serde_json::from_str(arguments).unwrap();
+            let tool = tools.iter().find(|tool| tool.name == name);
+            let schema = &tool.unwrap_or_else(|| panic!("{state}: {name} is not offered")).input_schema;
+            for needed in schema["required"].as_array().unwrap() {
+                assert!(arguments.contains_key(needed.as_str().unwrap()), "{state}: {name} needs {needed}");
+            }
+            for given in arguments.keys() {
+                assert!(schema["properties"].get(given).is_some(), "{state}: {name} takes no {given}");
+            }
+            assert!(told.to_string().len() <= 300, "{told}");
         }
     }
 

@@ -16,8 +16,10 @@ use nexus_schema::arguments::Takes;
 use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
 use nexus_schema::tools::command::{CommandInput, CommandOutput, CommandSignal, CommandStart, RunCommand};
 use nexus_schema::tools::op::OpGet;
+use nexus_schema::tools::vm::VmInspect;
 use nexus_schema::{Tool, ToolError, ToolInfo, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
+use serde_json::Value;
 
 pub use nexus_schema::toolset::{Toolset, UnknownToolset};
 pub use publish::INSTRUCTIONS;
@@ -26,6 +28,9 @@ use publish::published;
 pub(crate) use shape::error_result;
 
 use crate::host::View;
+
+/// The argument of `vm_inspect` for what concerns the host alone.
+const VERBOSE: &str = "verbose";
 
 /// Runs one tool: decodes the arguments, calls the method, lays the result out, for a model if that is asked for.
 type Run = Box<
@@ -107,6 +112,16 @@ impl GuestTool {
         *hint =
             takes.replacen(&format!("{own} takes no arguments"), &format!("{name} takes: {VM_ARGUMENT}"), 1);
     }
+}
+
+/// Whether a call wants its result whole, with what concerns the host alone.
+fn wants_all(tool: &str, arguments: &JsonObject) -> bool {
+    tool == VmInspect::NAME
+        && arguments.get(VERBOSE).is_some_and(|given| match given {
+            Value::Bool(given) => *given,
+            Value::String(given) => given.trim().eq_ignore_ascii_case("true"),
+            _ => false,
+        })
 }
 
 /// All tools, as they are published and run. Never changes.
@@ -201,7 +216,8 @@ impl Registry {
         ctx: CallContext,
         arguments: JsonObject,
     ) -> Option<BoxFuture<'static, Result<CallToolResult, ToolError>>> {
-        Some(self.host.get(tool)?(nexus, ctx, arguments, !set.shows_results()))
+        let is_compact = !set.shows_results() && !wants_all(tool, &arguments);
+        Some(self.host.get(tool)?(nexus, ctx, arguments, is_compact))
     }
 
     /// The guest's tool that a view publishes as `published`, if there is one.
@@ -329,6 +345,24 @@ mod tests {
         let refused = registry.refusal(Toolset::WORK, "drive_resize").unwrap();
         assert!(refused.contains("/mcp?tools=drives"), "{refused}");
         assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
+    }
+
+    #[test]
+    fn one_vm_is_shown_with_what_is_of_its_host_for_those_who_ask() {
+        for (tool, given, wants) in [
+            ("vm_inspect", Value::Bool(true), true),
+            ("vm_inspect", "true".into(), true),
+            ("vm_inspect", Value::Bool(false), false),
+            ("vm_inspect", Value::Null, false),
+            ("vm_start", Value::Bool(true), false),
+        ] {
+            let arguments = JsonObject::from_iter([(VERBOSE.to_owned(), given)]);
+            assert_eq!(wants_all(tool, &arguments), wants, "{tool} {arguments:?}");
+        }
+        assert!(!wants_all("vm_inspect", &JsonObject::new()));
+        let inspect =
+            Registry::new().list(set("work")).iter().find(|tool| tool.name == "vm_inspect").cloned();
+        assert!(inspect.unwrap().input_schema["properties"].get(VERBOSE).is_some());
     }
 
     #[test]

@@ -44,6 +44,22 @@ def nothing_ran(page, allowed=()):
     check(not complaints, complaints)
 
 
+def is_painted_without_its_script(browser):
+    page = browser.page()
+    page.send("Fetch.enable", patterns=[{"urlPattern": "*/page.js"}])
+    page.send("Page.navigate", url=URL + "/")
+    page.wait_text("Loading")
+    page.wait("performance.getEntriesByName('first-contentful-paint')[0]?.startTime > 0")
+    check(page.evaluate("getComputedStyle(document.querySelector('main')).display") == "grid", "the style of the document does not apply")
+    held = page.events("Fetch.requestPaused")
+    check(len(held) == 1, f"{len(held)} requests for the script")
+    page.send("Fetch.continueRequest", requestId=held[0]["requestId"])
+    page.wait("document.activeElement?.id === 'token'")
+    check(not any(request["request"]["url"].endswith(".css") for request in page.events("Network.requestWillBeSent")), "a style is loaded")
+    nothing_ran(page)
+    page.close()
+
+
 def logs_in_and_out(browser):
     page = browser.page()
     log_in(page, "wrong")
@@ -290,7 +306,7 @@ def main():
     with open(DAEMON.call("vm_inspect", vm=web)["console_log"], "a") as console:
         console.write("hello from the console\n")
     with Browser() as browser:
-        for test in [logs_in_and_out, shows_and_acts, a_terminal_echoes, nothing_is_injected, a_token_has_its_own_rights_and_its_end, fits_everywhere]:
+        for test in [is_painted_without_its_script, logs_in_and_out, shows_and_acts, a_terminal_echoes, nothing_is_injected, a_token_has_its_own_rights_and_its_end, fits_everywhere]:
             before = time.monotonic()
             test(browser)
             print(f"{test.__name__}: {time.monotonic() - before:.1f} s", flush=True)

@@ -28,7 +28,8 @@ def main():
             said["page"].append(time)
         page = browser.page()
         page.open(URL + "/")
-        said["terminal"] = page.evaluate("fetch('/xterm.js').then((answer) => answer.arrayBuffer()).then((bytes) => bytes.byteLength)")
+        size = "fetch('/{}').then((answer) => answer.arrayBuffer()).then((bytes) => bytes.byteLength)"
+        said["terminal"] = sum(page.evaluate(size.format(name)) for name in ["xterm.js", "xterm.css"])
     print(json.dumps(said))
 
 

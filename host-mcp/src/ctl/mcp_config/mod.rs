@@ -88,7 +88,7 @@ pub(crate) async fn install(app: &App, args: InstallArgs) -> Result<u8, Error> {
 async fn check_vm(app: &App, args: &Args) -> Result<(), Error> {
     let Some(vm) = &args.vm else { return Ok(()) };
     let found = async {
-        let params = VmInspectParams { vm: vm.clone() };
+        let params = VmInspectParams { vm: vm.clone(), verbose: None };
         app.connect_if_up().await?.call::<VmInspect>(&params).await
     };
     match found.await {

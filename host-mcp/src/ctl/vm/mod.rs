@@ -367,7 +367,8 @@ fn subject<R>(outcome: &OpOutcome<R>) -> (&str, &str) {
 }
 
 async fn inspect_one(client: &mut Client, vm: Reference<VmKind>) -> Result<(Reply, VmDetails), Error> {
-    let reply = client.call_with::<VmInspect>(&VmInspectParams { vm }, Options::default()).await?;
+    let params = VmInspectParams { vm, verbose: None };
+    let reply = client.call_with::<VmInspect>(&params, Options::default()).await?;
     let vm = reply.facts(VmInspect::NAME, VmInspect::SHAPE)?;
     Ok((reply, vm))
 }

@@ -87,6 +87,16 @@ async function open(secret, failed) {
   shell.start();
 }
 
-const kept = sessionStorage.getItem(KEPT);
-if (kept) open(kept, login);
-else login();
+let hasBegun = false;
+
+function begin() {
+  if (hasBegun) return;
+  hasBegun = true;
+  const kept = sessionStorage.getItem(KEPT);
+  if (kept) open(kept, login);
+  else login();
+}
+
+// The browser first paints what the document itself says. One that shows nothing paints nothing, so that is not waited for for long.
+requestAnimationFrame(() => setTimeout(begin));
+setTimeout(begin, 250);

@@ -46,6 +46,20 @@ function makeStrictly() {
   };
 }
 
+/** Loads a style sheet once; done when it applies. */
+function wearStyle(href) {
+  if (document.querySelector(`link[href="${href}"]`)?.sheet) return undefined;
+  return new Promise((done, failed) => {
+    const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href });
+    link.addEventListener("load", done);
+    link.addEventListener("error", () => {
+      link.remove();
+      failed(new Error("The terminal's style could not be loaded."));
+    });
+    document.head.append(link);
+  });
+}
+
 /** The terminals of one login. They go on while another view is shown. */
 export class Terminals {
   #open = new Map();
@@ -114,7 +128,7 @@ class TerminalTab {
     }
     button.disabled = true;
     try {
-      await import("/xterm.js");
+      await Promise.all([import("/xterm.js"), wearStyle("/xterm.css")]);
       makeStrictly();
       const terminal = new ShellTerminal(view, globalThis.Terminal, () => {
         open.delete(view.id);

@@ -455,6 +455,9 @@ impl Tool for VmList {
 pub struct VmInspectParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
+    /// With what concerns its host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verbose: Option<bool>,
 }
 
 /// Shows one VM.
@@ -463,8 +466,8 @@ pub enum VmInspect {}
 impl Tool for VmInspect {
     const NAME: &'static str = "vm_inspect";
     const TITLE: &'static str = "Inspect a VM";
-    const DESCRIPTION: &'static str = "Shows everything about one VM: state and reason, boot id, addresses, drives, image, what the guest reported and how long its boot took; use it when a VM does not \
-        behave as expected, or could not reach something: `network` has what was refused and why.";
+    const DESCRIPTION: &'static str = "Shows one VM: state, why, boot id, addresses, drives, image, guest; use it when a VM misbehaves or could not reach something: \
+        `network` has what was refused and why.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = VmInspectParams;
     type Output = VmDetails;
