@@ -105,8 +105,12 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     let mut client = daemon.client();
     create(&mut client, "base");
     // A loop that is frozen in the middle, and takes random numbers as soon as it runs again.
-    client.must("guest_command_start", json!({ "vm": "base", "command":
-        "while true; do head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/random; echo >> /srv/random; done" }));
+    client.must(
+        "guest_command_start",
+        json!({ "vm": "base", "command":
+        "while true; do cat /proc/sys/kernel/random/uuid >> /srv/random; \
+         head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/random; echo >> /srv/random; done" }),
+    );
     client.run("base", "echo prepared > /srv/state; until [ -s /srv/random ]; do sleep 0.1; done");
     client.to_the_end("vm_checkpoint", json!({ "vm": "base", "name": "ready" }), BOOT);
     let made = client.to_the_end(
@@ -129,6 +133,8 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     };
     for line in [
         "head -c 16 /dev/urandom | od -An -tx1",
+        "head -c 16 /dev/random | od -An -tx1",
+        "cat /proc/sys/kernel/random/uuid",
         "cat /proc/sys/kernel/random/boot_id",
         "cat /etc/machine-id || echo base",
         "hostname",
@@ -142,7 +148,7 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     for vm in all {
         assert_eq!(client.run(vm, "cat /srv/state").stdout, "prepared\n");
         let lines = client.run(vm, "head -n 400 /srv/random").stdout;
-        seen.push(lines.lines().filter(|line| line.len() == 32).map(str::to_owned).collect());
+        seen.push(lines.lines().filter(|line| line.len() >= 32).map(str::to_owned).collect());
     }
     let common = seen.iter().skip(1).fold(seen[0].clone(), |common, lines| &common & lines);
     for (at, one) in seen.iter().enumerate() {
@@ -163,31 +169,6 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     client.must_confirmed("vm_delete", json!({ "tags": { "of": "base" }, "force": true }));
     let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
     assert_eq!(left, 0);
-}
-
-#[test]
-fn a_daemon_that_is_killed_within_a_checkpoint_leaves_the_machine_running() {
-    let mut daemon = Daemon::start();
-    let boot = create(&mut daemon.client(), "web")["boot_id"].clone();
-    for point in ["checkpoint-quiet", "checkpoint-saved", "checkpoint-written"] {
-        daemon.stop();
-        daemon.set("NEXUS_FAILPOINT", Some(point));
-        daemon.restart();
-        daemon.client().wait_for_state("web", "ready");
-        let call = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "wait_s": 45 } });
-        daemon.client().request("tools/call", &call).ok();
-        daemon.wait_until_ended();
-        daemon.set("NEXUS_FAILPOINT", None);
-        daemon.restart();
-        let mut client = daemon.client();
-        client.wait_for_state("web", "ready");
-        assert_eq!(client.run("web", "echo up").stdout, "up\n", "{point}");
-        assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
-        let listed = client.must("checkpoint_list", json!({}));
-        assert_eq!(listed["checkpoints"].as_array().map(Vec::len), Some(0), "{point}: {listed}");
-        let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
-        assert_eq!(left, 0, "{point}");
-    }
 }
 
 #[test]
