@@ -77,10 +77,10 @@ impl Nexus {
 
     /// Compiles a kernel in a VM; returns its file on this host.
     async fn compiled_in_vm(&self, ctx: &CallContext, kernel: &PendingKernel) -> Result<PathBuf, ToolError> {
-        let builder = self.builder(ctx, kernel).await?;
+        let builder = Box::pin(self.builder(ctx, kernel)).await?;
         let cancelled = || ToolError::new(ErrorCode::Cancelled, "the build of the kernel was cancelled");
         let compiled = tokio::select! {
-            compiled = self.compile_in(ctx, &builder, kernel) => compiled,
+            compiled = Box::pin(self.compile_in(ctx, &builder, kernel)) => compiled,
             () = kernel.progress.cancelled() => Err(cancelled()),
         };
         if compiled.is_ok() {
