@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nexus_tests::saved::outcome;
 use nexus_tests::web::Web;
 use pgp::composed::{ArmorOptions, CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedSecretKey};
 use pgp::types::Password;
@@ -221,7 +222,7 @@ fn a_kernel_is_built_in_a_vm_where_a_failed_build_goes_on() {
     let build = json!({ "version": "6.12", "from": "kernel-org", "config": "CONFIG_64BIT=y\n", "name": "mine",
         "in_vm": true, "wait_s": 45 });
 
-    let failure = refused(&mut client, "kernel_build", build.clone());
+    let failure = outcome(&mut client, "kernel_build", build.clone()).expect_err("there is no such file yet");
     assert_eq!(failure.code, "image_failed", "{}", failure.text);
     assert!(failure.text.contains("compiling the kernel in the VM kernel-"), "{}", failure.text);
     // Its VM stays.
