@@ -3,13 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use nexus_tests::linux::{self, signing_key};
 use nexus_tests::saved::outcome;
 use nexus_tests::web::Web;
-use pgp::composed::{ArmorOptions, CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedSecretKey};
-use pgp::types::Password;
-use rand::thread_rng;
+use pgp::composed::ArmorOptions;
 use serde_json::json;
 
 use crate::downloads::digest;
@@ -34,15 +32,7 @@ fn kernel(text: &str) -> Vec<u8> {
     elf
 }
 
-/// A secret key without a passphrase.
-fn signing_key() -> SignedSecretKey {
-    let mut params = SecretKeyParamsBuilder::default();
-    params.key_type(KeyType::Ed25519Legacy).can_certify(true).can_sign(true);
-    params.primary_user_id("Kernels <kernels@host.example>".into());
-    params.build().expect("a key").generate(thread_rng()).expect("a key")
-}
-
-/// The same, armored.
+/// An armored secret key without a passphrase.
 fn secret_key() -> String {
     signing_key().to_armored_string(ArmorOptions::default()).expect("armor")
 }
@@ -70,9 +60,7 @@ fn world(web: &Web) -> World {
 
 /// The same, which trusts kernel.org's lists if these keys signed them.
 fn trusting(web: &Web, keys: &[String]) -> World {
-    let row = json!({ "mirrors": [web.url("/pub")], "api": web.url(""), "keys": keys });
-    let providers = json!({ "kernel-org": row });
-    let providers = providers.to_string();
+    let providers = linux::providers(web, keys);
     World::with(&[
         ("NEXUS_APT_ROOT", "/nonexistent"),
         ("NEXUS_PROVIDERS", &providers),
@@ -175,47 +163,15 @@ fn what_cannot_be_published_or_built_is_refused_and_says_why() {
     world.assert_in_order();
 }
 
-/// A source with the targets of Linux that a build asks for. Its kernel is made at the second try, once there is a file: a first try fails, and
-/// what it left is needed.
-const MAKEFILE: &str = "\
-allnoconfig:
-\tcp \"$$KCONFIG_ALLCONFIG\" .config
-vmlinux: .config
-\techo tried >> tried
-\ttest -e GO
-\ttest \"$$(wc -l < tried)\" = 2
-\techo \"  LD      vmlinux by $$KBUILD_BUILD_USER\"
-\t{ echo 'const char banner[] = \"Linux version 6.12.1-test (nexus@nexus) \";'; echo 'void _start(void) { for (;;); }'; } > main.c
-\tgcc -static -nostdlib -no-pie -g -o vmlinux main.c
-";
-
-/// Serves that source as kernel.org does, signed by a key.
-fn serve_source(web: &Web, things: &Path, key: &SignedSecretKey) {
-    let inner = things.join("linux-6.12.1");
-    fs::create_dir(&inner).expect("a directory");
-    let makefile = MAKEFILE.replace("GO", &things.join("go").display().to_string());
-    fs::write(inner.join("Makefile"), makefile).expect("a file is written");
-    let packed = things.join("packed");
-    let tar = Command::new("tar").arg("-cJf").arg(&packed).arg("-C").arg(things).arg("linux-6.12.1").status();
-    assert!(tar.expect("tar runs").success(), "tar failed");
-    let source = fs::read(&packed).expect("the source");
-    let sums = format!("{}  linux-6.12.1.tar.xz\n", digest(&source));
-    let signed = CleartextSignedMessage::sign(thread_rng(), &sums, &key.primary_key, &Password::empty());
-    let signed = signed.expect("a signature").to_armored_string(ArmorOptions::default()).expect("armor");
-    web.put("/pub/v6.x/sha256sums.asc", signed);
-    web.put("/pub/v6.x/linux-6.12.1.tar.xz", source);
-    let release = json!({ "version": "6.12.1", "moniker": "longterm", "iseol": false });
-    let list = json!({ "latest_stable": { "version": "6.12.1" }, "releases": [release] });
-    web.put("/releases.json", list.to_string());
-}
-
 #[test]
 fn a_kernel_is_built_in_a_vm_where_a_failed_build_goes_on() {
-    let (web, key) = (Web::start(), signing_key());
+    let web = Web::start();
     let things = tempfile::tempdir().expect("a directory");
-    serve_source(&web, things.path(), &key);
-    let public = key.to_public_key().to_armored_string(ArmorOptions::default()).expect("armor");
-    let world = trusting(&web, &[public]);
+    // Its kernel is made at the second try, once there is a file: a first try fails, and what it left is needed.
+    let go = things.path().join("go");
+    let recipe =
+        format!("\techo tried >> tried\n\ttest -e {}\n\ttest \"$$(wc -l < tried)\" = 2\n", go.display());
+    let world = trusting(&web, &[linux::serve(&web, &recipe)]);
     let mut client = world.client();
     // The template that is used if it is there. Its VMs are processes of this host, with the programs of this host.
     client.must("template_create", json!({ "name": "kernel-builder", "source": world.from }));
@@ -235,11 +191,11 @@ fn a_kernel_is_built_in_a_vm_where_a_failed_build_goes_on() {
     let place = PathBuf::from(format!("/var/tmp/nexus-kernel-{key}"));
     assert!(place.join("unpacked").exists(), "{}", place.display());
 
-    fs::write(things.path().join("go"), "").expect("a file is written");
+    fs::write(&go, "").expect("a file is written");
     let built = client.to_the_end("kernel_build", build.clone(), SOON);
     assert_eq!((&built["ok"], &built["cached"]), (&json!(true), &json!(false)), "{built}");
     let asset = &built["asset"];
-    assert_eq!((&asset["name"], &asset["version"]), (&json!("mine"), &json!("6.12.1-test")), "{built}");
+    assert_eq!((&asset["name"], &asset["version"]), (&json!("mine"), &json!(linux::BUILT)), "{built}");
     assert_eq!(asset["verified"], "signature", "{built}");
     let log = fs::read_to_string(built["log"].as_str().expect("a path")).expect("the log");
     assert!(log.contains("LD      vmlinux by nexus"), "{log}");
