@@ -17,12 +17,17 @@ use crate::full::LoopDisk;
 /// How much is on the data drive, in MiB: more than what is left of a disk that has room for the VM's memory.
 const DATA: u64 = 560;
 
-/// A small filesystem over a directory of saved memories; unmounted when dropped.
+/// A small filesystem over the directory of checkpoints; unmounted when dropped.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(daemon: &Daemon, over: &str, mebibytes: u64) -> Self {
-        let at = daemon.state().join(over);
+    fn mount(daemon: &Daemon, mebibytes: u64) -> Self {
+        let at = daemon.state().join("checkpoints");
+        Self::over(at, mebibytes)
+    }
+
+    /// The same over another directory.
+    fn over(at: PathBuf, mebibytes: u64) -> Self {
         let size = format!("size={mebibytes}m");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&at).output();
         let mounted = mounted.expect("mount runs");
@@ -82,7 +87,7 @@ fn a_checkpoint_on_a_full_disk_leaves_the_vm_running_and_nothing_else() {
 
     // The first has no room for anything, the second one for the memory only.
     for (mebibytes, is_begun) in [(32, false), (520, true)] {
-        let small = SmallDisk::mount(&daemon, "checkpoints", mebibytes);
+        let small = SmallDisk::mount(&daemon, mebibytes);
         let take = json!({ "vm": "web", "name": "none", "wait_s": 45 });
         let failure = outcome(&mut client, "vm_checkpoint", take).expect_err("there is no room for it");
         assert_eq!(failure.code, "disk_full", "{mebibytes} MiB: {}", failure.text);
@@ -97,7 +102,7 @@ fn a_checkpoint_on_a_full_disk_leaves_the_vm_running_and_nothing_else() {
         assert_in_order(&daemon);
     }
     // There is no room for the memory of a VM that sleeps.
-    let small = SmallDisk::mount(&daemon, "suspended", 32);
+    let small = SmallDisk::over(daemon.state().join("suspended"), 32);
     let sleep = json!({ "vm": "web", "suspend": true });
     let failure = client.call("vm_pause", sleep).expect_err("there is no room for its memory");
     assert_eq!(failure.code, "disk_full", "{}", failure.text);
