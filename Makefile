@@ -73,7 +73,7 @@ kernel: ## build the fast microVM kernel from the distribution's source by nexus
 	@.ci/kernel
 	@.ci/kernel import $(KERNEL)
 
-e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) next to the distribution's
+e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) next to the distribution's, and compile one in a virtual machine
 	@.ci/kernel
 	@.ci/test microvm_kernel
 

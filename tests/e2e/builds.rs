@@ -51,30 +51,6 @@ fn a_template_becomes_an_image_and_that_a_machine() {
 }
 
 #[test]
-fn packages_of_a_template_are_in_its_machine() {
-    let daemon = Daemon::start();
-    let mut client = daemon.client();
-    client.must(
-        "template_create",
-        json!({ "name": "polite", "source": "debian-minimal", "packages": ["hello"] }),
-    );
-    let build = client.to_the_end(
-        "build_start",
-        json!({ "template": "polite", "wait_s": 0 }),
-        Duration::from_mins(15),
-    );
-    assert_eq!((&build["status"], &build["cached"]), (&json!("success"), &json!(false)));
-    // The second machine does not need the archive.
-    let plan =
-        client.must("vm_create", json!({ "name": "made", "from": "template:polite", "dry_run": true }));
-    assert_eq!(plan["plan"]["download_bytes"], 0, "{plan}");
-
-    client.create(json!({ "name": "made", "from": "template:polite" }));
-    assert_eq!(client.run("made", "hello").stdout, "Hello, world!\n");
-    assert_eq!(client.run("made", "apt-mark showmanual hello").stdout, "hello\n");
-}
-
-#[test]
 fn a_package_that_there_is_not_is_named_and_nothing_is_left() {
     let daemon = Daemon::start();
     let mut client = daemon.client();

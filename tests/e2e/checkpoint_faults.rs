@@ -11,7 +11,7 @@ use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{assert_files, checkpoint, count, create, delete_all, goes_on, outcome, roll_back};
-use nexus_tests::wait::{stay, until};
+use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 /// How far a guest's clock may be from the host's after a restore, in milliseconds.
@@ -79,14 +79,28 @@ fn clock_is_right(client: &mut Client, vm: &str) {
     assert!(within.contains(&written), "{written} of the guest is not within {within:?} of the host");
 }
 
+/// Takes the VM back to a checkpoint of an hour ago: its clock is set back right before, so its memory has the time of then.
+#[track_caller]
+fn an_hour_later(client: &mut Client, vm: &str) {
+    let back = "date -s \"$(date -d @$(($(date +%s) - 3600)) '+%Y-%m-%d %H:%M:%S')\"";
+    let mut rounds = 1..=3;
+    let behind = rounds.find_map(|round| {
+        assert_eq!(client.run(vm, back).exit_code, Some(0), "the clock is set");
+        checkpoint(client, vm, &format!("hour-{round}"));
+        let restored = roll_back(client, vm, &format!("hour-{round}"));
+        // Now and then the daemon sets the clock right before the checkpoint.
+        restored["contract"]["clock_behind_ms"].as_i64().filter(|behind| *behind >= 3_595_000)
+    });
+    assert!(behind.is_some(), "no checkpoint has the time of an hour ago");
+}
+
 #[test]
-fn what_is_damaged_or_of_another_vmm_is_refused_and_the_clock_is_right_after_a_rollback() {
+fn what_is_damaged_or_of_another_vmm_is_refused_and_the_clock_is_right_after_an_hour() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     let boot = create(&mut client, "web")["boot_id"].clone();
     count(&mut client, "web");
     let taken = checkpoint(&mut client, "web", "clean");
-    let begun = now_ms();
     let directory = daemon.state().join("checkpoints").join(taken["id"].as_str().expect("an id"));
     for file in ["state", "ram", "manifest.json"] {
         flip(&directory.join(file));
@@ -107,12 +121,7 @@ fn what_is_damaged_or_of_another_vmm_is_refused_and_the_clock_is_right_after_a_r
     goes_on(&mut client, "web");
     assert_eq!(vms(&mut client), 1);
 
-    // Long enough that a clock which was not set would show.
-    let late = Duration::from_millis(u64::try_from(6000 - (now_ms() - begun)).unwrap_or(0));
-    stay(late);
-    let restored = roll_back(&mut client, "web", "clean");
-    let behind = restored["contract"]["clock_behind_ms"].as_i64().expect("a number");
-    assert!(behind >= 5000, "{restored}");
+    an_hour_later(&mut client, "web");
     clock_is_right(&mut client, "web");
     goes_on(&mut client, "web");
     delete_all(&daemon, &mut client);
@@ -162,6 +171,63 @@ fn a_vmm_or_a_shim_that_is_killed_within_a_save_leaves_no_checkpoint_and_a_machi
     }
     let whole = checkpoint(&mut client, "web", "whole");
     assert_eq!(whole["quiesced"], true, "{whole}");
+    delete_all(&daemon, &mut client);
+}
+
+/// Waits until a VM has a process that is not the one before, and returns its pid.
+#[track_caller]
+fn next_process(client: &mut Client, vm: &str, which: &str, before: Option<u64>) -> u32 {
+    let next = until(BOOT, || {
+        let vm = client.call("vm_inspect", json!({ "vm": vm })).ok()?;
+        vm["process"][which].as_u64().filter(|pid| Some(*pid) != before)
+    });
+    let next = next.unwrap_or_else(|| panic!("{vm} has no {which}"));
+    u32::try_from(next).expect("a process id")
+}
+
+#[test]
+fn a_vmm_or_a_shim_that_is_killed_within_a_restore_leaves_no_fork_and_a_machine_that_starts() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    count(&mut client, "web");
+    client.run("web", "echo then > /srv/mark; sync");
+    // Until it is through, what is restored is not done.
+    hook(&mut client, "sleep 6");
+    checkpoint(&mut client, "web", "clean");
+    let begin = |tool: &'static str, arguments: Value| {
+        let mut client = daemon.client();
+        std::thread::spawn(move || outcome(&mut client, tool, arguments))
+    };
+    for which in ["pid", "shim_pid"] {
+        let fork = json!({ "vm": "web", "checkpoint": "clean", "names": ["a", "b"], "wait_s": 45 });
+        let forking = begin("vm_fork", fork);
+        kill_process(next_process(&mut client, "a", which, None));
+        let forked = forking.join().expect("no panic");
+        assert!(forked.is_err(), "{which}: {forked:?}");
+        assert_eq!(vms(&mut client), 1, "{which}");
+        assert_eq!(client.inspect("web")["boot_id"], boot, "{which}");
+        goes_on(&mut client, "web");
+        assert_in_order(&daemon);
+    }
+    for which in ["pid", "shim_pid"] {
+        client.run("web", &format!("echo {which} > /srv/mark; sync"));
+        let before = client.inspect("web")["process"][which].as_u64();
+        let back = json!({ "vm": "web", "checkpoint": "clean", "keep_current": false, "wait_s": 45 });
+        let rolling = begin("vm_rollback", back);
+        kill_process(next_process(&mut client, "web", which, before));
+        let rolled = rolling.join().expect("no panic");
+        assert!(rolled.is_err(), "{which}: {rolled:?}");
+        client.wait_for("web", "its end", |vm| {
+            ["crashed", "failed", "stopped"].contains(&vm["state"].as_str().unwrap_or_default())
+        });
+        assert_in_order(&daemon);
+        // Its drives are those of the checkpoint.
+        client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "cat /srv/mark").stdout, "then\n", "{which}");
+    }
+    assert_files(&daemon, &mut client);
     delete_all(&daemon, &mut client);
 }
 

@@ -1,4 +1,5 @@
-//! Several at once of what concerns one machine or one checkpoint, forks of forks, and random numbers of many children.
+//! Several at once of what concerns one machine or one checkpoint, and forks of forks. Random numbers of many children are in
+//! `tests/ondemand/checkpoints.rs`, those of some in `tests/e2e/checkpoints.rs`.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -8,8 +9,7 @@ use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{
-    assert_files, checkpoint, children_share_nothing, count, create, delete_all, goes_on, listed, outcome,
-    roll_back,
+    assert_files, checkpoint, count, create, delete_all, goes_on, listed, outcome, roll_back,
 };
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
@@ -141,13 +141,4 @@ fn delete_within(
     assert!(begun.is_some(), "the fork never begins");
     let deleted = client.call_confirmed(delete, checkpoint);
     [forking.join().expect("no panic"), deleted]
-}
-
-#[test]
-fn children_of_a_loop_that_was_frozen_while_it_drew_random_numbers_draw_different_ones() {
-    let daemon = Daemon::start();
-    create(&mut daemon.client(), "base");
-    let draw = "while true; do cat /proc/sys/kernel/random/uuid >> /srv/drawn; \
-        head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/drawn; echo >> /srv/drawn; sleep 0.1; done";
-    children_share_nothing(&daemon, "base", draw, 5);
 }

@@ -1,13 +1,13 @@
 //! Checkpoints of real machines: back to before a mistake, and several machines that go on from one moment.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nexus_schema::link::QUIET_MAX;
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
-use nexus_tests::wait::until;
+use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
 /// Makes a machine that can be saved.
@@ -105,8 +105,12 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     let mut client = daemon.client();
     create(&mut client, "base");
     // A loop that is frozen in the middle, and takes random numbers as soon as it runs again.
-    client.must("guest_command_start", json!({ "vm": "base", "command":
-        "while true; do head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/random; echo >> /srv/random; done" }));
+    client.must(
+        "guest_command_start",
+        json!({ "vm": "base", "command":
+        "while true; do cat /proc/sys/kernel/random/uuid >> /srv/random; \
+         head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' >> /srv/random; echo >> /srv/random; done" }),
+    );
     client.run("base", "echo prepared > /srv/state; until [ -s /srv/random ]; do sleep 0.1; done");
     client.to_the_end("vm_checkpoint", json!({ "vm": "base", "name": "ready" }), BOOT);
     let made = client.to_the_end(
@@ -129,6 +133,8 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     };
     for line in [
         "head -c 16 /dev/urandom | od -An -tx1",
+        "head -c 16 /dev/random | od -An -tx1",
+        "cat /proc/sys/kernel/random/uuid",
         "cat /proc/sys/kernel/random/boot_id",
         "cat /etc/machine-id || echo base",
         "hostname",
@@ -142,7 +148,7 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     for vm in all {
         assert_eq!(client.run(vm, "cat /srv/state").stdout, "prepared\n");
         let lines = client.run(vm, "head -n 400 /srv/random").stdout;
-        seen.push(lines.lines().filter(|line| line.len() == 32).map(str::to_owned).collect());
+        seen.push(lines.lines().filter(|line| line.len() >= 32).map(str::to_owned).collect());
     }
     let common = seen.iter().skip(1).fold(seen[0].clone(), |common, lines| &common & lines);
     for (at, one) in seen.iter().enumerate() {
@@ -163,31 +169,6 @@ fn forks_go_on_from_one_moment_and_share_no_secrets() {
     client.must_confirmed("vm_delete", json!({ "tags": { "of": "base" }, "force": true }));
     let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
     assert_eq!(left, 0);
-}
-
-#[test]
-fn a_daemon_that_is_killed_within_a_checkpoint_leaves_the_machine_running() {
-    let mut daemon = Daemon::start();
-    let boot = create(&mut daemon.client(), "web")["boot_id"].clone();
-    for point in ["checkpoint-quiet", "checkpoint-saved", "checkpoint-written"] {
-        daemon.stop();
-        daemon.set("NEXUS_FAILPOINT", Some(point));
-        daemon.restart();
-        daemon.client().wait_for_state("web", "ready");
-        let call = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "wait_s": 45 } });
-        daemon.client().request("tools/call", &call).ok();
-        daemon.wait_until_ended();
-        daemon.set("NEXUS_FAILPOINT", None);
-        daemon.restart();
-        let mut client = daemon.client();
-        client.wait_for_state("web", "ready");
-        assert_eq!(client.run("web", "echo up").stdout, "up\n", "{point}");
-        assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
-        let listed = client.must("checkpoint_list", json!({}));
-        assert_eq!(listed["checkpoints"].as_array().map(Vec::len), Some(0), "{point}: {listed}");
-        let left = std::fs::read_dir(daemon.state().join("checkpoints")).expect("the directory").count();
-        assert_eq!(left, 0, "{point}");
-    }
 }
 
 #[test]
@@ -305,8 +286,8 @@ fn a_daemon_that_is_killed_within_a_rollback_leaves_all_drives_as_before_or_all_
     client.must("drive_detach", json!({ "drive": "data" }));
 }
 
-#[test]
-fn a_fork_whose_daemon_is_killed_leaves_no_machine_though_it_was_protected() {
+/// A fork whose daemon is killed leaves no machine, though it was protected.
+fn a_fork_is_undone() {
     let mut daemon = Daemon::start();
     create(&mut daemon.client(), "base");
     daemon.client().to_the_end("vm_checkpoint", json!({ "vm": "base", "name": "ready" }), BOOT);
@@ -330,7 +311,7 @@ fn a_fork_whose_daemon_is_killed_leaves_no_machine_though_it_was_protected() {
 }
 
 #[test]
-fn commands_wait_for_a_daemon_after_a_checkpoint_that_was_cut_off() {
+fn commands_wait_for_a_daemon_after_a_checkpoint_that_was_cut_off_and_a_fork_that_was_is_undone() {
     let mut daemon = Daemon::start();
     create(&mut daemon.client(), "web");
     daemon.stop();
@@ -344,9 +325,10 @@ fn commands_wait_for_a_daemon_after_a_checkpoint_that_was_cut_off() {
     let call = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "wait_s": 45 } });
     client.request("tools/call", &call).ok();
     daemon.wait_until_ended();
-    // The guest asks after this time, and nobody answers: it could have been restored.
-    let more = Duration::from_secs(15);
-    assert!(until(QUIET_MAX + more, || None::<()>).is_none());
+    // The guest asks after this time, and nobody answers: it could have been restored. That is time for another machine.
+    let over = Instant::now() + QUIET_MAX + Duration::from_secs(15);
+    a_fork_is_undone();
+    stay(over.saturating_duration_since(Instant::now()));
     daemon.set("NEXUS_FAILPOINT", None);
     daemon.restart();
     let mut client = daemon.client();

@@ -32,16 +32,7 @@ fn ends_its_machine(client: &mut nexus_tests::client::Client, vm: &str, command:
 }
 
 #[test]
-fn a_guest_powers_itself_off() {
-    let daemon = Daemon::start();
-    let mut client = daemon.client();
-    client.create(json!({ "name": "off", "from": "busybox" }));
-    ends_its_machine(&mut client, "off", "poweroff");
-    client.wait_for_state("off", "stopped");
-}
-
-#[test]
-fn a_guest_reboots_itself() {
+fn a_guest_reboots_and_powers_itself_off() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     let vm = client.create(json!({ "name": "again", "from": "busybox" }));
@@ -50,6 +41,8 @@ fn a_guest_reboots_itself() {
         .wait_for("again", "another boot", |now| now["state"] == "ready" && now["boot_id"] != vm["boot_id"]);
     assert_eq!(after["id"], vm["id"]);
     assert_eq!(client.run("again", "echo up").stdout, "up\n");
+    ends_its_machine(&mut client, "again", "poweroff");
+    client.wait_for_state("again", "stopped");
 }
 
 /// The agent does not see what the image's own init was asked to do; the end of the machine shows it.
@@ -66,7 +59,7 @@ fn a_guest_with_an_init_of_its_own_reboots_and_powers_off() {
 }
 
 #[test]
-fn a_kernel_panic_is_a_crash_that_tells_why() {
+fn a_kernel_panic_is_a_crash_that_tells_why_and_a_killed_vmm_is_one() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     client.create(json!({ "name": "panics", "from": "busybox" }));
@@ -77,33 +70,15 @@ fn a_kernel_panic_is_a_crash_that_tells_why() {
     assert!(told.contains("sysrq") || told.contains("panic"), "{told}");
     // It can be started again.
     client.to_the_end("vm_start", json!({ "vm": "panics" }), nexus_tests::client::BOOT);
-    client.wait_for_state("panics", "ready");
-}
-
-#[test]
-fn the_vmm_is_killed() {
-    let daemon = Daemon::start();
-    let mut client = daemon.client();
-    let vm = client.create(json!({ "name": "shot", "from": "busybox" }));
+    let vm = client.wait_for_state("panics", "ready");
     kill_process(pid(&vm, "pid"));
-    client.wait_for_state("shot", "crashed");
+    client.wait_for_state("panics", "crashed");
     let gone = until(Duration::from_mins(1), || (!is_alive(pid(&vm, "shim_pid"))).then_some(()));
     assert!(gone.is_some(), "the shim is left without its VMM");
 }
 
 #[test]
-fn the_shim_is_killed() {
-    let daemon = Daemon::start();
-    let mut client = daemon.client();
-    let vm = client.create(json!({ "name": "orphan", "from": "busybox" }));
-    kill_process(pid(&vm, "shim_pid"));
-    client.wait_for_state("orphan", "crashed");
-    let gone = until(Duration::from_mins(1), || (!is_alive(pid(&vm, "pid"))).then_some(()));
-    assert!(gone.is_some(), "the VMM outlives its shim");
-}
-
-#[test]
-fn the_agent_is_killed_and_comes_back() {
+fn the_agent_is_killed_and_comes_back_and_the_shim_takes_its_vmm_along() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     let vm = client.create(json!({ "name": "agentless", "from": "busybox" }));
@@ -130,6 +105,11 @@ fn the_agent_is_killed_and_comes_back() {
         (result["_meta"]["dev.nexus/result"]["status"] == 0).then_some(result)
     });
     assert_eq!(nexus_tests::client::stream(&ended.expect("it ends"), "stdout"), "begun\nwent on\n");
+
+    kill_process(pid(&vm, "shim_pid"));
+    client.wait_for_state("agentless", "crashed");
+    let gone = until(Duration::from_mins(1), || (!is_alive(pid(&vm, "pid"))).then_some(()));
+    assert!(gone.is_some(), "the VMM outlives its shim");
 }
 
 #[test]

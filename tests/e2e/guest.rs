@@ -345,12 +345,20 @@ fn links_lead_where_the_image_means_and_its_directory_is_made() {
 }
 
 #[test]
-fn a_machine_is_ready_when_its_systemd_is() {
+fn packages_of_a_template_are_in_its_machine_which_is_ready_when_its_systemd_is() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
-    let template = json!({ "name": "sysd", "source": "debian-minimal", "packages": ["systemd-sysv", "dbus"], "init": "system" });
+    let packages = ["systemd-sysv", "dbus", "hello"];
+    let template =
+        json!({ "name": "sysd", "source": "debian-minimal", "packages": packages, "init": "system" });
     client.must("template_create", template);
-    client.to_the_end("build_start", json!({ "template": "sysd", "wait_s": 0 }), Duration::from_mins(15));
+    let build = json!({ "template": "sysd", "wait_s": 0 });
+    let build = client.to_the_end("build_start", build, Duration::from_mins(15));
+    assert_eq!((&build["status"], &build["cached"]), (&json!("success"), &json!(false)));
+    // Machines of it do not need the archive.
+    let plan = json!({ "name": "sysd", "from": "template:sysd", "dry_run": true });
+    let plan = client.must("vm_create", plan);
+    assert_eq!(plan["plan"]["download_bytes"], 0, "{plan}");
     let vm = client.to_the_end(
         "vm_create",
         json!({ "name": "sysd", "from": "template:sysd", "wait_s": 0 }),
@@ -361,6 +369,9 @@ fn a_machine_is_ready_when_its_systemd_is() {
     assert_eq!(said, "running\n");
     let info = client.must("guest_os_info", json!({ "vm": "sysd" }));
     assert_eq!(info["system"], json!({ "state": "running" }), "{info}");
+
+    assert_eq!(client.run("sysd", "hello").stdout, "Hello, world!\n");
+    assert_eq!(client.run("sysd", "apt-mark showmanual hello").stdout, "hello\n");
 
     // Failed units are listed by name.
     client.run("sysd", "systemd-run --unit=broken --wait false");

@@ -6,11 +6,12 @@ use nexus_tests::daemon::{Daemon, program};
 use serde_json::json;
 
 #[test]
-fn machines_outlive_a_killed_daemon() {
+fn machines_outlive_a_killed_daemon_and_a_second_one_is_refused() {
     let mut daemon = Daemon::start();
     let mut client = daemon.client();
     let before = client.create(json!({ "name": "stays", "from": "busybox" }));
     client.run("stays", "echo kept > /tmp/kept; (sleep 300 > /dev/null 2>&1 &)");
+    a_second_one_is_refused(&daemon);
     daemon.kill();
     daemon.restart();
 
@@ -50,9 +51,8 @@ fn what_happened_meanwhile_is_settled() {
     client.wait_for_state("alone", "ready");
 }
 
-#[test]
-fn a_second_daemon_is_refused() {
-    let daemon = Daemon::start();
+/// A second daemon is refused, and the first one is not affected.
+fn a_second_one_is_refused(daemon: &Daemon) {
     let runtime = tempfile::tempdir().expect("a temporary directory");
     let second = Command::new(program("nexusd"))
         .env("NEXUS_STATE_DIR", daemon.state())

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::thread;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nexus_tests::client::{BOOT, Client};
-use nexus_tests::daemon::Daemon;
+use nexus_tests::daemon::{Daemon, kill_process};
 use serde_json::{Value, json};
 
 /// Makes a machine that can be suspended, with a loop that counts and a server.
@@ -51,6 +51,28 @@ fn kill_at(daemon: &mut Daemon, point: &str, tool: &str, arguments: &Value) -> C
     daemon.kill_at(point, |client| {
         client.request("tools/call", &json!({ "name": tool, "arguments": arguments })).ok();
     })
+}
+
+/// Has a call wake a suspended machine, and kills a process of it as soon as that is there. Returns the state that it is in then.
+fn kill_waking(daemon: &Daemon, which: &str) -> String {
+    let (mut client, mut other) = (daemon.client(), daemon.client());
+    let wake = json!({ "vm": "web", "command": "true" });
+    let waking = thread::spawn(move || drop(other.call_whole("guest_run_command", wake)));
+    let deadline = Instant::now() + BOOT;
+    let pid = loop {
+        if let Some(pid) = client.inspect("web")["process"][which].as_u64() {
+            break u32::try_from(pid).expect("a process id");
+        }
+        assert!(Instant::now() < deadline, "it is not woken: {}", client.inspect("web"));
+        // Not longer, since a small memory is read soon.
+        thread::park_timeout(Duration::from_millis(1));
+    };
+    kill_process(pid);
+    waking.join().expect("no panic");
+    let ended = client.wait_for("web", "its end", |vm| {
+        ["suspended", "crashed", "failed"].contains(&vm["state"].as_str().unwrap_or_default())
+    });
+    ended["state"].as_str().expect("a state").to_owned()
 }
 
 #[test]
@@ -189,6 +211,27 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     assert!(memories(&daemon).is_empty());
     assert!(count(&mut client, "web") >= before);
     assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
+    // A VMM or a shim that is killed before it is awake leaves it suspended. Where that was too late, it is tried again.
+    for which in ["pid", "shim_pid"] {
+        let is_caught = (0..5).any(|_| {
+            suspend(&mut client, "web");
+            let is_caught = kill_waking(&daemon, which) == "suspended";
+            if !is_caught {
+                client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+                client.wait_for_state("web", "ready");
+            }
+            is_caught
+        });
+        assert!(is_caught, "{which}: it was always awake too soon");
+        assert_eq!(memories(&daemon).len(), 1, "{which}");
+        if let Err(failure) = client.call_whole("guest_run_command", wake.clone()) {
+            // It had begun to write.
+            assert_eq!(failure.code, "changed", "{which}: {}", failure.text);
+            client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
+        }
+        assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n", "{which}");
+        assert!(memories(&daemon).is_empty(), "{which}");
+    }
     // A memory that is damaged is not restored; the disk has what was synced.
     suspend(&mut client, "web");
     let ram = memories(&daemon)[0].join("ram");

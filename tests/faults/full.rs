@@ -62,14 +62,14 @@ impl LoopDisk {
     }
 
     /// Uses up all space except for this many MiB.
-    fn leave(&self, mebibytes: u64) {
+    pub(crate) fn leave(&self, mebibytes: u64) {
         let file = File::create(self.ballast()).expect("ballast is made");
         let stat = rustix::fs::statvfs(self.root()).expect("the free space");
         let more = (stat.f_bavail * stat.f_frsize).saturating_sub(mebibytes << 20);
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, more).expect("room is taken");
     }
 
-    fn release(&self) {
+    pub(crate) fn release(&self) {
         fs::remove_file(self.ballast()).ok();
     }
 }

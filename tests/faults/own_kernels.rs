@@ -2,11 +2,12 @@
 //! `anvil`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use nexus_tests::linux::{self, signing_key};
+use nexus_tests::saved::outcome;
 use nexus_tests::web::Web;
-use pgp::composed::{ArmorOptions, KeyType, SecretKeyParamsBuilder};
-use rand::thread_rng;
+use pgp::composed::ArmorOptions;
 use serde_json::json;
 
 use crate::downloads::digest;
@@ -33,11 +34,7 @@ fn kernel(text: &str) -> Vec<u8> {
 
 /// An armored secret key without a passphrase.
 fn secret_key() -> String {
-    let mut params = SecretKeyParamsBuilder::default();
-    params.key_type(KeyType::Ed25519Legacy).can_certify(true).can_sign(true);
-    params.primary_user_id("Kernels <kernels@host.example>".into());
-    let key = params.build().expect("a key").generate(thread_rng()).expect("a key");
-    key.to_armored_string(ArmorOptions::default()).expect("armor")
+    signing_key().to_armored_string(ArmorOptions::default()).expect("armor")
 }
 
 /// Serves the files below a directory; what follows a `?` makes no difference.
@@ -58,8 +55,12 @@ fn serve(web: &Web, directory: &Path, above: &str) {
 
 /// A daemon that knows no servers but this one.
 fn world(web: &Web) -> World {
-    let providers = json!({ "kernel-org": { "mirrors": [web.url("/pub")], "api": web.url("") } });
-    let providers = providers.to_string();
+    trusting(web, &[])
+}
+
+/// The same, which trusts kernel.org's lists if these keys signed them.
+fn trusting(web: &Web, keys: &[String]) -> World {
+    let providers = linux::providers(web, keys);
     World::with(&[
         ("NEXUS_APT_ROOT", "/nonexistent"),
         ("NEXUS_PROVIDERS", &providers),
@@ -159,5 +160,50 @@ fn what_cannot_be_published_or_built_is_refused_and_says_why() {
         assert_eq!(failure.code, code, "{arguments}: {}", failure.text);
         assert!(failure.text.contains(said), "{arguments}: {}", failure.text);
     }
+    world.assert_in_order();
+}
+
+#[test]
+fn a_kernel_is_built_in_a_vm_where_a_failed_build_goes_on() {
+    let web = Web::start();
+    let things = tempfile::tempdir().expect("a directory");
+    // Its kernel is made at the second try, once there is a file: a first try fails, and what it left is needed.
+    let go = things.path().join("go");
+    let recipe =
+        format!("\techo tried >> tried\n\ttest -e {}\n\ttest \"$$(wc -l < tried)\" = 2\n", go.display());
+    let world = trusting(&web, &[linux::serve(&web, &recipe)]);
+    let mut client = world.client();
+    // The template that is used if it is there. Its VMs are processes of this host, with the programs of this host.
+    client.must("template_create", json!({ "name": "kernel-builder", "source": world.from }));
+    let build = json!({ "version": "6.12", "from": "kernel-org", "config": "CONFIG_64BIT=y\n", "name": "mine",
+        "in_vm": true, "wait_s": 45 });
+
+    let failure = outcome(&mut client, "kernel_build", build.clone()).expect_err("there is no such file yet");
+    assert_eq!(failure.code, "image_failed", "{}", failure.text);
+    assert!(failure.text.contains("compiling the kernel in the VM kernel-"), "{}", failure.text);
+    // Its VM stays.
+    let vms = client.must("vm_list", json!({}));
+    let vm = &vms["vms"][0];
+    assert_eq!(vm["state"], "stopped", "{vms}");
+    let name = vm["name"].as_str().expect("a name");
+    let key = name.strip_prefix("kernel-").unwrap_or_else(|| panic!("another name: {name}"));
+    // The disk of this VM is that of the host.
+    let place = PathBuf::from(format!("/var/tmp/nexus-kernel-{key}"));
+    assert!(place.join("unpacked").exists(), "{}", place.display());
+
+    fs::write(&go, "").expect("a file is written");
+    let built = client.to_the_end("kernel_build", build.clone(), SOON);
+    assert_eq!((&built["ok"], &built["cached"]), (&json!(true), &json!(false)), "{built}");
+    let asset = &built["asset"];
+    assert_eq!((&asset["name"], &asset["version"]), (&json!("mine"), &json!(linux::BUILT)), "{built}");
+    assert_eq!(asset["verified"], "signature", "{built}");
+    let log = fs::read_to_string(built["log"].as_str().expect("a path")).expect("the log");
+    assert!(log.contains("LD      vmlinux by nexus"), "{log}");
+    assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]), "its VM is deleted");
+
+    let again = client.to_the_end("kernel_build", build, SOON);
+    assert_eq!((&again["cached"], &again["asset"]["id"]), (&json!(true), &asset["id"]), "{again}");
+    assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]), "there was nothing to do");
+    fs::remove_dir_all(place).expect("what the process left on this host");
     world.assert_in_order();
 }

@@ -1,9 +1,12 @@
-//! The kernel that `make kernel` builds, next to the distribution's. Run by `make e2e-kernel`.
+//! The kernel that `make kernel` builds, next to the distribution's, and one that is compiled in a VM. Run by `make e2e-kernel`.
 
 use std::time::Duration;
 
 use nexus_tests::client::Client;
 use nexus_tests::daemon::{Daemon, program};
+use nexus_tests::linux;
+use nexus_tests::saved::outcome;
+use nexus_tests::web::Web;
 use serde_json::{Value, json};
 
 /// How often each of the two is booted.
@@ -76,4 +79,21 @@ fn milliseconds(vm: &Value) -> u64 {
 fn median(times: &mut [u64]) -> u64 {
     times.sort_unstable();
     times[times.len() / 2]
+}
+
+/// The source is a small one, but it is compiled in a real VM of the template that is made for that, from the package archive.
+#[test]
+fn a_kernel_is_compiled_in_a_vm_by_the_compiler_of_its_template() {
+    let web = Web::start();
+    let public = linux::serve(&web, "");
+    let providers = linux::providers(&web, &[public]);
+    let daemon = Daemon::start_set(&[("NEXUS_PROVIDERS", &providers), ("NO_PROXY", "127.0.0.1")]);
+    let mut client = daemon.client();
+    let build = json!({ "version": linux::VERSION, "from": "kernel-org", "config": "CONFIG_64BIT=y\n", "name": "in-vm",
+        "in_vm": true, "wait_s": 45 });
+    let built = outcome(&mut client, "kernel_build", build).unwrap_or_else(|e| panic!("{}", e.text));
+    assert_eq!((&built["ok"], &built["asset"]["version"]), (&json!(true), &json!(linux::BUILT)), "{built}");
+    assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]), "its VM is deleted");
+    let template = client.must("template_inspect", json!({ "template": "kernel-builder" }));
+    assert!(template["spec"]["packages"].to_string().contains("gcc"), "{template}");
 }

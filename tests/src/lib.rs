@@ -5,6 +5,7 @@
 pub mod client;
 pub mod daemon;
 pub mod link;
+pub mod linux;
 pub mod mirror;
 pub mod netns;
 pub mod order;

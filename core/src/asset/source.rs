@@ -1,4 +1,4 @@
-//! Builds kernels from the source of Linux, by the host's own compiler.
+//! Builds kernels from the source of Linux, by the host's own compiler; says what the same takes elsewhere.
 //!
 //! ```text
 //! source.tar.xz ── tar ─> tree ── make allnoconfig (with the configuration) ─> .config ── make vmlinux ── strip ─> vmlinux
@@ -54,6 +54,43 @@ const LONGEST: Duration = Duration::from_secs(12 * 3600);
 /// How long what an interrupted build left is kept.
 const KEPT: Duration = Duration::from_secs(7 * 86400);
 
+/// What `make` is told of who builds: it is a part of kernels, and otherwise different each time.
+pub(crate) const BUILDER: [(&str, &str); 3] =
+    [("KBUILD_BUILD_USER", "nexus"), ("KBUILD_BUILD_HOST", "nexus"), ("KBUILD_BUILD_TIMESTAMP", "@0")];
+/// The name of a source.
+pub(crate) const SOURCE: &str = "source.tar.xz";
+/// The name of a configuration that is asked for.
+pub(crate) const CONFIG: &str = "config";
+/// The name of a kernel that was built.
+pub(crate) const KERNEL: &str = "vmlinux";
+
+/// The same work for a shell in another directory, which has the source and the configuration: what makes the configuration
+/// [`MADE`] there. It goes on with what an interrupted build left.
+pub(crate) const CONFIGURE: &str = "set -e
+if ! [ -e unpacked ]; then
+  rm -rf tree
+  mkdir tree
+  tar -xJf source.tar.xz -C tree --strip-components=1 --no-same-owner --exclude='*/tools/testing' --exclude='*/Documentation/translations'
+  sync -f tree
+  : > unpacked
+fi
+KCONFIG_ALLCONFIG=\"$PWD/config\" make -C tree allnoconfig
+cp tree/.config made";
+/// The name of the configuration that was made.
+pub(crate) const MADE: &str = "made";
+/// What makes the kernel there afterwards.
+pub(crate) const COMPILE: &str = "set -e
+make -C tree -j\"$(nproc)\" vmlinux
+strip --strip-debug -o vmlinux tree/vmlinux";
+/// What tells whether the source is unpacked there.
+pub(crate) const IS_UNPACKED: &str = "[ -e unpacked ]";
+
+/// The packages that building a kernel needs, sorted.
+pub(crate) fn needed() -> Vec<String> {
+    let all: BTreeSet<&str> = PROGRAMS.iter().chain(&LIBRARIES).map(|(_, package)| *package).collect();
+    all.into_iter().map(str::to_owned).collect()
+}
+
 /// The packages that this host lacks to build a kernel, sorted.
 pub(crate) fn missing() -> Vec<String> {
     let programs = PROGRAMS.iter().filter(|(program, _)| Tool::find(program).is_err());
@@ -76,9 +113,19 @@ impl Work {
         Self { directory, version: version.to_owned() }
     }
 
+    /// Where all of it is.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Where the source belongs, as a packed tar archive.
     pub(crate) fn source(&self) -> PathBuf {
-        self.directory.join("source.tar.xz")
+        self.directory.join(SOURCE)
+    }
+
+    /// Where the kernel belongs.
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.directory.join(KERNEL)
     }
 
     /// The directory for a download of the source, which must not exist yet.
@@ -129,12 +176,23 @@ impl Work {
     async fn configure(&self, config: &str, progress: &Progress) -> Result<(), AssetError> {
         let doing = AssetError::io("configure a kernel");
         progress.step(format!("configuring Linux {}", self.version));
-        let wanted = self.directory.join("config");
-        fs::write(&wanted, config).map_err(&doing)?;
+        let wanted = self.put_config(config)?;
         let call = self.make()?.env("KCONFIG_ALLCONFIG", &wanted).arg("allnoconfig");
         self.run(call, "configure", progress).await?;
         let made = fs::read_to_string(self.tree().join(".config")).map_err(&doing)?;
-        let options = unmet(config, &made);
+        self.check_config(config, &made)
+    }
+
+    /// Writes down the configuration that is asked for; returns its file.
+    pub(crate) fn put_config(&self, config: &str) -> Result<PathBuf, AssetError> {
+        let wanted = self.directory.join(CONFIG);
+        fs::write(&wanted, config).map_err(AssetError::io("configure a kernel"))?;
+        Ok(wanted)
+    }
+
+    /// Fails if a configuration that was made lacks options that were asked for.
+    pub(crate) fn check_config(&self, config: &str, made: &str) -> Result<(), AssetError> {
+        let options = unmet(config, made);
         if options.is_empty() {
             return Ok(());
         }
@@ -146,7 +204,7 @@ impl Work {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
         let call = self.make()?.arg(format!("-j{jobs}")).arg("vmlinux");
         self.run(call, "compile", progress).await?;
-        let kernel = self.directory.join("vmlinux");
+        let kernel = self.kernel();
         let call = self.program("strip")?.arg("--strip-debug").arg("-o").arg(&kernel);
         self.run(call.arg(self.tree().join("vmlinux")), "strip", progress).await?;
         failpoint::reach("kernel-compiled");
@@ -155,9 +213,7 @@ impl Work {
 
     fn make(&self) -> Result<Call, AssetError> {
         let call = self.program("make")?.arg("-C").arg(self.tree());
-        // Part of a kernel, and otherwise different each time.
-        let builder = call.env("KBUILD_BUILD_USER", "nexus").env("KBUILD_BUILD_HOST", "nexus");
-        Ok(builder.env("KBUILD_BUILD_TIMESTAMP", "@0"))
+        Ok(BUILDER.iter().fold(call, |call, (name, value)| call.env(name, value)))
     }
 
     fn program(&self, name: &'static str) -> Result<Call, AssetError> {
@@ -189,9 +245,13 @@ impl Work {
         for directory in [self.tree(), self.arrival()] {
             remove::tree(&directory).await;
         }
-        for file in
-            [self.unpacked(), self.source(), self.directory.join("config"), self.directory.join("vmlinux")]
-        {
+        for file in [
+            self.unpacked(),
+            self.source(),
+            self.kernel(),
+            self.directory.join(CONFIG),
+            self.directory.join(MADE),
+        ] {
             remove::path(&file).await;
         }
     }

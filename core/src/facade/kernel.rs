@@ -31,6 +31,7 @@ impl Nexus {
             .hint("build it on a host of that architecture"));
         }
         let only_check = params.check.unwrap_or(false);
+        let in_vm = params.in_vm.unwrap_or(false);
         let default = params.make_default.unwrap_or(false);
         if only_check && default {
             return Err(ToolError::invalid("check and make_default cannot be used together"));
@@ -43,18 +44,23 @@ impl Nexus {
             name: params.name,
         };
         let id = self.shared.begin_op("kernel_build", ctx, named).await?;
-        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        let (this, called) = (self.clone(), ctx.clone());
         self.shared.ops.run(id, move |progress| async move {
+            let (shared, owner) = (&this.shared, &called.caller.owner);
             if only_check {
                 let sources = shared.provision.kernel_sources(&wanted, &progress).await?;
-                let missing = source::missing();
+                // A VM has all that it takes.
+                let missing = if in_vm { Vec::new() } else { source::missing() };
                 let ok = missing.is_empty() && sources.first().is_some_and(|source| source.problem.is_none());
                 return Ok(KernelBuilt { ok, sources, missing, cached: false, asset: None, log: None });
             }
-            let built = shared.provision.build_kernel(wanted, &owner, &progress).await?;
+            let built = match in_vm {
+                true => Box::pin(this.kernel_in_vm(&called, wanted, &progress)).await?,
+                false => Box::pin(shared.provision.build_kernel(wanted, owner, &progress)).await?,
+            };
             let BuiltKernel { asset, sources, cached, log } = built;
             if default {
-                shared.make_default(&asset, &owner).await?;
+                shared.make_default(&asset, owner).await?;
             }
             let chosen = shared.chosen().await?;
             Ok(KernelBuilt {

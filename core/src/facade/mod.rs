@@ -14,6 +14,7 @@ mod image;
 mod image_export;
 mod image_of_vm;
 mod kernel;
+mod kernel_vm;
 mod measures;
 mod network;
 mod op;

@@ -132,7 +132,7 @@ impl Shared {
         }
     }
 
-    fn streams_of(&self, handle: &GuestHandle, ctx: &CallContext) -> Guest {
+    pub(super) fn streams_of(&self, handle: &GuestHandle, ctx: &CallContext) -> Guest {
         Guest {
             directory: self.paths.vm(handle.vm),
             name: handle.name.to_string(),
@@ -141,7 +141,7 @@ impl Shared {
     }
 }
 
-fn filter(exclude: &[String], gitignore: Option<bool>) -> Result<Filter, ToolError> {
+pub(super) fn filter(exclude: &[String], gitignore: Option<bool>) -> Result<Filter, ToolError> {
     if exclude.len() > PATTERNS_MAX {
         return Err(ToolError::invalid(format!(
             "exclude has {} patterns, the maximum is {PATTERNS_MAX}",
@@ -173,7 +173,7 @@ fn split(path: &str, name: &str) -> Result<(String, String), ToolError> {
 }
 
 /// Returns the directory to unpack into, and the name of the copy there.
-fn destination(to: HostPath, overwrite: bool) -> Result<(HostPath, String), ToolError> {
+pub(super) fn destination(to: HostPath, overwrite: bool) -> Result<(HostPath, String), ToolError> {
     if to.is_root() {
         return Err(ToolError::invalid(format!(
             "{} itself cannot be the destination: give a path below it",

@@ -214,6 +214,8 @@ pub(crate) const TUN: &str = nexus_net_wire::tap::DEVICE;
 
 /// An image's directory of service files.
 pub(crate) const GUEST_SERVICES: &str = "/etc/nexus/services.d";
+/// Where a VM builds a kernel; a part of the key of what is built follows.
+pub(crate) const GUEST_KERNELS: &str = "/var/tmp/nexus-kernel-";
 
 /// A guest's directory for Nexus's own programs, such as `poweroff`.
 pub const GUEST_PROGRAMS: &str = "/run/nexus/bin";

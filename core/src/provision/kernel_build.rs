@@ -9,7 +9,7 @@ use nexus_schema::tools::kernel::KernelSource;
 use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::kernel::{asset_error, newest_of};
-use super::{DEBIAN, Provision, blocking, hex_sha256, slug};
+use super::{DEBIAN, Provision, Turn, blocking, hex_sha256, slug};
 use crate::asset::debian::SourcePackage;
 use crate::asset::pipeline::{self, Job};
 use crate::asset::provider::{Provider, Values, checked_version, compare};
@@ -48,6 +48,31 @@ pub(crate) struct BuiltKernel {
     /// Whether it was there already.
     pub(crate) cached: bool,
     pub(crate) log: PathBuf,
+}
+
+/// What is to be done for a kernel that is wanted.
+pub(crate) enum BegunKernel {
+    /// Nothing: it was built before.
+    Built(Box<BuiltKernel>),
+    /// To compile it. Its source is there.
+    Pending(Box<PendingKernel>),
+}
+
+/// A kernel whose source is there. No other one is built as long as this is there.
+pub(crate) struct PendingKernel {
+    /// Where it is built.
+    pub(crate) work: Work,
+    /// Its configuration.
+    pub(crate) config: String,
+    /// Made of its source and configuration, in hexadecimal.
+    pub(crate) key: String,
+    /// The progress, which is logged.
+    pub(crate) progress: Progress,
+    name: Option<Name>,
+    origin: String,
+    verified: Verified,
+    sources: Vec<KernelSource>,
+    _turn: Turn,
 }
 
 /// A source that was asked for the version.
@@ -111,16 +136,32 @@ impl Provision {
         Ok(candidates.into_iter().map(|candidate| candidate.told).collect())
     }
 
-    /// `kernel_build`: the kernel, which is built unless the same was built before.
+    /// `kernel_build`: the kernel, which is built by the host's compiler unless the same was built before.
     pub(crate) async fn build_kernel(
         &self,
         wanted: WantedKernel,
         owner: &str,
         progress: &Progress,
     ) -> Result<BuiltKernel, ToolError> {
+        match self.begin_kernel(wanted, source::missing, progress).await? {
+            BegunKernel::Built(built) => Ok(*built),
+            BegunKernel::Pending(pending) => {
+                let file = pending.work.build(&pending.config, &pending.progress).await;
+                self.finish_kernel(*pending, file.map_err(asset_error)?, owner).await
+            }
+        }
+    }
+
+    /// Finds and fetches the source of a kernel, unless the same kernel was built before. `missing` says which packages whoever compiles it lacks.
+    pub(crate) async fn begin_kernel(
+        &self,
+        wanted: WantedKernel,
+        missing: fn() -> Vec<String>,
+        progress: &Progress,
+    ) -> Result<BegunKernel, ToolError> {
         let config = wanted.config.as_deref().unwrap_or(MICROVM);
         // One at a time: each uses all processors.
-        let _turn = self.turn("kernel that is built", progress).await?;
+        let turn = self.turn("kernel that is built", progress).await?;
         let candidates = self.candidates(&wanted, progress).await?;
         let (told, place) = match candidates.first() {
             Some(Candidate { told, place: Some(place) }) => (told.clone(), place.clone()),
@@ -134,17 +175,20 @@ impl Provision {
         let directory = self.paths.kernels().join(&key[..16]);
         let work = Work::new(directory.clone(), &version);
         if let Some(asset) = self.built_kernel(&origin).await? {
-            return Ok(BuiltKernel { asset, sources, cached: true, log: work.log() });
+            let built = BuiltKernel { asset, sources, cached: true, log: work.log() };
+            return Ok(BegunKernel::Built(Box::new(built)));
         }
         if let Some(name) = &wanted.name {
             self.check_name(name).await?;
         }
-        let missing = source::missing();
+        let missing = missing();
         if !missing.is_empty() {
             let packages = missing.join(" ");
             let message = format!("building a kernel needs packages that this host lacks: {packages}");
             return Err(ToolError::new(ErrorCode::HostUnsuitable, message)
-                .hint(format!("install them as root (apt-get install {packages}), then call again")));
+                .hint(format!(
+                    "install them as root (apt-get install {packages}), then call again; or build it with in_vm: true"
+                )));
         }
         source::sweep(&self.paths.kernels(), &directory).await;
         let io = |error| asset_error(AssetError::io("prepare the build of a kernel")(error));
@@ -153,17 +197,37 @@ impl Provision {
         if !work.source().exists() {
             self.fetch_source(&place, &work, &progress).await?;
         }
-        let file = work.build(config, &progress).await.map_err(asset_error)?;
+        let pending = PendingKernel {
+            work,
+            config: config.to_owned(),
+            key,
+            progress,
+            name: wanted.name,
+            origin,
+            verified: told.verified.unwrap_or(Verified::None),
+            sources,
+            _turn: turn,
+        };
+        Ok(BegunKernel::Pending(Box::new(pending)))
+    }
+
+    /// Adds a kernel that was compiled to the assets.
+    pub(crate) async fn finish_kernel(
+        &self,
+        pending: PendingKernel,
+        file: PathBuf,
+        owner: &str,
+    ) -> Result<BuiltKernel, ToolError> {
+        let PendingKernel { work, key, name, origin, verified, sources, .. } = pending;
         let id: AssetId = random_id();
         let into = self.paths.asset(id);
-        let verified = told.verified.unwrap_or(Verified::None);
         let adopted = {
-            let (file, into, origin) = (file, into.clone(), origin);
+            let into = into.clone();
             blocking(move || adopt_kernel(&file, &into, &origin, verified).map_err(asset_error)).await
         };
         let made = async {
             let files = adopted?;
-            let name = match wanted.name {
+            let name = match name {
                 Some(name) => name,
                 None => self.built_name(&files.version, &key).await?,
             };

@@ -43,7 +43,7 @@ pub(crate) use build::{additions, base_of_packages};
 pub(crate) use dry_run::{ImagePlan, step};
 pub(crate) use image::{Copied, template_argument};
 pub(crate) use kernel::{asset_error, summary as asset_summary};
-pub(crate) use kernel_build::{BuiltKernel, WantedKernel};
+pub(crate) use kernel_build::{BegunKernel, BuiltKernel, PendingKernel, WantedKernel};
 pub(crate) use provider::{Change, Refusal, fields_in, key_of, name_in};
 pub(crate) use scratch::Scratch;
 pub(crate) use template_build::called;

@@ -41,6 +41,9 @@ pub(crate) struct CheckArgs {
     /// Only this source: debian, or a provider of sources such as kernel-org
     #[arg(long)]
     from: Option<String>,
+    /// For a build in a VM: whatever the host lacks does not matter
+    #[arg(long)]
+    in_vm: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -59,6 +62,9 @@ pub(crate) struct BuildArgs {
     /// The architecture [default: that of the daemon's host, which is the only one that can be built]
     #[arg(long)]
     arch: Option<String>,
+    /// Compile it in a VM that is made for it, instead of by the compiler of the daemon's host
+    #[arg(long)]
+    in_vm: bool,
     /// The name for it
     #[arg(long)]
     name: Option<Name>,
@@ -102,6 +108,7 @@ async fn check(app: &App, args: CheckArgs) -> Result<u8, Error> {
     let params = KernelBuildParams {
         version: Some(args.version),
         from: args.from,
+        in_vm: args.in_vm.then_some(true),
         check: Some(true),
         wait_s: Some(0),
         ..KernelBuildParams::default()
@@ -137,7 +144,7 @@ fn say(app: &App, result: &KernelBuilt) {
     if !result.missing.is_empty() {
         let missing = result.missing.join(" ");
         app.ui.warn(&format!("to build it, this host lacks the packages {missing}"));
-        app.ui.say(&format!("hint: as root: apt-get install {missing}"));
+        app.ui.say(&format!("hint: as root: apt-get install {missing}; or build it with --in-vm"));
     }
 }
 
@@ -169,6 +176,7 @@ async fn build(app: &App, args: BuildArgs) -> Result<u8, Error> {
         config,
         arch: args.arch,
         name: args.name,
+        in_vm: args.in_vm.then_some(true),
         check: None,
         make_default: args.make_default.then_some(true),
         wait_s: Some(0),

@@ -33,6 +33,9 @@ pub struct KernelBuildParams {
     /// A name for the asset; default: made from the version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
+    /// Compile it in a VM without a network that is made for it, instead of by the host's compiler (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_vm: Option<bool>,
     /// Build nothing: only say which sources have the version, whether they are signed, and what the host lacks (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<bool>,
