@@ -24,6 +24,7 @@ mod provider;
 mod publish;
 mod resume;
 mod settings;
+mod source;
 mod space;
 mod stream;
 mod system;
