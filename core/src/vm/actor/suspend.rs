@@ -19,7 +19,7 @@ use nexus_schema::{ErrorCode, ToolError};
 use tokio::task::spawn_blocking;
 
 use super::Actor;
-use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, thaw};
+use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, save_held, thaw};
 use crate::context::{Decision, Taken};
 use crate::drive::{DISK, KEEP_FREE};
 use crate::os::paths::checkpoint_files;
@@ -117,10 +117,10 @@ impl Actor {
         failpoint::reach("suspend-quiet");
         boot.hold();
         let (shim, interface) = (boot.shim.clone(), boot.has_interface);
-        let saved = shim.save(part, HOLD).await.map_err(|error| save_failed(&error))?;
+        let (saved, held_until) = save_held(&shim, part).await?;
         failpoint::reach("suspend-saved");
         let memory_of = Memory { id, saved, interface, quiesced: quiesced.frozen && quiesced.synced };
-        let (mut memory, held_until) = self.write_memory(&shim, memory_of, part).await?;
+        let (mut memory, held_until) = self.write_memory(&shim, memory_of, held_until, part).await?;
         shim.pause().await.map_err(|error| save_failed(&error))?;
         let (files, saved) = (self.drive_files(), self.shared.paths.suspended(id));
         let drives =
@@ -140,17 +140,17 @@ impl Actor {
         Ok(memory)
     }
 
-    /// Syncs the memory and gives it its name, while the guest is held. Also returns until when it is held.
+    /// Syncs the memory and gives it its name, while the guest is held, until then. Also returns until when it is held afterwards.
     async fn write_memory(
         &self,
         shim: &Arc<ShimClient>,
         memory: Memory,
+        held_until: Instant,
         part: &Path,
     ) -> Result<(Suspended, Instant), ToolError> {
         let renew = async || shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error));
-        let asked = Instant::now();
-        renew().await?;
-        let mut held_until = asked + HOLD;
+        // At once, since it began before the answer came. If that is too late, the guest ran on.
+        let mut held_until = renewed(renew(), held_until).await?;
         let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
         let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
         let deadline = tokio::time::Instant::now() + WRITE_MAX;
