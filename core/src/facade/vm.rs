@@ -22,7 +22,7 @@ use crate::access::{Caller, Deed};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
 use crate::egress;
 use crate::op::{StoredResult, store_error};
-use crate::os::{disk, process};
+use crate::os::{disk, failpoint, process};
 use crate::store::{StoreError, history, vms};
 use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::defaults;
@@ -130,6 +130,7 @@ impl Nexus {
         let op = self.shared.begin_op("vm_stop", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.to_string());
         self.shared.ops.run(op, move |progress| async move {
+            failpoint::reach("stop-begun");
             let decision = stop_and_wait(&handle, &who, force, params.if_boot_id, &progress).await?;
             if decision == Decision::Already {
                 progress.step(ALREADY);
