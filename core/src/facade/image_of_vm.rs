@@ -17,7 +17,6 @@ use crate::progress::Progress;
 use crate::provision::{Copied, step};
 use crate::store::drives::DriveRecord;
 use crate::store::images::ImageRecord;
-use crate::store::tokens::Usage;
 use crate::store::{images, random_id};
 use crate::vm::copies::copy_drives;
 use crate::vm::policy;
@@ -133,10 +132,7 @@ impl Shared {
         let made = made.await.map_err(|e| ToolError::internal(format!("look at a drive: {e}")))?;
         if let Ok((occupied, ..)) = made {
             // How large the image is, is known once it is made; it has at most the files of the drive.
-            let (charges, more) = (self.tokens.charges(owner), Usage { disk: occupied, ..Usage::default() });
-            let has_room =
-                self.store.read(move |db| charges.iter().try_for_each(|charge| charge.check(db, more, None)));
-            has_room.await.map_err(store_error)?;
+            self.check_disk_quota(owner, occupied).await?;
         }
         match made {
             Ok((_, needed, free)) if free < needed => {

@@ -23,12 +23,10 @@ use super::Actor;
 use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, save_held, thaw};
 use crate::context::{Activity, Decision, Taken, View};
 use crate::drive::{DISK, KEEP_FREE};
-use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
 use crate::os::{disk, failpoint, remove};
 use crate::store::checkpoints::{MANIFEST_VERSION, Manifest};
 use crate::store::suspended::{DriveMark, Suspended};
-use crate::store::tokens::Usage;
 use crate::store::vms::VmRecord;
 use crate::store::{now, random_id};
 use crate::vm::checkpoint::{host_facts, in_background, memory_of, publish};
@@ -88,13 +86,7 @@ impl Actor {
         let looked = spawn_blocking(move || (processes.map_or(0, memory_of), disk::free_bytes(&root).ok()));
         let (memory, free) =
             looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
-        let (charges, more) =
-            (self.shared.tokens.charges(&self.record.owner), Usage { disk: memory, ..Usage::default() });
-        let has_room = self
-            .shared
-            .store
-            .read(move |db| charges.iter().try_for_each(|charge| charge.check(db, more, None)));
-        has_room.await.map_err(store_error)?;
+        self.shared.check_disk_quota(&self.record.owner, memory).await?;
         let needed = memory.saturating_add(KEEP_FREE);
         let Some(free) = free.filter(|free| *free < needed) else { return Ok(()) };
         let message = format!(
