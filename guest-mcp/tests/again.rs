@@ -1,4 +1,4 @@
-//! Calls whose connection is lost, and the port on which a restored guest is told so.
+//! Calls whose connection is lost, and the ports on which a restored guest is told so, and one that goes on without a daemon.
 
 mod common;
 
@@ -109,4 +109,34 @@ fn a_guest_that_is_told_of_its_restore_says_hello_with_the_nonce() {
     Host::say(&mut stream, &HostMessage::Configure(configure()));
     let GuestMessage::Ack(_) = Host::hear(&mut stream) else { panic!("expected an ack") };
     Host::say(&mut stream, &HostMessage::Welcome {});
+}
+
+/// What the agent answers to a line on the port of the host's shim; nothing if it hangs up.
+fn lease(guest: &Guest, line: &str) -> String {
+    let mut port = dial(guest.directory.path(), b"CONNECT 203\n").unwrap();
+    port.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let _ = port.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn only_the_secret_that_a_guest_was_told_last_lets_its_commands_go_on_and_only_once() {
+    let guest = Guest::start();
+    let hold = |secret: &str| json!({ "hold": { "secret": secret } });
+    let go_on = |secret: &str| json!({ "go_on": { "secret": secret, "time_unix_ns": 1 } });
+    for (request, known) in [
+        (go_on("first"), false),
+        (hold("first"), true),
+        (hold("second"), true),
+        (go_on("first"), false),
+        (go_on("second"), true),
+        (go_on("second"), false),
+    ] {
+        let answer = lease(&guest, &request.to_string());
+        assert_eq!(answer, format!("{{\"known\":{known}}}\n"), "{request}");
+    }
+    for line in ["{}", "nonsense", "", &"x".repeat(1000)] {
+        assert_eq!(lease(&guest, line), "", "{line}");
+    }
 }

@@ -141,17 +141,18 @@ fn directories_may_have_long_names_and_stale_sockets() {
 }
 
 #[test]
-fn only_three_ports_answer_and_the_handshake_takes_its_line_only() {
+fn only_four_ports_answer_and_the_handshake_takes_its_line_only() {
     let guest = Guest::start();
     let directory = guest.directory.path();
     let long = [b'x'; 4096];
     for handshake in
-        [&b"CONNECT 203\n"[..], b"CONNECT 9\n", b"CONNECT x\n", b"GET / HTTP/1.1\n", b"\n", &long]
+        [&b"CONNECT 204\n"[..], b"CONNECT 9\n", b"CONNECT x\n", b"GET / HTTP/1.1\n", b"\n", &long]
     {
         assert!(dial(directory, handshake).is_none(), "{}", String::from_utf8_lossy(handshake));
     }
     assert!(dial(directory, b"CONNECT 201\n").is_some());
     assert!(dial(directory, b"CONNECT 202\n").is_some());
+    assert!(dial(directory, b"CONNECT 203\n").is_some());
     let ping = b"CONNECT 200\n{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n";
     let mut line = String::new();
     std::io::BufRead::read_line(&mut dial(directory, ping).unwrap(), &mut line).unwrap();

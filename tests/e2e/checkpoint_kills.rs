@@ -1,6 +1,8 @@
 //! Daemons that are killed within a checkpoint, a rollback or a fork of a real machine: the next one has all of it or nothing, and no machine
 //! stands still for ever.
 
+use std::path::PathBuf;
+
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
@@ -65,6 +67,43 @@ fn a_checkpoint_and_its_deletion_that_are_cut_off_are_whole_or_gone() {
     assert_eq!(listed(&mut client), Vec::<String>::new());
     assert_files(&daemon, &mut client);
     client.wait_for_state("web", "ready");
+    assert_in_order(&daemon);
+}
+
+#[test]
+fn commands_go_on_although_no_daemon_comes_back() {
+    let mut daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    let console = client.inspect("web")["console_log"].as_str().map(PathBuf::from).expect("its console");
+    let line = "i=0; while true; do i=$((i+1)); echo counted $i > /dev/console; sleep 0.2; done";
+    client.must("guest_command_start", json!({ "vm": "web", "command": line }));
+    let counted = || -> u64 {
+        let text = std::fs::read(&console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let numbers = text.lines().filter_map(|line| line.trim().strip_prefix("counted ")?.parse().ok());
+        numbers.max().unwrap_or_default()
+    };
+    assert!(until(BOOT, || (counted() > 5).then_some(())).is_some(), "nothing is counted");
+    daemon.stop();
+    // The guest runs, and nobody has told it that its commands may.
+    daemon.set("NEXUS_FAILPOINT", Some("checkpoint-released"));
+    daemon.restart();
+    let mut client = daemon.client();
+    client.wait_for_state("web", "ready");
+    let take = json!({ "name": "vm_checkpoint", "arguments": { "vm": "web", "name": "cut", "wait_s": 45 } });
+    client.request("tools/call", &take).ok();
+    daemon.wait_until_ended();
+    let before = counted();
+    let gone_on = until(BOOT, || (counted() > before + 20).then_some(()));
+    assert!(gone_on.is_some(), "commands stand still at {before}, and no daemon is there");
+    // The next daemon finds it as it is.
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    let mut client = daemon.client();
+    client.wait_for_state("web", "ready");
+    assert_eq!(client.inspect("web")["boot_id"], boot);
+    assert_eq!(client.run("web", "echo up").stdout, "up\n");
     assert_in_order(&daemon);
 }
 

@@ -167,6 +167,23 @@ fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
 }
 
 #[test]
+fn a_memory_for_which_its_owners_quota_has_no_room_is_not_saved() {
+    let daemon = Daemon::start();
+    let quota = json!({ "name": "small", "tools": "all", "quota": { "disk": "260MiB" } });
+    let made = daemon.client().must("token_create", quota);
+    let secret = made["token"].as_str().expect("a secret");
+    let mut holder = Client::connect_with(&daemon.socket(), secret).expect("its holder");
+    holder.create(json!({
+        "name": "web", "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "192MiB",
+        "disk": "256MiB", "wait_s": 45
+    }));
+    let failure = holder.call("vm_pause", json!({ "vm": "web", "suspend": true })).expect_err("no room");
+    assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
+    assert!(memories(&daemon).is_empty());
+    assert_eq!(holder.run("web", "echo up").stdout, "up\n");
+}
+
+#[test]
 fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     let mut daemon = Daemon::start();
     let mut boot = create(&mut daemon.client(), "web")["boot_id"].clone();

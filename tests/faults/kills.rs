@@ -99,7 +99,7 @@ fn a_stop_that_is_cut_off_is_finished() {
     let mut world = World::new();
     let mut client = world.client();
     let vm = world.create(&mut client, "cut");
-    for point in ["stopping", "stop-asked", "stop-down", "stopped"] {
+    for point in ["stop-begun", "stopping", "stop-asked", "stop-down", "stopped"] {
         let mut client = kill_at(&mut world, point, "vm_stop", &json!({ "vm": "cut" }));
         client.wait_for_state("cut", "stopped");
         let op = last_op(&mut client);

@@ -3,6 +3,7 @@
 //! Machines here are processes, which do not write to their drives; `tests/e2e/prepared.rs` has one that does.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use nexus_tests::client::Client;
@@ -81,7 +82,22 @@ fn vms_that_cannot_be_copied_or_seen_are_refused() {
     let kept = refused(&mut maker, "image_push", push);
     assert_eq!(kept.code, "forbidden", "{}", kept.text);
     assert!(kept.text.contains("network"), "{}", kept.text);
+    // One whose quota has no room for the drive is refused before anything is copied.
+    let narrow = json!({ "name": "narrow", "scopes": ["images"], "all_vms": true, "tools": "all", "quota": { "disk": "4KiB" } });
+    let narrow = client.must("token_create", narrow);
+    let mut narrow =
+        Client::connect_with(&world.daemon.socket(), narrow["token"].as_str().expect("a secret"))
+            .expect("its holder");
+    let full = refused(&mut narrow, "image_create", json!({ "from": "vm:web", "wait_s": 45 }));
+    assert_eq!(full.code, "quota_exceeded", "{}", full.text);
+    assert!(full.text.contains("this takes"), "{}", full.text);
     assert_eq!(images(&mut client), before);
+    // Of an image of a VM, only its owner is told which VM that was.
+    client.to_the_end("image_create", json!({ "from": "vm:web", "name": "of-web" }), SOON);
+    assert_eq!(client.must("image_inspect", json!({ "image": "of-web" }))["source"], "vm:web");
+    assert_eq!(maker.must("image_inspect", json!({ "image": "of-web" }))["source"], "vm");
+    let listed = maker.must("image_list", json!({ "limit": 500 })).to_string();
+    assert!(listed.contains("of-web") && !listed.contains("vm:web"), "{listed}");
     world.assert_in_order();
 }
 
@@ -173,7 +189,9 @@ fn an_image_is_saved_where_its_client_may_write_and_nothing_is_replaced() {
     }
     let mut client = world.client();
     let saved = client.to_the_end("image_save", wanted.clone(), SOON);
-    let length = fs::metadata(at("small.tar")).expect("the file is there").len();
+    let written = fs::metadata(at("small.tar")).expect("the file is there");
+    assert_eq!(written.permissions().mode() & 0o777, 0o600, "it may hold secrets");
+    let length = written.len();
     assert_eq!((&saved["path"], &saved["bytes"]), (&json!(at("small.tar")), &json!(length)), "{saved}");
     let again = refused(&mut client, "image_save", wanted);
     assert_eq!(again.code, "file_refused", "{}", again.text);

@@ -149,6 +149,34 @@ fn nothing_uses_drives_of_which_some_are_replaced() {
 }
 
 #[test]
+fn drives_stay_locked_if_a_rollback_panics_in_the_middle() {
+    let mut world = World::new();
+    let mut client = world.client();
+    let drives = Drives::attach(&world, &mut client);
+    world.daemon.stop();
+    drives.plant(&world, "new");
+    // The start of the daemon cannot begin with it: neither the copy of the first drive can be read, nor the drive.
+    let [staged, away, old] =
+        ["drives/.nexus-new-0", "away", "old"].map(|name| world.daemon.state().join(name));
+    fs::rename(&staged, &away).expect("a directory is moved");
+    fs::rename(drives.place(&world, 0), old).expect("a directory is moved");
+    world.daemon.set("NEXUS_FAILPOINT", Some("panic:rollback-drive-placed"));
+    world.daemon.restart();
+    let mut client = world.client();
+    fs::rename(&away, &staged).expect("a directory is moved");
+    let failure = refused(&mut client, "vm_start", json!({ "vm": "web", "wait_s": 45 }));
+    assert_eq!(failure.code, "internal", "{}", failure.text);
+    soon("its task runs again", || world.daemon.log().contains("restarting the task").then_some(()));
+    // One drive is of another time than the other.
+    let copy = json!({ "name": "copy", "from": "drive:data", "wait_s": 45 });
+    assert_eq!(refused(&mut client, "drive_create", copy).code, "busy");
+    client.to_the_end("vm_start", json!({ "vm": "web" }), SOON);
+    assert_finished(&world, &drives, "new");
+    assert_eq!(client.run("web", "echo up").stdout, "up\n");
+    Drives::detach(&mut client);
+}
+
+#[test]
 fn a_restored_guest_that_the_daemon_did_not_renew_is_ended_by_the_next_one() {
     let mut world = World::hostile(&[]);
     let mut client = world.client();

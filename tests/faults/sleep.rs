@@ -153,6 +153,19 @@ fn a_daemon_that_ends_while_it_gives_a_memory_up_has_done_so() {
 }
 
 #[test]
+fn a_stop_that_is_cut_off_once_its_vm_sleeps_gives_the_memory_up() {
+    let mut world = World::new();
+    world.create(&mut world.client(), "web");
+    suspend(&mut world, "web", 2001);
+    let mut client = crate::kills::kill_at(&mut world, "stop-begun", "vm_stop", &json!({ "vm": "web" }));
+    client.wait_for_state("web", "stopped");
+    let op = crate::kills::last_op(&mut client);
+    assert_eq!((&op["tool"], &op["state"]), (&json!("vm_stop"), &json!("succeeded")), "{op}");
+    assert!(memories(&world).is_empty());
+    world.assert_in_order();
+}
+
+#[test]
 fn a_memory_is_not_restored_onto_drives_that_were_written_to() {
     let mut world = World::new();
     world.create(&mut world.client(), "web");

@@ -234,6 +234,8 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
         ("settings_set", json!({ "values": { "default.vcpus": "2" } })),
         ("prune", json!({})),
         ("audit_list", json!({})),
+        // Until now: it would hold the VM.
+        ("checkpoint_diff", json!({ "from": "any" })),
     ] {
         let failure = refused(&mut reads, tool, arguments);
         assert_eq!(failure.code, "forbidden", "{tool}: {}", failure.text);
@@ -257,6 +259,8 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
         json!({ "from": from }),
         json!({ "from": format!("rootfs:{from}") }),
         json!({ "from": "busybox", "kernel": "file:/boot/vmlinuz" }),
+        json!({ "from": "oci:127.0.0.1:9/a/b:1" }),
+        json!({ "from": "oci:localhost:9/a/b:1" }),
         json!({ "from": "busybox", "network": { "preset": "open" } }),
         json!({ "from": "busybox", "network": { "allow": ["*", "10.0.0.1"] } }),
     ] {

@@ -41,6 +41,36 @@ pub const STREAM_PORT: u32 = 201;
 /// which the agent repeats. It then says hello with it.
 pub const RESUME_PORT: u32 = 202;
 
+/// The guest's vsock port on which a VMM's host keeps commands that stand still from waiting for a daemon that is gone: a line with a [`LeaseRequest`],
+/// which the agent answers with a [`LeaseAnswer`].
+pub const LEASE_PORT: u32 = 203;
+
+/// The host's request on [`LEASE_PORT`]. What is told before a guest is saved is known to its own host and to what was saved. A restored guest has
+/// another host, which never asks it to go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseRequest {
+    /// The guest is about to be paused, and perhaps saved.
+    Hold {
+        /// What a later request has to know. It replaces an earlier one; a new [`QUIESCE_REQUEST`] and the end of the quiet forget it.
+        secret: String,
+    },
+    /// This is the guest that was told the secret, not one that was restored from what was saved of it: its commands may go on.
+    GoOn {
+        /// The same as before.
+        secret: String,
+        /// The host's time, in nanoseconds since 1970.
+        time_unix_ns: u64,
+    },
+}
+
+/// The answer to a [`LeaseRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseAnswer {
+    /// Whether the guest knows the secret. If not, its commands go on already, or wait for a daemon.
+    pub known: bool,
+}
+
 /// A guest's message on the hello port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -40,12 +40,13 @@ use crate::drive::{DriveError, Drives, Locks};
 use crate::egress::Egresses;
 use crate::event::Events;
 use crate::net::{Nat, NatError};
-use crate::op::{Ops, described};
+use crate::op::{Ops, described, store_error};
 use crate::os::lock::Lock;
 use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
 use crate::provision::Provision;
 use crate::store::Store;
+use crate::store::tokens::Usage;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
@@ -106,6 +107,14 @@ impl Shared {
     pub(crate) async fn make_room(&self) {
         let reserve = self.reserve.clone();
         tokio::task::spawn_blocking(move || reserve.give_up_if_full()).await.ok();
+    }
+
+    /// Refuses what the quota of who it is for has no room for, before it is made. What counts is checked again in the transaction that records it.
+    pub(crate) async fn check_disk_quota(&self, owner: &str, bytes: u64) -> Result<(), ToolError> {
+        let (charges, more) = (self.tokens.charges(owner), Usage { disk: bytes, ..Usage::default() });
+        let checked =
+            self.store.read(move |db| charges.iter().try_for_each(|charge| charge.check(db, more, None)));
+        checked.await.map_err(store_error)
     }
 
     /// Returns the timeout until a guest is ready.

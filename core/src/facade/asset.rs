@@ -10,7 +10,7 @@ use nexus_schema::tools::asset::{
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::image::cut;
-use super::vm::may_read_host;
+use super::source::may_use;
 use super::{CallContext, Nexus, Shared, page, patience};
 use crate::op::{did_you_mean, store_error};
 use crate::provision::{WantedAsset, asset_summary, files_of, main_file, meant_kernel, vmm_in_force};
@@ -69,7 +69,7 @@ impl Nexus {
             Some(Err(_)) => return Err(ToolError::invalid("sha256 is not 64 hexadecimal digits")),
         };
         let default = params.make_default.unwrap_or(false);
-        may_read_host(&ctx.caller, params.from.as_deref())?;
+        may_use(&ctx.caller, params.from.as_deref()).await?;
         // These run on the host, and what is made the default concerns all callers.
         let concerns_all = default || (params.kind == AssetKind::Vmm && params.check != Some(true));
         if concerns_all && !ctx.caller.has(Scope::Admin) {

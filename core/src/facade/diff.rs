@@ -1,9 +1,11 @@
 //! The tool `checkpoint_diff`.
 
+use nexus_schema::access::Scope;
 use nexus_schema::tools::checkpoint::{CheckpointDiffOutput, CheckpointDiffParams};
-use nexus_schema::{Reference, ToolError};
+use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::{CallContext, Nexus};
+use crate::access::Caller;
 use crate::vm::checkpoint::{self, Wish, With};
 
 /// How many files are listed by default, and at most.
@@ -18,6 +20,9 @@ impl Nexus {
         params: CheckpointDiffParams,
     ) -> Result<CheckpointDiffOutput, ToolError> {
         let wish = wish(&params)?;
+        if params.to.is_none() {
+            may_hold(&ctx.caller)?;
+        }
         let of = match &params.vm {
             Some(vm) => Some(self.shared.past_vm(&ctx.caller, vm).await?),
             None => None,
@@ -59,6 +64,17 @@ impl Nexus {
             notes: found.notes,
         })
     }
+}
+
+/// Refuses a token that may only look: the guest's commands stand still while its drives are copied.
+fn may_hold(caller: &Caller) -> Result<(), ToolError> {
+    if caller.has(Scope::Exec) || caller.has(Scope::Lifecycle) {
+        return Ok(());
+    }
+    let message = "checkpoint_diff without `to` holds the VM while its drives are copied: it needs the scope exec or \
+        lifecycle, which this token lacks";
+    Err(ToolError::new(ErrorCode::Forbidden, message)
+        .hint("give another checkpoint as `to`, or ask for a token with one of these scopes"))
 }
 
 fn wish(params: &CheckpointDiffParams) -> Result<Wish, ToolError> {

@@ -14,7 +14,8 @@ use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::plan::size_of_clone;
-use super::vm::{may_read_host, seen_rows};
+use super::source::may_use;
+use super::vm::seen_rows;
 use super::{CallContext, Nexus, Shared, cut_page, page, patience};
 use crate::access::{Caller, Charge, Deed};
 use crate::context::{Attach, Command, Handle, Registry, drive_error};
@@ -65,7 +66,7 @@ impl Nexus {
             Some(text) => match text.strip_prefix("drive:") {
                 Some(drive) => From::Drive(Box::new(shared.drive(&ctx.caller, &reference(drive)?).await?)),
                 None => {
-                    may_read_host(&ctx.caller, Some(text))?;
+                    may_use(&ctx.caller, Some(text)).await?;
                     shared.provision.check_image(text).await?;
                     From::Image(text.to_owned())
                 }

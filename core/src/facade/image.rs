@@ -9,7 +9,7 @@ use nexus_schema::tools::image::{
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
-use super::vm::may_read_host;
+use super::source::may_use;
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
 use crate::access::Caller;
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
@@ -22,7 +22,7 @@ impl Nexus {
     /// The tool `image_list`.
     pub async fn image_list(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: ImageListParams,
     ) -> Result<ImageListOutput, ToolError> {
         let limit = page(params.limit)? as usize;
@@ -41,7 +41,9 @@ impl Nexus {
         let default = defaults::read(&self.shared.store).await?.image;
         let mut all: Vec<ImageDetails> = rows
             .into_iter()
-            .map(|(used_by, image)| self.shared.image_details(image, used_by, &default))
+            .map(|(used_by, image)| {
+                self.shared.image_details(shown_to(&ctx.caller, image), used_by, &default)
+            })
             .collect();
         for name in BUILT_IN {
             if !all.iter().any(|image| image.name.as_str() == name) {
@@ -56,7 +58,7 @@ impl Nexus {
     /// The tool `image_inspect`.
     pub async fn image_inspect(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: ImageInspectParams,
     ) -> Result<ImageDetails, ToolError> {
         let default = defaults::read(&self.shared.store).await?.image;
@@ -73,7 +75,9 @@ impl Nexus {
             .await
             .map_err(store_error)?;
         match (found, &params.image) {
-            (Some((used_by, image)), _) => Ok(self.shared.image_details(image, used_by, &default)),
+            (Some((used_by, image)), _) => {
+                Ok(self.shared.image_details(shown_to(&ctx.caller, image), used_by, &default))
+            }
             (None, Reference::Name(name)) if BUILT_IN.contains(&name.as_str()) => {
                 not_made_yet(name.as_str(), &default)
             }
@@ -114,7 +118,7 @@ impl Nexus {
         match &of_vm {
             Some(of_vm) => of_vm.check()?,
             None => {
-                may_read_host(&ctx.caller, Some(&params.from))?;
+                may_use(&ctx.caller, Some(&params.from)).await?;
                 self.shared.provision.check_image(&params.from).await?;
             }
         }
@@ -190,13 +194,13 @@ impl Nexus {
         if let Begun::Known(op) = self.shared.ops.begin(op, once, |_| Ok(())).await? {
             return self.shared.ops.wait(ctx, op, wait).await;
         }
-        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        let (shared, caller) = (self.shared.clone(), ctx.caller.clone());
         self.shared.ops.run(id, move |progress| async move {
-            let image = shared.provision.image(&params.from, &owner, &progress).await?;
+            let image = shared.provision.image(&params.from, &caller.owner, &progress).await?;
             let image_id = image.id;
             let used = shared.store.read(move |db| drives::count_by_image(db, image_id)).await;
             let default = defaults::read(&shared.store).await?.image;
-            Ok(shared.image_details(image, used.map_err(store_error)?, &default))
+            Ok(shared.image_details(shown_to(&caller, image), used.map_err(store_error)?, &default))
         });
         self.shared.ops.wait(ctx, id, wait).await
     }
@@ -232,6 +236,12 @@ impl Shared {
             created_at: Some(image.created_at),
         }
     }
+}
+
+/// An image as a caller may see it.
+fn shown_to(caller: &Caller, mut image: ImageRecord) -> ImageRecord {
+    image.source = image.origin(caller.made(&image.owner)).to_owned();
+    image
 }
 
 /// The details of a built-in image before its first use.

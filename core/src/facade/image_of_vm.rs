@@ -101,7 +101,7 @@ impl Shared {
         let stage = self.provision.scratch().claim(random_id::<ImageKind>());
         let file = stage.path().join(DISK);
         let made = async {
-            self.make_stage(of_vm.root.id, stage.path()).await?;
+            self.make_stage(of_vm.root.id, stage.path(), owner).await?;
             let copy = CopyDrives { drives: vec![(of_vm.root.id, file.clone())], progress: progress.clone() };
             copy_drives(&of_vm.handle, copy).await?;
             failpoint::reach("image-vm-copied");
@@ -114,18 +114,28 @@ impl Shared {
         made
     }
 
-    /// Makes the directory for the copy of a drive, if there is room for it.
-    async fn make_stage(&self, drive: DriveId, stage: std::path::PathBuf) -> Result<(), ToolError> {
+    /// Makes the directory for the copy of a drive, if there is room for it, and if the owner's quota has room for an image as large as the drive.
+    async fn make_stage(
+        &self,
+        drive: DriveId,
+        stage: std::path::PathBuf,
+        owner: &str,
+    ) -> Result<(), ToolError> {
         let from = self.paths.drive(drive).join(DISK);
         let is_copied = self.drives.backend() == "copy";
-        let made = tokio::task::spawn_blocking(move || -> std::io::Result<(u64, u64)> {
+        let made = tokio::task::spawn_blocking(move || -> std::io::Result<(u64, u64, u64)> {
             fs_err::create_dir_all(&stage)?;
-            let needed = if is_copied { disk::allocated_bytes(&from)? } else { 0 };
-            Ok((needed.saturating_add(KEEP_FREE), disk::free_bytes(&stage)?))
+            let occupied = disk::allocated_bytes(&from)?;
+            let needed = if is_copied { occupied } else { 0 };
+            Ok((occupied, needed.saturating_add(KEEP_FREE), disk::free_bytes(&stage)?))
         });
         let made = made.await.map_err(|e| ToolError::internal(format!("look at a drive: {e}")))?;
+        if let Ok((occupied, ..)) = made {
+            // How large the image is, is known once it is made; it has at most the files of the drive.
+            self.check_disk_quota(owner, occupied).await?;
+        }
         match made {
-            Ok((needed, free)) if free < needed => {
+            Ok((_, needed, free)) if free < needed => {
                 let message = format!(
                     "a copy of the drive needs {} MiB, and the disk of the state directory has {} MiB free",
                     needed >> 20,

@@ -25,6 +25,7 @@ mod provider;
 mod publish;
 mod resume;
 mod settings;
+mod source;
 mod space;
 mod stream;
 mod system;
@@ -72,6 +73,9 @@ pub use self::health::add_database_check;
 pub use self::measures::Measures;
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
 pub use crate::store::calls::CallRecord;
+
+/// How long the end of the daemon waits for what the tasks of VMs have begun.
+const TASKS_MAX: Duration = Duration::from_secs(5);
 
 /// Access to a running guest.
 #[derive(Debug, Clone)]
@@ -253,8 +257,16 @@ impl Nexus {
 
     /// Ends the tasks of this daemon; VMs keep running. Takes at most a few seconds.
     pub async fn shutdown(&self) {
-        for handle in self.shared.vms.all() {
+        let handles = self.shared.vms.all();
+        for handle in &handles {
             handle.commands.send(Command::Detach).await.ok();
+        }
+        // What a VM's task has begun it ends: a guest that is about to be suspended is paused for good until its row says so.
+        let ended = futures::future::join_all(handles.iter().map(|handle| handle.commands.closed()));
+        if tokio::time::timeout(TASKS_MAX, ended).await.is_err() {
+            tracing::warn!(
+                "a vm's task is still at work at the end of nexusd; the next one takes up what is left"
+            );
         }
         self.shared.ops.drain(Duration::from_secs(2)).await;
         self.shared.events.close().await;

@@ -40,9 +40,13 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 });
             }
             ("vm_stop", Some((vm, handle))) => {
-                let shared = shared.clone();
-                shared.clone().ops.run(op, move |_| async move {
-                    create::until_down(&mut handle.view.clone(), std::time::Duration::from_secs(120)).await;
+                let (shared, since) = (shared.clone(), summary.started_at);
+                shared.clone().ops.run(op, move |progress| async move {
+                    // It may not have begun: behind a suspension, for example, which was cut off or is whole. One that was started later is not meant.
+                    let is_meant = handle.view.borrow().record.started_at.is_none_or(|at| at <= since);
+                    if is_meant {
+                        create::stop_and_wait(&handle, DAEMON, false, None, &progress).await?;
+                    }
                     details(&shared, &vm).await
                 });
             }

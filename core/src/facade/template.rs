@@ -13,7 +13,7 @@ use nexus_schema::tools::template::{
 };
 use nexus_schema::{ErrorCode, Name, ToolError};
 
-use super::vm::may_read_host;
+use super::source::may_use;
 use super::{CallContext, Nexus, Shared, cut_page, page};
 use crate::op::store_error;
 use crate::os::paths::GUEST_SERVICES;
@@ -46,7 +46,7 @@ impl Nexus {
             idle_stop: params.idle_stop.filter(|idle| !idle.is_zero()),
             idle_action: params.idle_action,
         };
-        may_read_host(&ctx.caller, Some(&spec.source))?;
+        may_use(&ctx.caller, Some(&spec.source)).await?;
         self.shared.check_template(&spec).await?;
         let at = now();
         let record = TemplateRecord {
@@ -76,7 +76,7 @@ impl Nexus {
         }
         let spec = &mut record.spec;
         if let Some(source) = params.source {
-            may_read_host(&ctx.caller, Some(&source))?;
+            may_use(&ctx.caller, Some(&source)).await?;
             spec.source = source;
         }
         for path in params.remove_overlays {

@@ -17,12 +17,12 @@ use nexus_schema::tools::vm::{
 use nexus_schema::{ErrorCode, Reference, TimeSpan, ToolError};
 
 use super::openings::openings;
-use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
+use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience, source};
 use crate::access::{Caller, Deed};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
 use crate::egress;
 use crate::op::{StoredResult, store_error};
-use crate::os::{disk, process};
+use crate::os::{disk, failpoint, process};
 use crate::store::{StoreError, history, vms};
 use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::defaults;
@@ -130,6 +130,7 @@ impl Nexus {
         let op = self.shared.begin_op("vm_stop", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.to_string());
         self.shared.ops.run(op, move |progress| async move {
+            failpoint::reach("stop-begun");
             let decision = stop_and_wait(&handle, &who, force, params.if_boot_id, &progress).await?;
             if decision == Decision::Already {
                 progress.step(ALREADY);
@@ -383,8 +384,8 @@ impl Shared {
             return Err(ToolError::new(ErrorCode::Forbidden, message)
                 .hint("leave run out, or ask for a token with the scope exec"));
         }
-        may_read_host(caller, params.from.as_deref())?;
-        may_read_host(caller, params.kernel.as_deref())?;
+        source::may_use(caller, params.from.as_deref()).await?;
+        source::may_use(caller, params.kernel.as_deref()).await?;
         let Some(asked) = params.network.as_ref().filter(|_| !caller.has(Scope::Network)) else {
             return Ok(());
         };
@@ -415,22 +416,6 @@ impl Shared {
         packages::fill(self, &mut after).await?;
         Ok(Some(after))
     }
-}
-
-/// Refuses to tokens sources that are files of the host or addresses of any server: a token could read all that the daemon can
-/// otherwise.
-pub(super) fn may_read_host(caller: &Caller, source: Option<&str>) -> Result<(), ToolError> {
-    let is_shared = source.is_none_or(|source| {
-        let known = ["oci:", "image:", "template:"].iter().any(|word| source.starts_with(word));
-        let bare = source.strip_prefix("rootfs:").unwrap_or(source);
-        known || !bare.contains([':', '/'])
-    });
-    if is_shared || caller.has(Scope::Admin) {
-        return Ok(());
-    }
-    let message = "files of the host and addresses as sources need the scope admin, which this token lacks";
-    Err(ToolError::new(ErrorCode::Forbidden, message)
-        .hint("use an image, or a source such as oci:REF or rootfs:PROVIDER"))
 }
 
 /// What of the deletion of VMs needs a confirmation: drives with data, and VMs that others made.

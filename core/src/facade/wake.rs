@@ -47,6 +47,13 @@ impl Nexus {
         what: &str,
     ) -> Result<GuestHandle, ToolError> {
         self.wake(caller, vm, what, WAIT_DEFAULT).await?;
-        self.guest(caller, vm)
+        match self.guest(caller, vm) {
+            // It has just fallen asleep.
+            Err(_) if self.is_asleep(caller, vm) => {
+                self.wake(caller, vm, what, WAIT_DEFAULT).await?;
+                self.guest(caller, vm)
+            }
+            found => found,
+        }
     }
 }

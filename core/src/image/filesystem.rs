@@ -17,15 +17,34 @@ use crate::progress::Progress;
 /// The number of the root directory (`EXT4_ROOT_INO`).
 const ROOT_INODE: u32 = 2;
 
-/// Directories that stay, without what is in them: what was in memory, what a check found, and what the agent keeps for itself.
-const EMPTIED: [&[u8]; 4] = [b"lost+found", b"run", b"tmp", b"var/lib/nexus/trees"];
+/// Directories that stay, without what is in them: what was in memory, what a check found, what the agent keeps for itself, connections with
+/// their passwords, and leases of addresses.
+const EMPTIED: [&[u8]; 10] = [
+    b"etc/NetworkManager/system-connections",
+    b"lost+found",
+    b"run",
+    b"tmp",
+    b"var/lib/NetworkManager",
+    b"var/lib/dhcp",
+    b"var/lib/dhcpcd",
+    b"var/lib/dhcpcd5",
+    b"var/lib/iwd",
+    b"var/lib/nexus/trees",
+];
 /// Files that tell machines apart, or that nobody else may know.
-const LEFT_OUT: [&[u8]; 4] = [
+const LEFT_OUT: [&[u8]; 8] = [
+    b"etc/hostid",
+    b"etc/iscsi/initiatorname.iscsi",
+    b"etc/nvme/hostid",
+    b"etc/nvme/hostnqn",
     b"var/lib/dbus/machine-id",
     b"var/lib/systemd/credential.secret",
     b"var/lib/systemd/random-seed",
     b"var/lib/urandom/random-seed",
 ];
+/// Where host keys of SSH are, with the beginning and the ends of their names.
+const HOST_KEYS: [(&[u8], &[&[u8]]); 2] =
+    [(b"etc/ssh/ssh_host_", &[b"_key", b"_key.pub"]), (b"etc/dropbear/", &[b"_host_key"])];
 /// An empty file of this name is filled at the first boot.
 const MACHINE_ID: &[u8] = b"etc/machine-id";
 
@@ -43,8 +62,9 @@ fn fate(path: &[u8], kind: Kind) -> Fate {
     if EMPTIED.into_iter().any(below) {
         return Fate::LeftOut;
     }
-    let is_host_key = path.strip_prefix(b"etc/ssh/ssh_host_").is_some_and(|name| {
-        !name.contains(&b'/') && (name.ends_with(b"_key") || name.ends_with(b"_key.pub"))
+    let is_host_key = HOST_KEYS.into_iter().any(|(begin, ends)| {
+        path.strip_prefix(begin)
+            .is_some_and(|name| !name.contains(&b'/') && ends.iter().any(|end| name.ends_with(end)))
     });
     match kind {
         Kind::File if path == MACHINE_ID => Fate::Emptied,
@@ -206,6 +226,17 @@ mod tests {
             (b"etc/ssh/ssh_host_rsa_key.pub", Kind::File, Fate::LeftOut),
             (b"etc/ssh/ssh_host_keys.d", Kind::Directory, Fate::Kept),
             (b"etc/ssh/sshd_config", Kind::File, Fate::Kept),
+            (b"etc/dropbear/dropbear_ed25519_host_key", Kind::File, Fate::LeftOut),
+            (b"etc/dropbear/authorized_keys", Kind::File, Fate::Kept),
+            (b"etc/NetworkManager/system-connections", Kind::Directory, Fate::Kept),
+            (b"etc/NetworkManager/system-connections/home.nmconnection", Kind::File, Fate::LeftOut),
+            (b"etc/NetworkManager/NetworkManager.conf", Kind::File, Fate::Kept),
+            (b"var/lib/NetworkManager/secret_key", Kind::File, Fate::LeftOut),
+            (b"var/lib/dhcp/dhclient.eth0.leases", Kind::File, Fate::LeftOut),
+            (b"var/lib/dhcpd/dhcpd.leases", Kind::File, Fate::Kept),
+            (b"var/lib/systemd/random-seed", Kind::File, Fate::LeftOut),
+            (b"etc/hostid", Kind::File, Fate::LeftOut),
+            (b"etc/nvme/hostnqn", Kind::File, Fate::LeftOut),
             (b"run", Kind::Directory, Fate::Kept),
             (b"run/nexus/token", Kind::File, Fate::LeftOut),
             (b"runner/job", Kind::File, Fate::Kept),

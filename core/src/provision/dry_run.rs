@@ -184,7 +184,7 @@ impl ImagePlan {
     fn here(image: ImageRecord) -> Self {
         let used = PlanStep {
             name: Some(image.name.to_string()),
-            source: Some(image.source.clone()),
+            source: Some(image.origin(false).to_owned()),
             size: Some(image.size),
             bytes: Some(image.used_bytes),
             ..step(PlanAction::Use, PlanThing::Image)

@@ -44,6 +44,13 @@ pub struct ImageRecord {
     pub created_at: Timestamp,
 }
 
+impl ImageRecord {
+    /// What it was made from. Which VM that was is only for those who `may_know`: names of VMs are for those who see them.
+    pub fn origin(&self, may_know: bool) -> &str {
+        if !may_know && self.source.starts_with("vm:") { "vm" } else { &self.source }
+    }
+}
+
 fn record(row: &Row<'_>) -> rusqlite::Result<ImageRecord> {
     Ok(ImageRecord {
         id: row.id("id")?,

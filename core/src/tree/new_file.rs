@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nexus_schema::{ErrorCode, ToolError};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, flock};
 use rustix::io::Errno;
 
 use super::HostPath;
@@ -39,12 +39,14 @@ impl NewFile {
         let directory = parent.directory()?;
         let failed = |error: Errno| file_error(&path, &error.into());
         let (file, draft) = open(&directory, name).map_err(failed)?;
+        // From here on, a failure removes the draft.
+        let begun = Self { directory, name: name.to_owned(), path: path.clone(), file: file.into(), draft };
         if rustix::process::geteuid().is_root() {
-            let owner = rustix::fs::fstat(&directory).map_err(failed)?;
+            let owner = rustix::fs::fstat(&begun.directory).map_err(failed)?;
             let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
-            rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(failed)?;
+            rustix::fs::fchown(&begun.file, Some(uid), Some(gid)).map_err(failed)?;
         }
-        Ok(Self { directory, name: name.to_owned(), path: path.clone(), file: file.into(), draft })
+        Ok(begun)
     }
 
     /// The file, to write to.
@@ -86,20 +88,44 @@ impl Drop for NewFile {
     }
 }
 
+/// The mode of new files: what is in them may be secret.
+const MODE: u32 = 0o600;
+
 /// Opens a file without a name, or with one that shows that it is not whole.
 fn open(directory: &OwnedFd, name: &OsStr) -> Result<(OwnedFd, Option<OsString>), Errno> {
-    let mode = Mode::from_raw_mode(0o644);
+    let mode = Mode::from_raw_mode(MODE);
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::openat(directory, ".", flags | OFlags::TMPFILE, mode) {
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
         opened => return opened.map(|file| (file, None)),
     }
+    let (file, draft) = open_draft(directory, name)?;
+    Ok((file, Some(draft)))
+}
+
+/// Makes a file with a name that shows that it is not whole, and locks it. One that a process left there that has ended is removed.
+fn open_draft(directory: &OwnedFd, name: &OsStr) -> Result<(OwnedFd, OsString), Errno> {
     let mut draft = OsString::from(".");
     draft.push(name);
     draft.push(".part");
-    let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(directory, &draft, flags, mode)?;
-    Ok((file, Some(draft)))
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let make = || {
+        let made = flags | OFlags::CREATE | OFlags::EXCL;
+        rustix::fs::openat(directory, &draft, made, Mode::from_raw_mode(MODE))
+    };
+    let file = match make() {
+        Err(Errno::EXIST) => {
+            // Without waiting for what may be a FIFO. It belongs to nobody who writes if nobody has it locked.
+            let left = rustix::fs::openat(directory, &draft, flags | OFlags::NONBLOCK, Mode::empty());
+            let left = left.map_err(|_| Errno::EXIST)?;
+            flock(&left, FlockOperation::NonBlockingLockExclusive).map_err(|_| Errno::EXIST)?;
+            rustix::fs::unlinkat(directory, &draft, AtFlags::empty())?;
+            make()?
+        }
+        made => made?,
+    };
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok((file, draft))
 }
 
 fn there_already(path: &std::path::Path) -> ToolError {
@@ -143,6 +169,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
         let owner = |path: &std::path::Path| std::fs::metadata(path).map(|meta| meta.uid()).unwrap();
         assert_eq!(owner(&path), owner(root.path()));
+        assert_eq!(std::fs::metadata(&path).map(|meta| meta.mode() & 0o777).unwrap(), 0o600);
         // Nothing is replaced, neither what is there nor what came meanwhile.
         assert_eq!(NewFile::begin(&at).unwrap_err().code, ErrorCode::FileRefused);
         if let Ok(late) = late {
@@ -153,5 +180,25 @@ mod tests {
         assert_eq!(std::fs::read_dir(root.path().join("new")).unwrap().count(), 1);
         let directory = places.find(&format!("{}/", root.path().display())).unwrap();
         assert_eq!(NewFile::begin(&directory).unwrap_err().code, ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn a_draft_that_a_process_left_behind_is_removed_and_one_that_is_written_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = OwnedFd::from(File::open(root.path()).unwrap());
+        let draft = root.path().join(".web.tar.part");
+        std::fs::write(&draft, "left").unwrap();
+        let (file, name) = open_draft(&directory, OsStr::new("web.tar")).unwrap();
+        assert_eq!(name, ".web.tar.part");
+        assert_eq!(
+            std::fs::metadata(&draft).map(|meta| (meta.len(), meta.mode() & 0o777)).unwrap(),
+            (0, 0o600)
+        );
+        assert_eq!(open_draft(&directory, OsStr::new("web.tar")).unwrap_err(), Errno::EXIST);
+        drop(file);
+        open_draft(&directory, OsStr::new("web.tar")).unwrap();
+        // What is no file of its own is left alone.
+        std::os::unix::fs::symlink("/dev/null", root.path().join(".link.part")).unwrap();
+        assert_eq!(open_draft(&directory, OsStr::new("link")).unwrap_err(), Errno::EXIST);
     }
 }

@@ -9,6 +9,7 @@
 //! Nothing here uses the store. The VMM dies with its shim (PR_SET_PDEATHSIG). So once a shim has ended, its drives are free again.
 
 mod adopt;
+mod ask_agent;
 mod cgroup;
 pub mod console;
 mod control;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use nexus_schema::link::{MCP_PORT, RESUME_PORT, STREAM_PORT};
+use nexus_schema::link::{LEASE_PORT, MCP_PORT, RESUME_PORT, STREAM_PORT};
 use nexus_vsock::Nonce;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 use super::stream::{SOCKET, ShortPath};
-use super::{Agent, Place, mcp, open, serial};
+use super::{Agent, Place, lease, mcp, open, serial};
 use crate::console::say;
 use nexus_wire::{duplex, frames};
 
@@ -40,7 +40,7 @@ pub(super) async fn start(agent: &Arc<Agent>) -> io::Result<()> {
             }
         }
         Place::Vm { .. } => {
-            for port in [MCP_PORT, STREAM_PORT, RESUME_PORT] {
+            for port in [MCP_PORT, STREAM_PORT, RESUME_PORT, LEASE_PORT] {
                 let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
                 tokio::spawn(accept_vsock(agent.clone(), listener, port, room.clone()));
             }
@@ -73,7 +73,7 @@ impl Room {
     /// Takes a free connection of a port; `None` if there is none, or no such port.
     fn take(&self, port: u32) -> Option<OwnedSemaphorePermit> {
         let room = match port {
-            MCP_PORT | RESUME_PORT => &self.calls,
+            MCP_PORT | RESUME_PORT | LEASE_PORT => &self.calls,
             STREAM_PORT => &self.streams,
             _ => return None,
         };
@@ -133,6 +133,10 @@ async fn serve(agent: Arc<Agent>, port: u32, socket: OwnedFd) -> io::Result<()> 
         RESUME_PORT => {
             let told = tokio::time::timeout(HANDSHAKE_TIMEOUT, hear_of_restore(&agent, socket));
             told.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        }
+        LEASE_PORT => {
+            let served = tokio::time::timeout(HANDSHAKE_TIMEOUT, lease::serve(&agent, socket));
+            served.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         }
         _ => {
             let (reader, writer) = duplex::split(socket)?;

@@ -13,6 +13,7 @@ mod calls;
 mod clock;
 mod configure;
 mod hello;
+mod lease;
 mod listen;
 mod mcp;
 mod mounts;

@@ -8,7 +8,7 @@
 //! ```
 //! A restored guest in which one of these steps failed says so, and its commands never run. A guest that hears nothing after it was quiesced cannot know
 //! whether it was restored. So it says hello: only a host that knows this boot, or after a restore one that saw what was renewed, welcomes it, and only
-//! then its commands run.
+//! then its commands run. If there is no daemon, the shim of a guest that was not restored lets them go on, by what only that shim knows ([`lease`](super::lease)).
 
 use std::fs::File;
 use std::io;
@@ -55,11 +55,23 @@ pub(super) struct Quiet {
     lease: Mutex<Option<AbortOnDropHandle<()>>>,
     /// The nonce of the restore that this guest goes on after.
     nonce: Mutex<Option<String>>,
+    /// What the host's shim said before this guest was held, which only that shim says again.
+    promised: Mutex<Option<String>>,
 }
 
 impl Quiet {
     fn set(&self, lease: Option<AbortOnDropHandle<()>>) {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    /// Takes up what the host's shim says before this guest is held; `None` forgets it.
+    pub(super) fn promise(&self, secret: Option<String>) {
+        *self.promised.lock().unwrap_or_else(PoisonError::into_inner) = secret;
+    }
+
+    /// Returns whether the host's shim has said this.
+    pub(super) fn is_promised(&self, secret: &str) -> bool {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(secret)
     }
 
     /// Returns whether commands stand still for a checkpoint.
@@ -76,6 +88,8 @@ impl Quiet {
 /// Stops commands and syncs filesystems for a checkpoint.
 pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
     let Place::Vm { init } = agent.place else { return Quiesced::default() };
+    // What was said for an earlier checkpoint ends none of this one.
+    agent.quiet.promise(None);
     let waiting = agent.clone();
     agent.quiet.set(Some(AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::time::sleep(QUIET_MAX).await;
@@ -101,6 +115,7 @@ pub(super) async fn processes() -> Vec<GuestProcess> {
 /// Lets commands go on, if they stand still.
 pub(super) fn thaw(agent: &Arc<Agent>) -> io::Result<()> {
     agent.quiet.set(None);
+    agent.quiet.promise(None);
     let Place::Vm { init } = agent.place else { return Ok(()) };
     if freeze::is_quiet() { freeze::thaw(init) } else { Ok(()) }
 }
@@ -108,6 +123,7 @@ pub(super) fn thaw(agent: &Arc<Agent>) -> io::Result<()> {
 /// Goes on in a restored guest, whose link is made anew: only what it renews lets its commands run from here on.
 pub(super) fn relinked(agent: &Arc<Agent>, nonce: String) {
     agent.quiet.set(None);
+    agent.quiet.promise(None);
     *agent.quiet.nonce.lock().unwrap_or_else(PoisonError::into_inner) = Some(nonce);
     tokio::spawn(hello::until_welcome(agent.clone()));
 }

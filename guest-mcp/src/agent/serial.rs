@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nexus_schema::link::{MCP_PORT, STREAM_PORT};
+use nexus_schema::link::{LEASE_PORT, MCP_PORT, STREAM_PORT};
 use nexus_vsock::serial::{self, LANES, PORTS, Requests, WORD};
 use nexus_vsock::{Device, Lane, Nonce, Pairs, Pause};
 use rustix::fs::{Mode, OFlags};
@@ -69,7 +69,7 @@ pub(super) async fn start() -> io::Result<(Serial, mpsc::UnboundedReceiver<Event
     let paths = find().await?;
     let (dials, dialled) = mpsc::unbounded_channel();
     let (events, happened) = mpsc::unbounded_channel();
-    let device = Device::new(serial::guest(say), Pairs::new(&[MCP_PORT, STREAM_PORT]))?;
+    let device = Device::new(serial::guest(say), Pairs::new(&[MCP_PORT, STREAM_PORT, LEASE_PORT]))?;
     let woken = watch(device.events().try_clone_to_owned()?, Interest::READABLE)?;
     let nonce = own_nonce()?;
     let [control, lanes @ ..] = &paths;

@@ -22,7 +22,11 @@ const DEPTH_MAX: usize = 16;
 pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
     // The first command may start while the others stand still.
     std::fs::create_dir_all(OURS)?;
-    let mut groups = groups(init);
+    stop(groups(init)).await
+}
+
+/// Stops these cgroups, and returns whether they stand still. If one of them cannot be stopped, none is.
+async fn stop(mut groups: Vec<PathBuf>) -> io::Result<bool> {
     let mut error = None;
     groups.retain(|group| match std::fs::write(group.join("cgroup.freeze"), "1") {
         Ok(()) => true,
@@ -34,7 +38,11 @@ pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
         }
     });
     if let Some(error) = error {
-        return Err(error);
+        let became = match go_on(&groups) {
+            Ok(()) => "what stood still goes on".to_owned(),
+            Err(other) => format!("not all that stood still goes on: {other}"),
+        };
+        return Err(io::Error::new(error.kind(), format!("{error}; {became}")));
     }
     let deadline = Instant::now() + FREEZE_MAX;
     loop {
@@ -50,8 +58,12 @@ pub(crate) async fn freeze(init: InitMode) -> io::Result<bool> {
 
 /// Lets everything go on that [`freeze`] stopped. Commands that are being killed stay as they are.
 pub(crate) fn thaw(init: InitMode) -> io::Result<()> {
+    go_on(&groups(init))
+}
+
+fn go_on(groups: &[PathBuf]) -> io::Result<()> {
     let mut result = Ok(());
-    for group in groups(init) {
+    for group in groups {
         match std::fs::write(group.join("cgroup.freeze"), "0") {
             // It has ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -127,6 +139,24 @@ mod tests {
             found,
             ["nexus", "system.slice/ssh.service", "user.slice"].map(|name| root.path().join(name))
         );
+    }
+
+    #[tokio::test]
+    async fn if_one_group_cannot_be_stopped_the_others_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let [first, odd, last] = ["a", "b", "c"].map(|name| root.path().join(name));
+        for group in [&first, &odd, &last] {
+            std::fs::create_dir(group).unwrap();
+            std::fs::write(group.join("cgroup.events"), "frozen 1\n").unwrap();
+        }
+        let told = |group: &Path| std::fs::read_to_string(group.join("cgroup.freeze")).unwrap();
+        assert!(stop(vec![first.clone(), last.clone()]).await.unwrap());
+        assert_eq!((told(&first), told(&last)), ("1".to_owned(), "1".to_owned()));
+        // It cannot be written to.
+        std::fs::create_dir(odd.join("cgroup.freeze")).unwrap();
+        let error = stop(vec![first.clone(), odd, last.clone()]).await.unwrap_err();
+        assert!(error.to_string().contains("what stood still goes on"), "{error}");
+        assert_eq!((told(&first), told(&last)), ("0".to_owned(), "0".to_owned()));
     }
 
     #[test]

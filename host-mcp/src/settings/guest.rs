@@ -21,19 +21,26 @@ const INTERPRETER: u32 = 3;
 pub struct GuestBinary(&'static [u8]);
 
 impl GuestBinary {
-    /// Reads and checks a binary: a regular file of root or of the daemon's user that nobody else may change, and a static program
-    /// of this architecture. It becomes root of every VM.
+    /// Reads and checks a binary: a regular file of root or of the daemon's user that nobody else may change or replace, and a static
+    /// program of this architecture. It becomes root of every VM.
     ///
     /// # Errors
     /// What is wrong with the file.
     pub(super) fn read(path: &Path, uid: u32) -> Result<Self, String> {
         let wrong = |what: String| format!("{}: {what}", path.display());
+        let whole = path.canonicalize().map_err(|e| wrong(e.to_string()))?;
+        // Where links lead, and where the last one of them is.
+        let given = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let given = given.canonicalize().map_err(|e| wrong(e.to_string()))?;
+        for directory in whole.ancestors().skip(1).chain(given.ancestors()) {
+            keeps_files(directory, uid)?;
+        }
         // A FIFO is not waited for, and refused below.
         let flags = rustix::fs::OFlags::NONBLOCK.bits();
         let file = fs_err::OpenOptions::new()
             .read(true)
             .custom_flags(flags.cast_signed())
-            .open(path)
+            .open(&whole)
             .map_err(|e| e.to_string())?;
         let facts = file.metadata().map_err(|e| e.to_string())?;
         if !facts.is_file() {
@@ -64,6 +71,20 @@ impl fmt::Debug for GuestBinary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
     }
+}
+
+/// Refuses a directory in which others than root and the daemon's user may replace what these have there.
+fn keeps_files(directory: &Path, uid: u32) -> Result<(), String> {
+    let wrong = |what: String| format!("the directory {}: {what}", directory.display());
+    let facts = fs_err::metadata(directory).map_err(|e| e.to_string())?;
+    if facts.uid() != 0 && facts.uid() != uid {
+        return Err(wrong(format!("belongs to user {}: chown it to root or to user {uid}", facts.uid())));
+    }
+    // In one with the sticky bit, such as /tmp, everyone removes and renames only what is their own.
+    if facts.mode() & 0o022 != 0 && facts.mode() & 0o1000 == 0 {
+        return Err(wrong("others may replace files in it: chmod go-w".to_owned()));
+    }
+    Ok(())
 }
 
 /// Whether these are the bytes of a static program for this machine.
@@ -172,7 +193,25 @@ mod tests {
         fs_err::write(&file, AGENT).unwrap();
         symlink(&file, &link).unwrap();
         assert!(GuestBinary::read(&link, own).is_ok());
+        // Who may write to a directory puts another file in its place; but not with the sticky bit.
+        let below = directory.path().join("below");
+        fs_err::create_dir(&below).unwrap();
+        let deep = below.join("file");
+        fs_err::write(&deep, AGENT).unwrap();
+        let beside = below.join("link");
+        symlink(&file, &beside).unwrap();
+        let set = |mode: u32| fs_err::set_permissions(&below, std::fs::Permissions::from_mode(mode)).unwrap();
+        for (mode, is_refused) in [(0o755, false), (0o775, true), (0o757, true), (0o1777, false)] {
+            set(mode);
+            for path in [&deep, &beside] {
+                let said = GuestBinary::read(path, own).err().unwrap_or_default();
+                assert_eq!(said.contains("others may replace files in it"), is_refused, "{mode:o}: {said}");
+            }
+        }
         if own == 0 {
+            std::os::unix::fs::chown(&below, Some(12345), None).unwrap();
+            let said = GuestBinary::read(&deep, own).unwrap_err();
+            assert!(said.contains("below: belongs to user 12345"), "{said}");
             std::os::unix::fs::chown(&file, Some(12345), None).unwrap();
             let said = GuestBinary::read(&file, own).unwrap_err();
             assert!(said.contains("belongs to user 12345"), "{said}");

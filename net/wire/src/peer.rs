@@ -1,6 +1,7 @@
 //! Who is at the other end of a Unix socket. VMMs run as the user of their daemon where that is an ordinary one, so the mode of a socket does not
 //! keep out a VMM that a guest has taken over: its processes are told by their parents and their session.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 
 /// The name of shims, the parents of VMMs. A process cannot change the name of another one, nor whose child it is. Once its VMM runs, a shim cannot change
@@ -32,6 +33,13 @@ pub fn is_of_shim(pid: u32, started: impl Fn(u32) -> Option<u64>) -> bool {
     started(pid) == Some(own.started)
         || started(own.session).is_some_and(leads)
         || is_below(pid, look, |pid, parent| started(pid) == Some(parent.started))
+}
+
+/// Returns the sessions that have processes, by their leaders' pids, as far as this user sees processes. `None` if they cannot be listed.
+pub fn sessions() -> Option<BTreeSet<u32>> {
+    let entries = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    Some(pids.filter_map(|pid| Some(look(pid)?.session)).collect())
 }
 
 /// A process, as `/proc/PID/stat` has it.

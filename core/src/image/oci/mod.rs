@@ -19,6 +19,7 @@ mod error;
 mod export;
 mod pull;
 mod push;
+mod reach;
 mod registry;
 mod session;
 
@@ -30,6 +31,7 @@ pub use credentials::Keychain;
 pub use error::OciError;
 pub(crate) use export::{About, Exported, export};
 pub(crate) use push::Pushed;
+pub(crate) use reach::is_public;
 pub use registry::{Access, Remote, Resolved};
 
 use super::source::{Staged, unpacked};

@@ -352,11 +352,20 @@ fn basic(user: &str, password: &str) -> String {
 
 /// Whether a registry (`HOST` or `HOST:PORT`) is this machine, by its name.
 pub(super) fn is_loopback(registry: &str) -> bool {
-    let host = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((inner, _)) => inner,
-        None => registry.split(':').next().unwrap_or_default(),
-    };
+    let (host, _) = host_and_port(registry);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The parts of a registry (`HOST` or `HOST:PORT`); an address of IPv6 is in brackets.
+pub(super) fn host_and_port(registry: &str) -> (&str, Option<u16>) {
+    let (host, rest) = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((inner, rest)) => (inner, rest.strip_prefix(':')),
+        None => match registry.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (registry, None),
+        },
+    };
+    (host, rest.and_then(|port| port.parse().ok()))
 }
 
 #[cfg(test)]
@@ -373,6 +382,10 @@ mod tests {
         {
             assert!(!is_loopback(other), "{other}");
         }
+        assert_eq!(host_and_port("[::1]:5000"), ("::1", Some(5000)));
+        assert_eq!(host_and_port("[::1]"), ("::1", None));
+        assert_eq!(host_and_port("example.com:443"), ("example.com", Some(443)));
+        assert_eq!(host_and_port("example.com"), ("example.com", None));
     }
 
     #[test]

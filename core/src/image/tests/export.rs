@@ -116,11 +116,15 @@ async fn what_is_a_machines_own_is_not_in_an_image_of_it() {
     fs::set_permissions(&drive, fs::Permissions::from_mode(0o600)).unwrap();
     let machine = Mounted::writable(&drive);
     let own = [
+        "etc/NetworkManager/system-connections/home.nmconnection",
+        "etc/dropbear/dropbear_ed25519_host_key",
         "etc/ssh/ssh_host_ed25519_key",
         "etc/ssh/ssh_host_ed25519_key.pub",
         "run/nexus/token",
         "tmp/build/output",
+        "var/lib/NetworkManager/secret_key",
         "var/lib/dbus/machine-id",
+        "var/lib/dhcp/dhclient.eth0.leases",
         "var/lib/systemd/random-seed",
     ];
     let kept = ["etc/ssh/sshd_config", "var/log/app.log", "srv/data"];

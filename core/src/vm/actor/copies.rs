@@ -6,6 +6,7 @@
 //! It is a checkpoint without the memory (`save`), with the same ends: shim and guest go on by themselves if this daemon does not tell them to.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nexus_schema::{ErrorCode, ToolError};
 
@@ -49,8 +50,9 @@ impl Actor {
         boot.hold();
         failpoint::reach("copy-quiet");
         copy.progress.step("copying the drives");
+        let held_until = Instant::now() + HOLD;
         let copied = match boot.shim.hold_guest(HOLD).await {
-            Ok(()) => copy_held(files, held_by(&boot.shim), COPY_MAX, &copy.progress).await,
+            Ok(()) => copy_held(files, held_by(&boot.shim), held_until, COPY_MAX, &copy.progress).await,
             Err(error) => Err(hold_failed(&error)),
         };
         failpoint::reach("copy-made");

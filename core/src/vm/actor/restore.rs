@@ -10,7 +10,6 @@ use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::Actor;
 use crate::context::{RestoreFrom, drive_error};
-use crate::drive::Locked;
 use crate::guest::Restored;
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
@@ -155,24 +154,28 @@ impl Actor {
             drives: drives.collect(),
         };
         let begun = rollback.clone();
+        // From here on nothing may use them until they are all in place, also if this panics.
+        self.shared.drive_locks.keep(self.record.id, locked);
         let written = self.shared.store.write(move |tx| restores::begin_rollback(tx, &begun)).await;
         if let Err(error) = written {
+            drop(self.shared.drive_locks.take_kept(self.record.id));
             self.forget(staged).await;
             return Err(store_error(error));
         }
         failpoint::reach("rollback-placing");
-        self.place(&rollback, locked).await
+        self.place(&rollback).await
     }
 
-    async fn place(&mut self, rollback: &RollbackRecord, locked: Locked) -> Result<(), ToolError> {
+    /// Puts the drives of a rollback in place, which are kept locked until that is done.
+    async fn place(&mut self, rollback: &RollbackRecord) -> Result<(), ToolError> {
         if let Err(error) = checkpoint::finish(&self.shared, rollback).await {
-            self.shared.drive_locks.keep(self.record.id, locked);
             let reason = checkpoint::not_finished(&error);
             self.record.reason = Some(reason.clone());
             self.note(&reason).await;
             return Err(ToolError::new(error.code, format!("{}: {reason}", self.record.name))
                 .hint("vm_start tries it again; until then nothing can use its drives"));
         }
+        drop(self.shared.drive_locks.take_kept(self.record.id));
         for staged in &rollback.drives {
             for known in self.drives.iter_mut().filter(|known| known.id == staged.drive) {
                 known.size = ByteSize::bytes(staged.size_bytes);
@@ -187,12 +190,16 @@ impl Actor {
     pub(super) async fn finish_rollback(&mut self) -> Result<(), ToolError> {
         let id = self.record.id;
         let found = self.shared.store.read(move |db| restores::rollback_of(db, id)).await;
-        let Some(rollback) = found.map_err(store_error)? else { return Ok(()) };
-        let locked = match self.shared.drive_locks.take_kept(id) {
+        let found = found.map_err(store_error)?;
+        let kept = self.shared.drive_locks.take_kept(id);
+        // Those that one kept which panicked before it began are free again.
+        let Some(rollback) = found else { return Ok(()) };
+        let locked = match kept {
             Some(locked) => locked,
             None => self.lock_drives().await?,
         };
-        self.place(&rollback, locked).await
+        self.shared.drive_locks.keep(id, locked);
+        self.place(&rollback).await
     }
 
     /// Removes copies that are not used; what cannot be removed is removed at the daemon's next start.

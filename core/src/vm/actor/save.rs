@@ -6,7 +6,7 @@
 //! ```
 //! The shim lets the guest go on by itself if this daemon does not renew the hold. A guest that is not told to let its commands go on asks for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -118,7 +118,7 @@ async fn save_all(
     drives: &[DriveRecord],
     take: &Take,
 ) -> Result<(Saved, Instant), ToolError> {
-    let saved = shim.save(&take.directory, HOLD).await.map_err(|error| save_failed(&error))?;
+    let (saved, held_until) = save_held(shim, &take.directory).await?;
     let saved_at = Instant::now();
     failpoint::reach("checkpoint-saved");
     take.progress.step("copying the drives");
@@ -127,9 +127,18 @@ async fn save_all(
         .iter()
         .map(|drive| (shared.paths.drive(drive.id).join(DISK), copies.join(format!("{}.ext4", drive.id))))
         .collect();
-    copy_held(files, held_by(shim), COPY_MAX, &take.progress).await?;
+    copy_held(files, held_by(shim), held_until, COPY_MAX, &take.progress).await?;
     failpoint::reach("checkpoint-copied");
     Ok((saved, saved_at))
+}
+
+/// Has the VMM save the memory. Also returns until when the guest is held at least: this daemon may hear of the save long after it was made.
+pub(super) async fn save_held(shim: &ShimClient, directory: &Path) -> Result<(Saved, Instant), ToolError> {
+    let asked = Instant::now();
+    let saved = shim.save(directory, HOLD).await.map_err(|error| save_failed(&error))?;
+    // The time of the hold begins anew once all is written.
+    let written = Duration::from_millis(saved.state_ms.saturating_add(saved.ram_ms));
+    Ok((saved, asked + written + HOLD))
 }
 
 /// Has a shim keep its guest paused for another [`HOLD`], each time that it is called.
@@ -141,11 +150,12 @@ pub(super) fn held_by(shim: &Arc<ShimClient>) -> impl Fn() -> BoxFuture<'static,
     }
 }
 
-/// Copies files while a guest is paused: `renew` makes its shim pause it for another [`HOLD`]. Takes at most `most`, and ends once nothing writes to the
-/// copies any more, also if it fails.
+/// Copies files while a guest is paused, until then: `renew` makes its shim pause it for another [`HOLD`]. Takes at most `most`, and ends once nothing
+/// writes to the copies any more, also if it fails.
 pub(super) async fn copy_held(
     files: Vec<(PathBuf, PathBuf)>,
     renew: impl Fn() -> BoxFuture<'static, Result<(), ToolError>>,
+    held_until: Instant,
     most: Duration,
     progress: &Progress,
 ) -> Result<(), ToolError> {
@@ -156,7 +166,7 @@ pub(super) async fn copy_held(
     let mut copying = tokio::task::spawn_blocking(move || -> Result<(), DriveError> {
         files.iter().try_for_each(|(from, to)| copy_file(from, to, &watched))
     });
-    let copied = until_copied(&mut copying, renew, deadline, progress).await;
+    let copied = until_copied(&mut copying, renew, held_until, deadline, progress).await;
     drop(stop);
     if !copying.is_finished() && tokio::time::timeout(STOP_MAX, &mut copying).await.is_err() {
         tracing::error!("a copy of a drive does not end though nobody waits for it");
@@ -172,13 +182,12 @@ pub(super) async fn copy_held(
 async fn until_copied(
     copying: &mut JoinHandle<Result<(), DriveError>>,
     renew: impl Fn() -> BoxFuture<'static, Result<(), ToolError>>,
+    held_until: Instant,
     deadline: tokio::time::Instant,
     progress: &Progress,
 ) -> Result<(), ToolError> {
-    // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that.
-    let asked = Instant::now();
-    renew().await?;
-    let mut held_until = asked + HOLD;
+    // The hold began before the answer came, so it is renewed at once, also if the copies are quicker than that. If that is too late, the guest ran on.
+    let mut held_until = renewed(renew(), held_until).await?;
     let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
     loop {
         tokio::select! {
@@ -266,9 +275,18 @@ mod tests {
     async fn drives_are_copied_while_the_guest_is_held() {
         let (count, (_directory, files)) = (Arc::default(), drive());
         let to = files[0].1.clone();
-        copy_held(files, held(&count, true), COPY_MAX, &Progress::default()).await.unwrap();
+        let until = Instant::now() + HOLD;
+        copy_held(files, held(&count, true), until, COPY_MAX, &Progress::default()).await.unwrap();
         assert_eq!(std::fs::metadata(to).unwrap().len(), 32 << 20);
         assert!(count.load(Ordering::Relaxed) >= 1);
+    }
+
+    #[tokio::test]
+    async fn a_first_renewal_that_comes_after_the_hold_fails_the_copies() {
+        let (count, (_directory, files)) = (Arc::default(), drive());
+        let past = Instant::now();
+        let copied = copy_held(files, held(&count, true), past, COPY_MAX, &Progress::default()).await;
+        assert!(copied.unwrap_err().message.contains("the guest runs on"));
     }
 
     #[tokio::test]
@@ -293,7 +311,8 @@ mod tests {
         for (works, most, progress, code) in cases {
             let (count, (_directory, files)) = (Arc::default(), drive());
             let to = files[0].1.clone();
-            let error = copy_held(files, held(&count, works), most, &progress).await.unwrap_err();
+            let until = Instant::now() + HOLD;
+            let error = copy_held(files, held(&count, works), until, most, &progress).await.unwrap_err();
             assert_eq!(error.code, code, "{error}");
             assert_eq!(error.hint.is_some_and(|hint| hint.contains("reflinks")), code == ErrorCode::Timeout);
             // Nothing writes to it any more.

@@ -16,11 +16,12 @@ use nexus_schema::id::{CheckpointId, DriveId};
 use nexus_schema::link::Quiesced;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::Actor;
-use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, thaw};
-use crate::context::{Decision, Taken};
+use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, save_held, thaw};
+use crate::context::{Activity, Decision, Taken, View};
 use crate::drive::{DISK, KEEP_FREE};
 use crate::os::paths::checkpoint_files;
 use crate::os::{disk, failpoint, remove};
@@ -62,7 +63,11 @@ impl Actor {
         }
         let id: CheckpointId = random_id();
         let part = self.shared.paths.suspended_part(id);
-        let asleep = match Box::pin(self.save_memory(id, &part, idle)).await {
+        let asleep = match Box::pin(self.save_memory(id, &part)).await {
+            Ok(memory) if !close(&self.view, &self.activity, &memory, idle) => {
+                Err(ToolError::new(ErrorCode::Busy, format!("{name} is in use again"))
+                    .hint("it is suspended once it is idle"))
+            }
             Ok(memory) => self.fall_asleep(memory, who, why).await,
             Err(error) => Err(error),
         };
@@ -74,13 +79,14 @@ impl Actor {
         asleep.map(|()| Decision::Go)
     }
 
-    /// Fails if the disk has no room for the memory.
+    /// Fails if the disk or the quota of who made the VM has no room for the memory.
     async fn check_space(&self) -> Result<(), ToolError> {
         let processes = self.record.processes;
         let root = self.shared.paths.all_suspended();
         let looked = spawn_blocking(move || (processes.map_or(0, memory_of), disk::free_bytes(&root).ok()));
         let (memory, free) =
             looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
+        self.shared.check_disk_quota(&self.record.owner, memory).await?;
         let needed = memory.saturating_add(KEEP_FREE);
         let Some(free) = free.filter(|free| *free < needed) else { return Ok(()) };
         let message = format!(
@@ -94,12 +100,7 @@ impl Actor {
     }
 
     /// Saves the memory. Afterwards the guest is paused until it is told to go on.
-    async fn save_memory(
-        &mut self,
-        id: CheckpointId,
-        part: &Path,
-        idle: Option<Duration>,
-    ) -> Result<Suspended, ToolError> {
+    async fn save_memory(&mut self, id: CheckpointId, part: &Path) -> Result<Suspended, ToolError> {
         let name = self.record.name.clone();
         let Some(boot) = &mut self.boot else {
             return Err(ToolError::internal(format!("{name} is ready, but has no boot")));
@@ -117,10 +118,10 @@ impl Actor {
         failpoint::reach("suspend-quiet");
         boot.hold();
         let (shim, interface) = (boot.shim.clone(), boot.has_interface);
-        let saved = shim.save(part, HOLD).await.map_err(|error| save_failed(&error))?;
+        let (saved, held_until) = save_held(&shim, part).await?;
         failpoint::reach("suspend-saved");
         let memory_of = Memory { id, saved, interface, quiesced: quiesced.frozen && quiesced.synced };
-        let (mut memory, held_until) = self.write_memory(&shim, memory_of, part).await?;
+        let (mut memory, held_until) = self.write_memory(&shim, memory_of, held_until, part).await?;
         shim.pause().await.map_err(|error| save_failed(&error))?;
         let (files, saved) = (self.drive_files(), self.shared.paths.suspended(id));
         let drives =
@@ -132,25 +133,20 @@ impl Actor {
         };
         memory.drives = drives;
         failpoint::reach("suspend-paused");
-        let is_idle = |limit: Duration| self.activity.idle().is_some_and(|idle| idle >= limit);
-        if idle.is_some_and(|limit| !is_idle(limit)) {
-            return Err(ToolError::new(ErrorCode::Busy, format!("{name} is in use again"))
-                .hint("it is suspended once it is idle"));
-        }
         Ok(memory)
     }
 
-    /// Syncs the memory and gives it its name, while the guest is held. Also returns until when it is held.
+    /// Syncs the memory and gives it its name, while the guest is held, until then. Also returns until when it is held afterwards.
     async fn write_memory(
         &self,
         shim: &Arc<ShimClient>,
         memory: Memory,
+        held_until: Instant,
         part: &Path,
     ) -> Result<(Suspended, Instant), ToolError> {
         let renew = async || shim.hold_guest(HOLD).await.map_err(|error| save_failed(&error));
-        let asked = Instant::now();
-        renew().await?;
-        let mut held_until = asked + HOLD;
+        // At once, since it began before the answer came. If that is too late, the guest ran on.
+        let mut held_until = renewed(renew(), held_until).await?;
         let mut renewals = tokio::time::interval_at((Instant::now() + RENEW).into(), RENEW);
         let mut writing = Box::pin(self.publish_memory(memory, part.to_owned()));
         let deadline = tokio::time::Instant::now() + WRITE_MAX;
@@ -252,6 +248,26 @@ impl Actor {
     }
 }
 
+/// Has calls that come from here on wait for the wake; what came before is counted as under way. With `idle`, nothing is done if something is under way, or
+/// was within that time. Returns whether it was done. Calls look at the view and begin in one step, so that none is between both.
+fn close(
+    view: &watch::Sender<View>,
+    activity: &Activity,
+    memory: &Suspended,
+    idle: Option<Duration>,
+) -> bool {
+    view.send_if_modified(|view| {
+        let is_idle = |limit: Duration| activity.idle().is_some_and(|idle| idle >= limit);
+        if idle.is_some_and(|limit| !is_idle(limit)) {
+            return false;
+        }
+        view.record.state = VmState::Stopping;
+        view.record.suspended = Some(Box::new(memory.clone()));
+        view.link = None;
+        true
+    })
+}
+
 /// A memory that was saved, and is not whole yet.
 struct Memory {
     id: CheckpointId,
@@ -319,6 +335,41 @@ mod tests {
         assert_eq!(marks_since(&files, &memory).unwrap(), None);
         std::fs::remove_file(&file).unwrap();
         marks(&files).unwrap_err();
+    }
+
+    #[test]
+    fn a_call_begins_before_its_vm_falls_asleep_or_waits_for_the_wake() {
+        let record = crate::store::tests::vm("web", 3);
+        let memory = crate::store::tests::suspended(&record);
+        let ready = View {
+            record: VmRecord { state: VmState::Ready, ..record },
+            drives: Vec::new(),
+            link: None,
+            deleted: false,
+        };
+        let activity = Activity::new();
+        let (sender, view) = watch::channel(ready.clone());
+        let busy = activity.begin();
+        assert!(!close(&sender, &activity, &memory, Some(Duration::ZERO)));
+        assert!(view.borrow().record.state == VmState::Ready && view.borrow().record.suspended.is_none());
+        // Whoever asks for it himself does not wait for calls.
+        assert!(close(&sender, &activity, &memory, None));
+        assert!(policy::is_asleep(&view.borrow().record));
+        drop(busy);
+        // As a call does it: it looks, and begins, in one step.
+        let begin = |view: &watch::Receiver<View>| {
+            let view = view.borrow();
+            (view.record.state == VmState::Ready).then(|| activity.begin())
+        };
+        for _ in 0..500 {
+            sender.send_replace(ready.clone());
+            std::thread::scope(|scope| {
+                let call = scope.spawn(|| begin(&view));
+                let is_closed = close(&sender, &activity, &memory, Some(Duration::ZERO));
+                let call = call.join().unwrap();
+                assert!(!(is_closed && call.is_some()), "a call is under way in a VM that sleeps");
+            });
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!                                             └────────┴─────────┴─ failed: kill, reap ──┘      (logs drained first)
 //! ```
 
+mod lease;
 mod lock;
 mod pause;
 mod pump;

@@ -1,7 +1,8 @@
 //! Pauses of the guest: one that lasts until it is resumed, and one that a daemon holds for a step of its own and that ends by itself if
 //! the daemon does not go on with it.
 //!
-//! One thread makes all pauses and resumes, one after the other, so that the last request counts.
+//! One thread makes all pauses and resumes, one after the other, so that the last request counts. It also sees to it that commands, which stand still
+//! for such a step too, go on ([`lease`](super::lease)).
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -10,15 +11,20 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::lease::Lease;
 use super::save::{self, Save};
 use super::say;
 use super::serve::{STACK, send};
+use crate::os::paths::vm_files;
 use crate::vmm::control::{HOLD_MAX, Reply};
 use crate::vmm::driver::{DriverError, Machine};
 use crate::vmm::plan::LaunchPlan;
 
 /// Delay before a resume that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long after a hold was released commands go on at the latest. The daemon that released it lets them go on within that time.
+const THAWED_WITHIN: Duration = Duration::from_secs(15);
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +57,15 @@ pub(super) struct Pauses {
 impl Pauses {
     /// Starts the thread. It ends when this is dropped.
     pub(super) fn start(machine: &Arc<dyn Machine>, plan: &LaunchPlan) -> std::io::Result<Self> {
+        Self::start_at(vm_files::VSOCK.into(), machine, plan)
+    }
+
+    /// The same with the socket of the guest's vsock device.
+    pub(super) fn start_at(
+        socket: PathBuf,
+        machine: &Arc<dyn Machine>,
+        plan: &LaunchPlan,
+    ) -> std::io::Result<Self> {
         let (tasks, taken) = channel();
         let machine = Arc::clone(machine);
         let drives = plan.drives.iter().filter(|drive| !drive.read_only).map(|drive| drive.path.clone());
@@ -58,7 +73,7 @@ impl Pauses {
         let thread = std::thread::Builder::new()
             .name("pauses".to_owned())
             .stack_size(STACK)
-            .spawn(move || serve(&*machine, &drives, &taken))?;
+            .spawn(move || serve(&*machine, &drives, Lease::new(socket), &taken))?;
         Ok(Self { tasks: Some(tasks), thread: Some(thread) })
     }
 
@@ -116,10 +131,10 @@ impl Reasons {
     }
 }
 
-fn serve(machine: &dyn Machine, drives: &[PathBuf], tasks: &Receiver<Task>) {
-    let mut guest = Guest { machine, drives, reasons: Reasons::default() };
+fn serve(machine: &dyn Machine, drives: &[PathBuf], lease: Lease, tasks: &Receiver<Task>) {
+    let mut guest = Guest { machine, drives, lease, reasons: Reasons::default() };
     loop {
-        let taken = match guest.reasons.held_until {
+        let taken = match guest.look_at() {
             None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(until) => tasks.recv_timeout(until.saturating_duration_since(Instant::now())),
         };
@@ -129,8 +144,13 @@ fn serve(machine: &dyn Machine, drives: &[PathBuf], tasks: &Receiver<Task>) {
                 save::serve(&mut guest, &save);
                 continue;
             }
+            Err(RecvTimeoutError::Timeout) if !guest.reasons.any() => {
+                guest.lease.end();
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => {
                 say("the daemon does not go on with what it paused the guest for: resuming the guest");
+                guest.lease.end_after(Duration::ZERO);
                 (Order::Release, None)
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -150,15 +170,25 @@ fn serve(machine: &dyn Machine, drives: &[PathBuf], tasks: &Receiver<Task>) {
 pub(super) struct Guest<'a> {
     pub(super) machine: &'a dyn Machine,
     drives: &'a [PathBuf],
+    /// How its commands go on without a daemon.
+    pub(super) lease: Lease,
     reasons: Reasons,
 }
 
 impl Guest<'_> {
+    /// When there is something to do without an order: at the end of a hold, or when commands are to go on in a guest that runs.
+    fn look_at(&self) -> Option<Instant> {
+        if self.reasons.any() { self.reasons.held_until } else { self.lease.due() }
+    }
+
     /// Carries an order out. What fails is also said in the shim's log.
     pub(super) fn obey(&mut self, order: Order) -> Result<(), DriverError> {
         let result = self.carry_out(order);
         if let Err(error) = &result {
             say(&format!("{order:?} failed: {}", nexus_schema::error::chain(error)));
+        }
+        if order == Order::Release {
+            self.lease.end_after(THAWED_WITHIN);
         }
         result
     }
@@ -170,6 +200,9 @@ impl Guest<'_> {
                 return Ok(());
             }
             if !self.reasons.any() {
+                if matches!(order, Order::Hold(_)) {
+                    self.lease.begin();
+                }
                 sync(self.drives);
             }
             self.machine.set_paused(true)?;

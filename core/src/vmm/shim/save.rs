@@ -38,6 +38,10 @@ fn make(guest: &mut Guest<'_>, save: &Save) -> Result<Saved, DriverError> {
     if saved.is_ok() {
         guest.extend(save.hold);
     } else {
+        if !is_open(&save.caller) {
+            // The daemon that stopped the guest's commands is gone.
+            guest.lease.end_after(Duration::ZERO);
+        }
         // A failure to resume is tried again by itself, and is in the shim's log.
         guest.obey(Order::Release).ok();
     }
@@ -46,10 +50,14 @@ fn make(guest: &mut Guest<'_>, save: &Save) -> Result<Saved, DriverError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead as _, BufReader};
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::process::ExitStatus;
     use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use nexus_schema::link::{LEASE_PORT, LeaseRequest};
 
     use super::*;
     use crate::vmm::control::SavedQemu;
@@ -119,6 +127,88 @@ mod tests {
         let (calls, told) = channel();
         let machine: Arc<dyn Machine> = Arc::new(Told { calls, fails });
         (Pauses::start(&machine, &plan()).unwrap(), told)
+    }
+
+    /// An agent that knows every secret; also returns what it is asked.
+    fn agent() -> (tempfile::TempDir, PathBuf, Receiver<LeaseRequest>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("v.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (tell, asked) = channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+                assert_eq!(lines.next().unwrap(), format!("CONNECT {LEASE_PORT}"));
+                let request = serde_json::from_str(&lines.next().unwrap()).unwrap();
+                stream.write_all(b"OK 1\n{\"known\":true}\n").unwrap();
+                if tell.send(request).is_err() {
+                    return;
+                }
+            }
+        });
+        (directory, path, asked)
+    }
+
+    /// The secret of a guest that is about to be held.
+    fn secret(asked: &Receiver<LeaseRequest>) -> String {
+        match asked.recv_timeout(LONG).unwrap() {
+            LeaseRequest::Hold { secret } => secret,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn goes_on(asked: &Receiver<LeaseRequest>) -> String {
+        match asked.recv_timeout(LONG).unwrap() {
+            LeaseRequest::GoOn { secret, .. } => secret,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn commands_go_on_by_the_shims_secret_once_their_guest_does_without_a_daemon() {
+        let (_directory, socket, asked) = agent();
+        let (calls, told) = channel();
+        let machine: Arc<dyn Machine> = Arc::new(Told { calls, fails: false });
+        let pauses = Pauses::start_at(socket, &machine, &plan()).unwrap();
+        // Its daemon does not renew the hold.
+        let caller = save(&pauses, Duration::from_millis(50));
+        let first = secret(&asked);
+        expect(&told, &["prepare", "pause", "save", "resume"]);
+        assert_eq!(goes_on(&asked), first);
+        drop(caller);
+        // Its daemon ends while it is saved. Each hold has a secret of its own.
+        let (_, caller) = UnixStream::pair().unwrap();
+        let files = SaveFiles { state: tempfile::tempfile().unwrap(), ram: tempfile::tempfile().unwrap() };
+        pauses.save(Save { files, hold: LONG, caller });
+        let second = secret(&asked);
+        assert_ne!(second, first);
+        assert_eq!(goes_on(&asked), second);
+        expect(&told, &["prepare", "pause", "unwanted", "resume"]);
+        // While a user has it paused, it hears nothing, and is told once it runs.
+        let _caller = save(&pauses, Duration::from_secs(2));
+        let third = secret(&asked);
+        pauses.order(Order::Pause, None);
+        expect(&told, &["prepare", "pause", "save", "pause"]);
+        // The end of the hold.
+        expect(&told, &["pause"]);
+        asked.try_recv().unwrap_err();
+        pauses.order(Order::Resume, None);
+        assert_eq!(goes_on(&asked), third);
+    }
+
+    #[test]
+    fn a_daemon_that_releases_a_guest_lets_its_commands_go_on_itself() {
+        let (_directory, socket, asked) = agent();
+        let (calls, told) = channel();
+        let machine: Arc<dyn Machine> = Arc::new(Told { calls, fails: false });
+        let pauses = Pauses::start_at(socket, &machine, &plan()).unwrap();
+        let caller = save(&pauses, LONG);
+        assert_eq!(reply(&caller), Reply::Saved(saved()));
+        secret(&asked);
+        pauses.order(Order::Release, None);
+        expect(&told, &["prepare", "pause", "save", "resume"]);
+        asked.recv_timeout(Duration::from_millis(300)).unwrap_err();
     }
 
     fn save(pauses: &Pauses, hold: Duration) -> UnixStream {

@@ -17,7 +17,7 @@ pub enum CheckpointDiff {}
 pub struct CheckpointDiffParams {
     /// The checkpoint: its id or name.
     pub from: Reference<CheckpointKind>,
-    /// The one to compare it with (default: its VM as it is now).
+    /// The one to compare it with (default: its VM as it is now, which needs exec or lifecycle).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Reference<CheckpointKind>>,
     /// The VM whose checkpoints the names mean.
