@@ -152,6 +152,7 @@ impl Nexus {
             paths.drives(),
             paths.checkpoints(),
             paths.all_suspended(),
+            paths.all_prepared(),
             paths.images(),
             paths.assets(),
             paths.builds(),
@@ -219,6 +220,7 @@ impl Nexus {
             tally: Tally::default(),
             lifetimes: Arc::default(),
             checkpoints: crate::context::InUse::default(),
+            warming: crate::context::Warming::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,
@@ -252,6 +254,7 @@ impl Nexus {
 
     /// Ends the tasks of this daemon; VMs keep running. Takes at most a few seconds.
     pub async fn shutdown(&self) {
+        self.shared.warming.end().await;
         for handle in self.shared.vms.all() {
             handle.commands.send(Command::Detach).await.ok();
         }

@@ -200,6 +200,7 @@ pub(super) fn configure(
         files: files.collect(),
         proxy: Some(ProxyParams { enabled: policy.mode == NetworkMode::Proxy }),
         resume: None,
+        template: false,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, DAEMON};
 use super::view::details;
-use super::{defaults, lifetime, network, one_shot, packages, spec};
+use super::{defaults, lifetime, network, one_shot, packages, spec, warm};
 use crate::access::Charge;
 use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
@@ -166,7 +166,12 @@ async fn create(
     }
     if record.spec.start {
         let who = record.owner.clone();
+        let is_cold = handle.view.borrow().record.spec.warm.is_none();
         let started = start_and_wait(&handle, &who, &progress).await;
+        if started.is_ok() && is_cold {
+            let like = handle.view.borrow().record.clone();
+            warm::prepare_later(shared, like);
+        }
         if let Err(error) = started {
             if error.code == ErrorCode::Cancelled {
                 one_shot::delete(&handle, "deleted: its creation was cancelled").await;
@@ -191,7 +196,10 @@ pub(crate) async fn go_on(
 ) -> Result<VmDetails, ToolError> {
     let mut view = handle.view.clone();
     let record = view.borrow().record.clone();
+    let has_failed = matches!(record.state, VmState::Failed | VmState::Crashed);
     let started = match record.boot_id.filter(|_| record.state != VmState::Created) {
+        // Its warm start ended with the daemon that began it.
+        Some(_) if has_failed && record.spec.warm.is_some() => start_and_wait(handle, DAEMON, progress).await,
         Some(boot) => until_ready(&mut view, boot, progress).await,
         None if record.spec.start => start_and_wait(handle, DAEMON, progress).await,
         None => Ok(()),
@@ -247,6 +255,8 @@ async fn prepare(
         spec::take_defaults(&mut record.spec, config);
     }
 
+    let prepared = warm::find(shared, &record).await;
+    record.spec.warm = prepared.as_ref().map(warm::Prepared::id);
     progress.step("cloning the root drive");
     let drive = DriveRecord {
         id: random_id(),
@@ -275,7 +285,18 @@ async fn prepare(
         .await
         .map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-begun");
-    clone_of_image(shared, &image, drive.id, disk, progress).await?;
+    let copied = match &prepared {
+        Some(prepared) => warm::copy_drive(shared, prepared, drive.id, progress).await,
+        None => clone_of_image(shared, &image, drive.id, disk, progress).await,
+    };
+    match copied {
+        Err(error) if prepared.is_some() && error.code != ErrorCode::Cancelled => {
+            tracing::warn!(vm = %record.name, %error, "cannot copy the drive of a prepared machine: starting cold");
+            record.spec.warm = None;
+            clone_of_image(shared, &image, drive.id, disk, progress).await?;
+        }
+        copied => copied?,
+    }
     failpoint::reach("create-drive-cloned");
     let (ready, row) = (DriveRecord { ready: true, ..drive.clone() }, drive);
     shared.store.write(move |tx| drives::made(tx, &row)).await.map_err(crate::op::store_error)?;

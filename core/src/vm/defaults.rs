@@ -23,6 +23,7 @@ pub(crate) const DEFAULT_IDLE_ACTION: &str = "default.idle_action";
 pub(crate) const DEFAULT_IDLE_STOP: &str = "default.idle_stop";
 pub(crate) const DEFAULT_TMP: &str = "default.tmp";
 pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
+pub(crate) const DEFAULT_WARM_START: &str = "default.warm_start";
 pub(crate) const DNS: &str = "dns";
 pub(crate) const HISTORY_DAYS: &str = "history.days";
 pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
@@ -35,7 +36,7 @@ pub(crate) const SUBNET: &str = "network.subnet";
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 20] = [
     (
         DEFAULT_CHECKPOINTS,
         "",
@@ -63,6 +64,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
         DEFAULT_WAIT_FOR_INIT,
         "true",
         "whether a VM with an init system is ready only after its init has started all services: `true` or `false`",
+    ),
+    (
+        DEFAULT_WARM_START,
+        "false",
+        "whether VMs that checkpoints can be taken of go on from a machine that was booted before them: `true` or `false`",
     ),
     (
         DNS,
@@ -214,6 +220,11 @@ impl Values {
                 defaults.wait_for_init =
                     wait.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
             }
+            DEFAULT_WARM_START => {
+                let warm = value.parse();
+                defaults.warm_start =
+                    warm.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
+            }
             DNS => defaults.dns = addresses(value)?,
             NETWORK_DNS => network.dns = addresses(value)?,
             FIREWALL => {
@@ -311,6 +322,7 @@ mod tests {
             (PACKAGES, vec!["a.example"; 65].join(",").as_str()),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
+            (DEFAULT_WARM_START, "on"),
             (DEFAULT_TTL, "1 week"),
             (DEFAULT_IDLE_ACTION, "pause"),
             (DEFAULT_IDLE_STOP, ""),

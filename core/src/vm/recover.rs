@@ -17,7 +17,7 @@ use super::create;
 use super::last_words;
 use super::network;
 use super::policy;
-use super::waking;
+use super::{waking, warm};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
 use crate::progress::Progress;
@@ -48,6 +48,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         "the disk is full: half-made checkpoints are removed at the next start",
     )?;
     waking::sweep(shared).await?;
+    warm::sweep(shared).await;
     let staged = unfinished.iter().flat_map(|left| &left.rollback.drives).map(|drive| drive.staged.clone());
     or_later(
         sweep(shared, staged.collect()).await,

@@ -47,6 +47,11 @@ impl Actor {
         if self.record.state == VmState::Suspended {
             return Box::pin(self.wake(who, why, progress)).await;
         }
+        if let Some(from) = self.record.spec.warm
+            && self.record.state == VmState::Created
+        {
+            return Box::pin(self.start_warm(from, who, why, progress)).await;
+        }
         self.had_mishap = false;
         self.launch(who, why, progress).await
     }
@@ -75,6 +80,9 @@ impl Actor {
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;
         let _locked = self.lock_drives().await?;
+        if from.is_none() {
+            self.leave_prepared().await?;
+        }
         self.check_drives()?;
         self.settle_drives().await?;
         if from.is_none() {
@@ -151,7 +159,8 @@ impl Actor {
                 if leased.is_some() {
                     network::disconnect(&self.shared, &self.record).await;
                 }
-                if !self.sleep_on(&error.message).await {
+                // A warm start becomes a cold one.
+                if !self.sleep_on(&error.message).await && self.record.spec.warm.is_none() {
                     let reason = Some(error.message.clone());
                     self.settle(VmState::Failed, reason, "the VMM could not be started").await;
                 }
