@@ -109,7 +109,9 @@ impl Actor {
         }
         if let Err(error) = self.grow_root().await {
             match self.kill_boot().await {
-                Ok(()) => drop(self.cold_instead(&error.message).await),
+                Ok(()) => {
+                    self.cold_instead(&error.message).await;
+                }
                 Err(error) => self.still_runs(&error).await,
             }
             return false;

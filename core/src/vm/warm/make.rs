@@ -102,7 +102,15 @@ async fn prepare(shared: &Arc<Shared>, record: VmRecord) -> Result<Option<Checkp
     };
     machine.end(shared).await;
     match made {
-        Ok(()) => Ok(Some(machine.id)),
+        Ok(()) => {
+            // Those that it is used in place of: their disks are larger.
+            for other in super::keep::all(shared).await? {
+                if other.sort == sort && other.id() != machine.id {
+                    super::remove(shared, other.id()).await;
+                }
+            }
+            Ok(Some(machine.id))
+        }
         Err(Failure::Now(error)) => Err(error),
         Err(Failure::Always(error)) => {
             shared.warming.refuse(sort.text());
