@@ -212,3 +212,86 @@ fn a_daemon_that_is_killed_within_a_warm_start_leaves_a_whole_machine() {
     let gone = until(Duration::from_mins(3), || prepared(&daemon).is_empty().then_some(()));
     assert!(gone.is_some(), "{:?}\n{}", prepared(&daemon), daemon.log());
 }
+
+/// How often a machine was ready to be taken so far.
+fn waits(daemon: &Daemon) -> usize {
+    daemon.log().matches("a machine waits for a new vm").count()
+}
+
+/// Waits until one more machine can be taken than at an earlier look.
+#[track_caller]
+fn wait_for_waiting(daemon: &Daemon, before: usize) {
+    let more = until(2 * BOOT, || (waits(daemon) > before).then_some(()));
+    assert!(more.is_some(), "no machine waits\n{}", daemon.log());
+}
+
+fn pool(client: &mut Client, value: &str) {
+    client.must("settings_set", json!({ "values": { "warm_pool": value } }));
+}
+
+#[test]
+fn a_machine_that_waits_is_one_new_vm_and_nothing_is_left_of_others() {
+    const ONE: &str = r#"{"busybox": 1}"#;
+    let mut daemon = Daemon::start();
+    let mut client = daemon.client();
+    client.must(
+        "settings_set",
+        json!({ "values": {
+        "default.warm_start": "true", "default.memory": "192MiB", "default.disk": "256MiB", "warm_pool": ONE
+    } }),
+    );
+    wait_for_waiting(&daemon, 0);
+    // It is nobody's VM.
+    assert_eq!(client.must("vm_list", json!({}))["vms"].as_array().map(Vec::len), Some(0));
+    let before = waits(&daemon);
+    client.create(machine("one", "1GiB"));
+    let told = history(&mut client, "one");
+    assert!(told.contains("from a machine that waited") && is_warm(&mut client, "one"), "{told}");
+    assert_own(&mut client, "one", 900 << 10);
+    // Another one takes its place, and is another.
+    wait_for_waiting(&daemon, before);
+    client.create(machine("two", "256MiB"));
+    assert!(history(&mut client, "two").contains("from a machine that waited"));
+    assert_own(&mut client, "two", 200 << 10);
+    for line in ["cat /proc/sys/kernel/random/uuid", "cat /etc/machine-id || echo one"] {
+        assert_ne!(client.run("one", line).stdout, client.run("two", line).stdout, "{line}");
+    }
+    for vm in ["one", "two"] {
+        delete(&mut client, vm);
+    }
+
+    // A daemon that is killed when a machine has been taken: the VM starts cold, with a drive that no other machine has used.
+    daemon.stop();
+    let before = waits(&daemon);
+    daemon.set("NEXUS_FAILPOINT", Some("created"));
+    daemon.restart();
+    wait_for_waiting(&daemon, before);
+    let call = json!({ "name": "vm_create", "arguments": machine("three", "256MiB") });
+    daemon.client().request("tools/call", &call).ok();
+    daemon.wait_until_ended();
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    let mut client = daemon.client();
+    pool(&mut client, "");
+    client.wait_for_state("three", "ready");
+    assert!(!is_warm(&mut client, "three"), "{}", history(&mut client, "three"));
+    assert_own(&mut client, "three", 200 << 10);
+    assert_in_order(&daemon);
+    delete(&mut client, "three");
+
+    // One that is killed before that leaves nothing.
+    client.create(machine("base", "256MiB"));
+    wait_for_one(&daemon);
+    let mut client = daemon.kill_at("pool-restored", |client| {
+        client
+            .request(
+                "tools/call",
+                &json!({ "name": "settings_set", "arguments": { "values": { "warm_pool": ONE } } }),
+            )
+            .ok();
+    });
+    pool(&mut client, "");
+    assert_in_order(&daemon);
+    client.wait_for_state("base", "ready");
+    delete(&mut client, "base");
+}

@@ -33,7 +33,7 @@ pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
 pub(crate) use view::View;
-pub(crate) use warming::Warming;
+pub(crate) use warming::{Reserved, Waiting, Warming};
 
 use crate::access::{Confirmations, Tokens};
 use crate::asset::{KernelFiles, compose_initramfs};

@@ -64,7 +64,7 @@ use crate::os::reserve::Reserve;
 use crate::os::site::Site;
 use crate::provision::Provision;
 use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens};
-use crate::vm::recover;
+use crate::vm::{recover, warm};
 
 pub use self::events::News;
 pub use self::health::add_database_check;
@@ -249,12 +249,14 @@ impl Nexus {
         tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
         tokio::spawn(pressure::watch(Arc::downgrade(&shared)));
         tokio::spawn(crate::vm::lifetime::keep(Arc::downgrade(&shared)));
+        tokio::spawn(warm::pool::keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 
     /// Ends the tasks of this daemon; VMs keep running. Takes at most a few seconds.
     pub async fn shutdown(&self) {
         self.shared.warming.end().await;
+        warm::pool::end(&self.shared).await;
         for handle in self.shared.vms.all() {
             handle.commands.send(Command::Detach).await.ok();
         }

@@ -13,7 +13,7 @@ use super::actor::{self, DAEMON};
 use super::view::details;
 use super::{defaults, lifetime, network, one_shot, packages, spec, warm};
 use crate::access::Charge;
-use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_found};
+use crate::context::{Command, Decision, Handle, Reserved, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
 use crate::progress::Progress;
@@ -65,6 +65,8 @@ pub(crate) async fn begin(
         shared.provision.check_kernel(&spec.kernel).await?;
     }
 
+    let reserved = warm::pool::reserve(shared, &spec);
+    let id = reserved.as_ref().and_then(Reserved::vm).unwrap_or(id);
     let op = crate::op::summary("vm_create", owner, Some((id.to_string(), name.to_string())));
     let op_id = op.op_id;
     let owner = owner.to_owned();
@@ -123,6 +125,9 @@ pub(crate) async fn begin(
     match begun {
         Begun::Known(op_id) => Ok(op_id),
         Begun::New(record) => {
+            if let Some(reserved) = reserved {
+                reserved.claim();
+            }
             failpoint::reach("create-begun");
             shared.events.vm(&record, None, REQUESTED);
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
@@ -257,9 +262,18 @@ async fn prepare(
 
     let prepared = warm::find(shared, &record).await;
     record.spec.warm = prepared.as_ref().map(warm::Prepared::id);
+    // The drive of a machine that waits for this VM is made already.
+    let waiting = match shared.warming.claim_of(record.id) {
+        Some((machine, drive)) if record.spec.warm == Some(machine) => Some(drive),
+        Some(_) => {
+            warm::pool::discard_claim(shared, record.id).await;
+            None
+        }
+        None => None,
+    };
     progress.step("cloning the root drive");
     let drive = DriveRecord {
-        id: random_id(),
+        id: waiting.unwrap_or_else(random_id),
         name: root_name(&record.name, record.id)?,
         image_id: Some(image.id),
         parent_id: None,
@@ -286,6 +300,7 @@ async fn prepare(
         .map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-begun");
     let copied = match &prepared {
+        Some(_) if waiting.is_some() => Ok(()),
         Some(prepared) => warm::copy_drive(shared, prepared, drive.id, progress).await,
         None => clone_of_image(shared, &image, drive.id, disk, progress).await,
     };

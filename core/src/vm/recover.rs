@@ -71,6 +71,7 @@ fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
 async fn take_up(shared: &Arc<Shared>, record: VmRecord, unfinished: &[Unfinished]) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
+    warm::pool::end_stray(shared, &record).await;
     if record.state == VmState::Creating {
         tracing::info!(vm = %record.name, "removing a half-created vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
@@ -108,6 +109,7 @@ pub(super) async fn take_up_anew(
         .await
         .map_err(crate::op::store_error)?;
     let (Some(record), drives) = found else { return Ok(None) };
+    warm::pool::end_stray(shared, &record).await;
     let (record, boot) = match record.state.may_run() {
         true => adopt(shared, record, &drives, "while its task was down").await?,
         false => (record, None),

@@ -188,6 +188,8 @@ pub(crate) struct Defaults {
     pub(crate) checkpoints: Option<bool>,
     /// Whether those of which they can be taken go on from a machine that was booted before.
     pub(crate) warm_start: bool,
+    /// How many machines wait for VMs of which images.
+    pub(crate) warm_pool: BTreeMap<String, u32>,
 }
 
 impl Defaults {
@@ -216,6 +218,7 @@ impl Defaults {
             idle_action: IdleAction::Stop,
             checkpoints: None,
             warm_start: false,
+            warm_pool: BTreeMap::new(),
         }
     }
 }

@@ -28,7 +28,7 @@ use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Activity, Command, Handle, Shared, Used, View};
+use crate::context::{Activity, Command, Handle, Shared, Used, View, Waiting};
 use crate::op::{caught, message_of};
 use crate::os::failpoint;
 use crate::store::drives::DriveRecord;
@@ -70,6 +70,8 @@ pub(in crate::vm) struct Actor {
     activity: Activity,
     /// The prepared machine that the VM is being started from.
     prepared: Option<Used>,
+    /// The machine that waited for this VM, until the VM goes on from it.
+    waiting: Option<Waiting>,
 }
 
 /// A change of state for the history: from which state, why, and who asked.
@@ -155,6 +157,7 @@ impl Actor {
             unwoken: None,
             activity,
             prepared: None,
+            waiting: None,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::progress::Progress;
 use crate::vm::checkpoint::same_card;
 use crate::vm::grow::grow_in_guest;
 use crate::vm::warm;
+use crate::vmm::launched_boot;
 
 impl Actor {
     /// Starts the VM from the prepared machine that its drive is a copy of; cold if that fails. Returns the boot that was begun.
@@ -36,8 +37,20 @@ impl Actor {
         progress: &Progress,
     ) -> Result<BootId, ToolError> {
         progress.step("checking the prepared machine");
-        let (prepared, used) = warm::take(&self.shared, from).await?;
+        self.waiting = self.shared.warming.take_claim(self.record.id);
+        // One that waited has used the drive, and what it remembers of that is gone.
+        if self.waiting.is_none() && launched_boot(&self.shared.paths.vm(self.record.id)).is_some() {
+            return Err(ToolError::new(ErrorCode::Changed, "the machine that waited for the VM is gone"));
+        }
+        // The memory of one that waited was checked when it was restored.
+        let (prepared, used) = warm::take(&self.shared, from, self.waiting.is_none()).await?;
         self.prepared = Some(used);
+        if self.waiting.is_some() && self.drives.len() != 1 {
+            return Err(ToolError::new(
+                ErrorCode::Changed,
+                "the VM has other drives than the machine that waited",
+            ));
+        }
         same_card(&prepared.manifest, self.record.spec.network.mode)?;
         failpoint::reach("warm-checked");
         let from = RestoreFrom {
@@ -50,7 +63,8 @@ impl Actor {
             if_boot: None,
             progress: progress.clone(),
         };
-        self.launch_from(Some(&from), who, &format!("{why}: warm, from a prepared machine"), progress).await
+        let what = if self.waiting.is_some() { "a machine that waited" } else { "a prepared machine" };
+        self.launch_from(Some(&from), who, &format!("{why}: warm, from {what}"), progress).await
     }
 
     /// After the end of the VMM: starts the VM cold, if it was being started warm. Returns whether it was.
@@ -66,6 +80,7 @@ impl Actor {
     /// Starts a VM cold whose warm start failed. The machine is not used again.
     async fn start_cold(&mut self, why_not: &str, progress: &Progress) -> Result<BootId, ToolError> {
         tracing::warn!(vm = %self.record.name, why_not, "a warm start failed: starting cold");
+        self.end_waiting().await;
         drop(self.prepared.take());
         if let Some(machine) = self.record.spec.warm {
             // Another VM that is being started from it removes it when that fails.
@@ -81,6 +96,17 @@ impl Actor {
             self.settle(VmState::Failed, Some(reason), "it did not come up").await;
         }
         launched
+    }
+
+    /// Ends the machine that waited for this VM, if there is one.
+    pub(super) async fn end_waiting(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            warm::pool::end_vmm(&waiting.shim).await;
+        }
+        match self.record.state {
+            VmState::Creating => warm::pool::discard_claim(&self.shared, self.record.id).await,
+            _ => warm::pool::end_claim(&self.shared, self.record.id).await,
+        }
     }
 
     /// Before a cold start: a drive that is a copy of a prepared machine's, and that no guest has made its own, becomes one of the image.

@@ -45,7 +45,7 @@ const QUIET_WAIT: Duration = Duration::from_secs(600);
 /// The interval in which that is looked at.
 const QUIET_LOOK: Duration = Duration::from_secs(2);
 /// Memory of the host that a preparation leaves free.
-const MEMORY_LEFT: u64 = 256 << 20;
+pub(super) const MEMORY_LEFT: u64 = 256 << 20;
 /// Timeout for the link to a guest that is ready.
 const LINK_MAX: Duration = Duration::from_secs(20);
 /// What a guest that is ready may still be doing: its last answer from the host is on the way, and it writes what its start has changed.
@@ -77,7 +77,10 @@ pub(in crate::vm) fn prepare_later(shared: &Arc<Shared>, record: VmRecord) {
 }
 
 /// Prepares a machine, and returns its id; `None` if none is to be made.
-async fn prepare(shared: &Arc<Shared>, record: VmRecord) -> Result<Option<CheckpointId>, ToolError> {
+pub(super) async fn prepare(
+    shared: &Arc<Shared>,
+    record: VmRecord,
+) -> Result<Option<CheckpointId>, ToolError> {
     if !is_on(shared).await? {
         return Ok(None);
     }
@@ -190,10 +193,9 @@ impl Machine {
         let text = vm.to_string();
         let made_up = format!("prepared-{}", &text[text.len() - 6..]).parse();
         let name: Name = made_up.map_err(|e| ToolError::internal(format!("{e}")))?;
-        let size = of.spec.disk;
         let record = VmRecord {
             id: vm,
-            name: name.clone(),
+            name,
             owner: DAEMON.to_owned(),
             tags: std::collections::BTreeMap::new(),
             cid: CID,
@@ -223,19 +225,7 @@ impl Machine {
             suspended: None,
             ..of
         };
-        let drive = DriveRecord {
-            id: drive,
-            name,
-            image_id: record.image_id,
-            parent_id: None,
-            made_for: Some(vm),
-            attachment: Some(Attachment { vm, position: 0, mount: None }),
-            ready: true,
-            size,
-            read_only: false,
-            owner: DAEMON.to_owned(),
-            created_at: now(),
-        };
+        let drive = drive_of(&record, drive);
         Ok(Self { id, record, drive, shim: None })
     }
 
@@ -254,6 +244,23 @@ impl Machine {
             tracing::warn!(%error, "cannot remove the drive of a machine that was prepared");
         }
         remove::tree(&shared.paths.prepared_part(self.id)).await;
+    }
+}
+
+/// The root drive of a machine without a row.
+pub(super) fn drive_of(record: &VmRecord, id: DriveId) -> DriveRecord {
+    DriveRecord {
+        id,
+        name: record.name.clone(),
+        image_id: record.image_id,
+        parent_id: None,
+        made_for: Some(record.id),
+        attachment: Some(Attachment { vm: record.id, position: 0, mount: None }),
+        ready: true,
+        size: record.spec.disk,
+        read_only: false,
+        owner: DAEMON.to_owned(),
+        created_at: now(),
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod keep;
 mod make;
+pub(crate) mod pool;
 
 use std::path::Path;
 
@@ -161,8 +162,12 @@ fn gone(why: &str) -> ToolError {
     ToolError::new(ErrorCode::CheckpointNotFound, format!("the prepared machine cannot be used: {why}"))
 }
 
-/// Begins to use a prepared machine: all of its files are as they were written, and this host can restore it.
-pub(in crate::vm) async fn take(shared: &Shared, id: CheckpointId) -> Result<(Prepared, Used), ToolError> {
+/// Begins to use a prepared machine. If it is to be checked, all of its files are as they were written, and this host can restore it.
+pub(in crate::vm) async fn take(
+    shared: &Shared,
+    id: CheckpointId,
+    is_checked: bool,
+) -> Result<(Prepared, Used), ToolError> {
     let used = begin_use(shared, id)?;
     let directory = shared.paths.prepared(id);
     let path = directory.clone();
@@ -173,8 +178,10 @@ pub(in crate::vm) async fn take(shared: &Shared, id: CheckpointId) -> Result<(Pr
     });
     let read = read.await.map_err(|e| ToolError::internal(format!("read a prepared machine: {e}")))?;
     let prepared = read.ok_or_else(|| gone("its files are missing or damaged"))?;
-    let checked = check_at(shared, directory, prepared.manifest.clone()).await?;
-    checked.map_err(|error| gone(&nexus_schema::error::chain(&error)))?;
+    if is_checked {
+        let checked = check_at(shared, directory, prepared.manifest.clone()).await?;
+        checked.map_err(|error| gone(&nexus_schema::error::chain(&error)))?;
+    }
     Ok((prepared, used))
 }
 
