@@ -191,7 +191,7 @@ impl Machine {
     fn new(of: VmRecord) -> Result<Self, ToolError> {
         let (id, vm, drive): (CheckpointId, VmId, DriveId) = (random_id(), random_id(), random_id());
         let text = vm.to_string();
-        let made_up = format!("prepared-{}", &text[text.len() - 6..]).parse();
+        let made_up = format!("prepared-{}", &text[text.len() - 6..]).parse::<Name>();
         let name: Name = made_up.map_err(|e| ToolError::internal(format!("{e}")))?;
         let record = VmRecord {
             id: vm,

@@ -140,7 +140,7 @@ async fn add(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<bo
 
 /// A VM of an image, as the defaults are, without a row.
 async fn like(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<VmRecord, ToolError> {
-    let name: Name = "waiting".parse().map_err(|e| ToolError::internal(format!("{e}")))?;
+    let name = "waiting".parse::<Name>().map_err(|e| ToolError::internal(format!("{e}")))?;
     let params =
         VmCreateParams { from: Some(from.to_owned()), checkpoints: Some(true), ..VmCreateParams::default() };
     let mut spec = spec::check(&params, &name, defaults)?;
