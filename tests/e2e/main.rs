@@ -21,3 +21,4 @@ mod serial;
 mod sleep;
 mod tutorials;
 mod user_nat;
+mod warm;

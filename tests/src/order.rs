@@ -59,6 +59,11 @@ fn look(daemon: &Daemon) -> Vec<String> {
             findings.push(format!("downloads/{name} is nothing to go on with"));
         }
     }
+    for name in names(&state.join("prepared")) {
+        if name.ends_with(".part") {
+            findings.push(format!("prepared/{name} is half made"));
+        }
+    }
     for id in rows.vms.difference(&rows.running) {
         let directory = state.join("vms").join(id);
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {

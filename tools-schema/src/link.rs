@@ -234,6 +234,10 @@ pub struct Configure {
     /// What a guest that was restored from a checkpoint has to renew before any of its commands runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<Resume>,
+    /// Whether the guest is saved once it is ready, and new VMs go on from there, each with [`ResumeKind::Warm`]: it starts no services, and its ack has
+    /// a problem if the image has any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub template: bool,
 }
 
 /// Why a guest was restored from a checkpoint.
@@ -246,6 +250,8 @@ pub enum ResumeKind {
     Rollback,
     /// As the same VM, which was suspended meanwhile.
     Wake,
+    /// As a new VM: what was saved is a machine that nobody has used yet, once it was ready. See [`Configure::template`].
+    Warm,
 }
 
 impl ResumeKind {
@@ -255,6 +261,7 @@ impl ResumeKind {
             Self::Fork => "fork",
             Self::Rollback => "rollback",
             Self::Wake => "wake",
+            Self::Warm => "warm",
         }
     }
 }

@@ -12,6 +12,7 @@ mod published;
 mod registry;
 mod streams;
 mod view;
+mod warming;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
 pub(crate) use view::View;
+pub(crate) use warming::{Reserved, Waiting, Warming};
 
 use crate::access::{Confirmations, Tokens};
 use crate::asset::{KernelFiles, compose_initramfs};
@@ -87,8 +89,10 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     /// Notified when the life or the idle time of a VM may end sooner than before.
     pub(crate) lifetimes: Arc<Notify>,
-    /// The checkpoints that are being restored or removed.
+    /// The checkpoints and prepared machines that are being restored or removed.
     pub(crate) checkpoints: InUse,
+    /// The machines that are being prepared for warm starts.
+    pub(crate) warming: Warming,
     /// Access tokens.
     pub(crate) tokens: Tokens,
     /// Confirmations that are pending.

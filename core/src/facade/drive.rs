@@ -1,10 +1,8 @@
 //! The drive tools.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use nexus_schema::id::{DriveId, DriveKind};
-use nexus_schema::link::GROW_REQUEST;
 use nexus_schema::tools::drive::{
     DriveAttachParams, DriveCreateParams, DriveDeleteOutput, DriveDeleteParams, DriveDetachParams,
     DriveDetails, DriveInspectParams, DriveListOutput, DriveListParams, DriveResizeOutput, DriveResizeParams,
@@ -28,11 +26,9 @@ use crate::store::tokens::Usage;
 use crate::store::{drives, now, random_id};
 use crate::vm::actor::busy_drive;
 use crate::vm::create::{ask, clone_of_image};
+use crate::vm::grow::grow_in_guest;
 use crate::vm::policy;
 use crate::vm::spec::{DISK_DEFAULT, DISK_MAX, DISK_MIN};
-
-/// Timeout for a guest to grow a filesystem.
-const GROW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The source of a new drive.
 pub(super) enum From {
@@ -545,27 +541,13 @@ async fn grow_running(
         (view.drives.iter().position(|d| d.id == drive.id), view.link.clone())
     };
     let Some(index) = index else { return false };
-    if let Err(error) = shim.resize_drive(index, size.as_bytes()).await {
-        tracing::info!(drive = %drive.name, %error, "the VM sees the new size of its drive only after its next start");
-        return false;
-    }
-    let Some(link) = link else { return false };
-    let Ok(none) = serde_json::value::RawValue::from_string("{}".into()) else { return false };
-    let answer = link.request(GROW_REQUEST, &none, GROW_TIMEOUT).await;
-    let grown = answer.ok().and_then(|answer| serde_json::from_str::<Grown>(answer.get()).ok());
-    match grown {
-        Some(Grown { problems }) if problems.is_empty() => true,
-        grown => {
-            tracing::info!(drive = %drive.name, ?grown, "a guest did not grow its filesystem");
+    match grow_in_guest(shim, link.as_ref(), index, size).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::info!(drive = %drive.name, error, "the VM uses the new size of its drive only after its next start");
             false
         }
     }
-}
-
-/// The guest's answer to [`GROW_REQUEST`].
-#[derive(Debug, serde::Deserialize)]
-struct Grown {
-    problems: Vec<String>,
 }
 
 fn reference(text: &str) -> Result<Reference<DriveKind>, ToolError> {

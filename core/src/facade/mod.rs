@@ -66,7 +66,7 @@ use crate::os::reserve::Reserve;
 use crate::os::site::Site;
 use crate::provision::Provision;
 use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens};
-use crate::vm::recover;
+use crate::vm::{recover, warm};
 
 pub use self::events::News;
 pub use self::health::add_database_check;
@@ -157,6 +157,7 @@ impl Nexus {
             paths.drives(),
             paths.checkpoints(),
             paths.all_suspended(),
+            paths.all_prepared(),
             paths.images(),
             paths.assets(),
             paths.builds(),
@@ -224,6 +225,7 @@ impl Nexus {
             tally: Tally::default(),
             lifetimes: Arc::default(),
             checkpoints: crate::context::InUse::default(),
+            warming: crate::context::Warming::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,
@@ -252,11 +254,14 @@ impl Nexus {
         tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
         tokio::spawn(pressure::watch(Arc::downgrade(&shared)));
         tokio::spawn(crate::vm::lifetime::keep(Arc::downgrade(&shared)));
+        tokio::spawn(warm::pool::keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 
     /// Ends the tasks of this daemon; VMs keep running. Takes at most a few seconds.
     pub async fn shutdown(&self) {
+        self.shared.warming.end().await;
+        warm::pool::end(&self.shared).await;
         let handles = self.shared.vms.all();
         for handle in &handles {
             handle.commands.send(Command::Detach).await.ok();

@@ -203,6 +203,7 @@ impl Shared {
                 providers(tx)
             })
             .await?;
+        self.warming.look();
         if has_packages {
             packages::refresh(self).await?;
         }

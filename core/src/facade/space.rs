@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nexus_schema::id::ImageId;
+use nexus_schema::id::{CheckpointId, ImageId};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::tools::image::{ImageDeleteOutput, ImageDeleteParams};
@@ -24,7 +24,7 @@ use crate::provision::{Defaults, Removal};
 use crate::store::assets::AssetRecord;
 use crate::store::images::ImageRecord;
 use crate::store::{StoreError, builds, images};
-use crate::vm::defaults;
+use crate::vm::{defaults, warm};
 
 /// Minimum age of cache files that are removed: younger ones may be needed by a start that is under way.
 const CACHE_AGE: Duration = Duration::from_secs(600);
@@ -40,6 +40,8 @@ enum What {
     Asset(Box<AssetRecord>),
     File(PathBuf),
     Build(nexus_schema::id::BuildId),
+    /// A machine that VMs are started from.
+    Prepared(CheckpointId),
 }
 
 impl Nexus {
@@ -63,6 +65,7 @@ impl Nexus {
         let (id, name, freed_bytes) = (image.id, image.name.clone(), image.used_bytes);
         let users = self.shared.delete_image(image).await?;
         if users.is_empty() {
+            warm::tidy(&self.shared).await;
             return Ok(ImageDeleteOutput { id, name, freed_bytes });
         }
         // Who uses it may be nobody that the caller sees.
@@ -145,10 +148,11 @@ impl Shared {
         // What only these images refer to can be removed as well.
         let going = leftovers.iter().filter_map(|leftover| match &leftover.what {
             What::Image(image) => Some(image.id),
-            What::Asset(_) | What::File(_) | What::Build(_) => None,
+            What::Asset(_) | What::File(_) | What::Build(_) | What::Prepared(_) => None,
         });
         let going: Vec<ImageId> = going.collect();
         leftovers.extend(self.unused_files().await?);
+        leftovers.extend(warm::removable(self, CACHE_AGE).await?.into_iter().map(prepared));
         let defaults = defaults::read(&self.store).await?;
         let defaults = Defaults { kernel: defaults.kernel, image: defaults.image };
         if params.assets.unwrap_or(false) {
@@ -179,6 +183,7 @@ impl Shared {
                         remove::path(&path).await;
                         true
                     }
+                    What::Prepared(id) => warm::remove(self, id).await,
                     What::Build(id) => {
                         // The build stays if its image does.
                         let gone = self.store.write(move |tx| builds::forget(tx, id)).await;
@@ -324,6 +329,7 @@ impl Shared {
                 ("cache", paths.cache()),
                 ("scratch", paths.scratch()),
                 ("suspended", paths.all_suspended()),
+                ("prepared", paths.all_prepared()),
             ]
             .into_iter()
             .map(|(what, directory)| DiskUse {
@@ -341,6 +347,16 @@ impl Shared {
 fn file(kind: PrunedKind, path: PathBuf, why: &str) -> Leftover {
     let shown = Pruned { kind, name: name_of(&path), bytes: allocated(&path), why: why.into() };
     Leftover { shown, what: What::File(path) }
+}
+
+fn prepared((id, bytes): (CheckpointId, u64)) -> Leftover {
+    let shown = Pruned {
+        kind: PrunedKind::Cache,
+        name: format!("prepared/{id}"),
+        bytes,
+        why: "a machine for warm starts; prepared again after a cold one".into(),
+    };
+    Leftover { shown, what: What::Prepared(id) }
 }
 
 fn name_of(path: &Path) -> String {

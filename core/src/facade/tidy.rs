@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::store::{StoreError, history, now, ops};
-use crate::vm::{checkpoint, defaults};
+use crate::vm::{checkpoint, defaults, warm};
 
 /// Interval between two checks of the reserve.
 const LOOK: Duration = Duration::from_secs(60);
@@ -32,6 +32,7 @@ pub(super) async fn keep_tidy(shared: Weak<Shared>) {
             }
         }
         checkpoint::expire(&now).await;
+        warm::tidy(&now).await;
         drop(now);
         sleep(LOOK).await;
     }

@@ -86,6 +86,21 @@ impl Paths {
         self.all_suspended().join(format!("{id}.part"))
     }
 
+    /// The directory of machines that new VMs go on from.
+    pub fn all_prepared(&self) -> PathBuf {
+        self.root.join("prepared")
+    }
+
+    /// The directory of one such machine. Its files are those of a checkpoint, and [`checkpoint_files::PREPARED`].
+    pub fn prepared(&self, id: CheckpointId) -> PathBuf {
+        self.all_prepared().join(id.to_string())
+    }
+
+    /// The directory of such a machine that is being made.
+    pub fn prepared_part(&self, id: CheckpointId) -> PathBuf {
+        self.all_prepared().join(format!("{id}.part"))
+    }
+
     /// The directory of all images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
@@ -273,4 +288,6 @@ pub mod checkpoint_files {
     pub const RAM: &str = "ram";
     /// The directory of the copies of its drives.
     pub const DRIVES: &str = "drives";
+    /// Which VMs go on from it, as JSON; only of a machine that is prepared for new VMs. Its time of modification is that of the last use.
+    pub const PREPARED: &str = "prepared.json";
 }

@@ -75,6 +75,7 @@ pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
             idle_action: nexus_schema::tools::vm::IdleAction::Stop,
             checkpoints: false,
             run: None,
+            warm: None,
         },
         image_id: None,
         image_name: "debian".into(),

@@ -72,6 +72,9 @@ pub struct VmSpec {
     /// The only command that it exists for: it is deleted when that has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    /// The prepared machine that its root drive is a copy of, until its guest has gone on from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<CheckpointId>,
 }
 
 const fn yes() -> bool {

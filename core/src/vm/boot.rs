@@ -200,6 +200,7 @@ pub(super) fn configure(
         files: files.collect(),
         proxy: Some(ProxyParams { enabled: policy.mode == NetworkMode::Proxy }),
         resume: None,
+        template: false,
     }
 }
 
@@ -273,12 +274,12 @@ pub(super) fn plan(
 }
 
 impl Boot {
-    /// Launches a VMM, which `restored` restores from a checkpoint. The guest may connect from here on.
+    /// Launches a VMM, which `restored` restores from a checkpoint, unless it is `waiting`. The guest may connect from here on.
     pub(super) async fn launch(
         shared: &Shared,
         plan: &LaunchPlan,
         configure: Configure,
-        restored: Option<Restored>,
+        (restored, waiting): (Option<Restored>, Option<ShimClient>),
         egress: Arc<Egress>,
         clock: Clock,
     ) -> Result<Self, VmmError> {
@@ -299,7 +300,10 @@ impl Boot {
             source,
         })?;
         failpoint::reach("start-hello-bound");
-        let shim = ShimClient::launch(&shared.config.shim_binary, plan).await?;
+        let shim = match waiting {
+            Some(shim) => shim.resume().await.map(|()| shim)?,
+            None => ShimClient::launch(&shared.config.shim_binary, plan).await?,
+        };
         let listeners = (Some(hello), Some(egress));
         // One that does not prove in time what it renewed is ended before its commands could go on.
         let patience = if is_restored { QUIET_MAX / 2 } else { shared.boot_timeout(plan.accel) };

@@ -11,9 +11,9 @@ use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, DAEMON};
 use super::view::details;
-use super::{defaults, lifetime, network, one_shot, packages, spec};
+use super::{defaults, lifetime, network, one_shot, packages, spec, warm};
 use crate::access::Charge;
-use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_found};
+use crate::context::{Command, Decision, Handle, Reserved, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
 use crate::progress::Progress;
@@ -65,6 +65,8 @@ pub(crate) async fn begin(
         shared.provision.check_kernel(&spec.kernel).await?;
     }
 
+    let reserved = warm::pool::reserve(shared, &spec);
+    let id = reserved.as_ref().and_then(Reserved::vm).unwrap_or(id);
     let op = crate::op::summary("vm_create", owner, Some((id.to_string(), name.to_string())));
     let op_id = op.op_id;
     let owner = owner.to_owned();
@@ -123,6 +125,9 @@ pub(crate) async fn begin(
     match begun {
         Begun::Known(op_id) => Ok(op_id),
         Begun::New(record) => {
+            if let Some(reserved) = reserved {
+                reserved.claim();
+            }
             failpoint::reach("create-begun");
             shared.events.vm(&record, None, REQUESTED);
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
@@ -166,7 +171,12 @@ async fn create(
     }
     if record.spec.start {
         let who = record.owner.clone();
+        let is_cold = handle.view.borrow().record.spec.warm.is_none();
         let started = start_and_wait(&handle, &who, &progress).await;
+        if started.is_ok() && is_cold {
+            let like = handle.view.borrow().record.clone();
+            warm::prepare_later(shared, like);
+        }
         if let Err(error) = started {
             if error.code == ErrorCode::Cancelled {
                 one_shot::delete(&handle, "deleted: its creation was cancelled").await;
@@ -191,7 +201,10 @@ pub(crate) async fn go_on(
 ) -> Result<VmDetails, ToolError> {
     let mut view = handle.view.clone();
     let record = view.borrow().record.clone();
+    let has_failed = matches!(record.state, VmState::Failed | VmState::Crashed);
     let started = match record.boot_id.filter(|_| record.state != VmState::Created) {
+        // Its warm start ended with the daemon that began it.
+        Some(_) if has_failed && record.spec.warm.is_some() => start_and_wait(handle, DAEMON, progress).await,
         Some(boot) => until_ready(&mut view, boot, progress).await,
         None if record.spec.start => start_and_wait(handle, DAEMON, progress).await,
         None => Ok(()),
@@ -247,9 +260,20 @@ async fn prepare(
         spec::take_defaults(&mut record.spec, config);
     }
 
+    let prepared = warm::find(shared, &record).await;
+    record.spec.warm = prepared.as_ref().map(warm::Prepared::id);
+    // The drive of a machine that waits for this VM is made already.
+    let waiting = match shared.warming.claim_of(record.id) {
+        Some((machine, drive)) if record.spec.warm == Some(machine) => Some(drive),
+        Some(_) => {
+            warm::pool::discard_claim(shared, record.id).await;
+            None
+        }
+        None => None,
+    };
     progress.step("cloning the root drive");
     let drive = DriveRecord {
-        id: random_id(),
+        id: waiting.unwrap_or_else(random_id),
         name: root_name(&record.name, record.id)?,
         image_id: Some(image.id),
         parent_id: None,
@@ -275,7 +299,19 @@ async fn prepare(
         .await
         .map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-begun");
-    clone_of_image(shared, &image, drive.id, disk, progress).await?;
+    let copied = match &prepared {
+        Some(_) if waiting.is_some() => Ok(()),
+        Some(prepared) => warm::copy_drive(shared, prepared, drive.id, progress).await,
+        None => clone_of_image(shared, &image, drive.id, disk, progress).await,
+    };
+    match copied {
+        Err(error) if prepared.is_some() && error.code != ErrorCode::Cancelled => {
+            tracing::warn!(vm = %record.name, %error, "cannot copy the drive of a prepared machine: starting cold");
+            record.spec.warm = None;
+            clone_of_image(shared, &image, drive.id, disk, progress).await?;
+        }
+        copied => copied?,
+    }
     failpoint::reach("create-drive-cloned");
     let (ready, row) = (DriveRecord { ready: true, ..drive.clone() }, drive);
     shared.store.write(move |tx| drives::made(tx, &row)).await.map_err(crate::op::store_error)?;

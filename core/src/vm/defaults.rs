@@ -1,5 +1,6 @@
 //! The defaults for new VMs: settings that a caller may change at run time.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use nexus_net_wire::Cidr;
@@ -23,6 +24,7 @@ pub(crate) const DEFAULT_IDLE_ACTION: &str = "default.idle_action";
 pub(crate) const DEFAULT_IDLE_STOP: &str = "default.idle_stop";
 pub(crate) const DEFAULT_TMP: &str = "default.tmp";
 pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
+pub(crate) const DEFAULT_WARM_START: &str = "default.warm_start";
 pub(crate) const DNS: &str = "dns";
 pub(crate) const HISTORY_DAYS: &str = "history.days";
 pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
@@ -30,12 +32,15 @@ pub(crate) const NETWORK_DNS: &str = "network.dns";
 pub(crate) const FIREWALL: &str = "network.firewall";
 pub(crate) const PACKAGES: &str = "network.packages";
 pub(crate) const SUBNET: &str = "network.subnet";
+pub(crate) const WARM_POOL: &str = "warm_pool";
 
+/// Maximum number of machines that wait for VMs.
+const POOL_MAX: u32 = 16;
 /// Maximum number of name servers that resolvers use.
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 21] = [
     (
         DEFAULT_CHECKPOINTS,
         "",
@@ -65,6 +70,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
         "whether a VM with an init system is ready only after its init has started all services: `true` or `false`",
     ),
     (
+        DEFAULT_WARM_START,
+        "false",
+        "whether VMs that checkpoints can be taken of go on from a machine that was booted before them: `true` or `false`",
+    ),
+    (
         DNS,
         "",
         "name servers for /etc/resolv.conf, up to three addresses, comma-separated; empty: leave the file unchanged",
@@ -90,6 +100,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 19] = [
         SUBNET,
         "",
         "subnet of VMs with network `nat`, such as 10.200.0.0/20; empty: one that the host has no route to",
+    ),
+    (
+        WARM_POOL,
+        "",
+        "how many machines wait for new VMs of which images, as a JSON object such as {\"debian\": 2}; at most 16 in all, and only with default.warm_start",
     ),
 ];
 
@@ -214,6 +229,12 @@ impl Values {
                 defaults.wait_for_init =
                     wait.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
             }
+            DEFAULT_WARM_START => {
+                let warm = value.parse();
+                defaults.warm_start =
+                    warm.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
+            }
+            WARM_POOL => defaults.warm_pool = pool(value)?,
             DNS => defaults.dns = addresses(value)?,
             NETWORK_DNS => network.dns = addresses(value)?,
             FIREWALL => {
@@ -239,6 +260,20 @@ impl Values {
 fn between(value: &str, least: u32, most: u32) -> Result<u32, ToolError> {
     let number = value.parse().ok().filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| ToolError::invalid(format!("`{value}` is not a number from {least} to {most}")))
+}
+
+/// Parses how many machines wait for VMs of which images.
+fn pool(value: &str) -> Result<BTreeMap<String, u32>, ToolError> {
+    if value.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let pool: BTreeMap<String, u32> = serde_json::from_str(value)
+        .map_err(|_| ToolError::invalid(format!("`{value}` is not a JSON object of images with numbers")))?;
+    let all = pool.values().fold(0_u32, |all, count| all.saturating_add(*count));
+    if all > POOL_MAX {
+        return Err(ToolError::invalid(format!("at most {POOL_MAX} machines wait, got {all}")));
+    }
+    Ok(pool)
 }
 
 fn span(value: &str) -> Result<TimeSpan, ToolError> {
@@ -311,6 +346,10 @@ mod tests {
             (PACKAGES, vec!["a.example"; 65].join(",").as_str()),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
+            (DEFAULT_WARM_START, "on"),
+            (WARM_POOL, "debian=2"),
+            (WARM_POOL, r#"{"debian": -1}"#),
+            (WARM_POOL, r#"{"debian": 10, "busybox": 7}"#),
             (DEFAULT_TTL, "1 week"),
             (DEFAULT_IDLE_ACTION, "pause"),
             (DEFAULT_IDLE_STOP, ""),
@@ -330,6 +369,8 @@ mod tests {
             values.set(DEFAULT_CHECKPOINTS, value).unwrap();
             assert_eq!(values.0.checkpoints, checkpoints);
         }
+        values.set(WARM_POOL, r#"{"debian": 10, "busybox": 6}"#).unwrap();
+        assert_eq!(values.0.warm_pool["busybox"], 6);
         values.set(PACKAGES, "a.example:443, *.b.example").unwrap();
         assert_eq!(values.2.packages.len(), 2);
     }

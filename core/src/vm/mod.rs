@@ -15,6 +15,7 @@
 //! calls bypass it. Pure functions in [`policy`] decide what is allowed; [`stop`] has the steps of a stop as data.
 //! A checkpoint ([`checkpoint`]) is taken of a ready VM, which stays ready. A VM that is rolled back to one, or forked from one, starts from it: it is
 //! `running` when its guest says hello, and `ready` once that has proved what it renewed.
+//! A new VM may go on from a machine that was prepared for such VMs ([`warm`]): until it is ready it may still become one that starts cold.
 //! How long a VM lives and how long it may be idle is kept by [`lifetime`], one task for all VMs.
 //! Nothing here knows how a VMM is run (`vmm`) or how bytes reach a guest (`guest`).
 
@@ -24,6 +25,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod copies;
 pub(crate) mod create;
 pub(crate) mod defaults;
+pub(crate) mod grow;
 pub(crate) mod guest_call;
 mod last_words;
 pub(crate) mod lifetime;
@@ -37,6 +39,7 @@ pub(crate) mod spec;
 mod stop;
 mod view;
 mod waking;
+pub(crate) mod warm;
 
 pub(crate) use view::{details, note};
 pub(crate) use waking::wake;

@@ -17,7 +17,7 @@ use super::create;
 use super::last_words;
 use super::network;
 use super::policy;
-use super::waking;
+use super::{waking, warm};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
 use crate::progress::Progress;
@@ -48,6 +48,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         "the disk is full: half-made checkpoints are removed at the next start",
     )?;
     waking::sweep(shared).await?;
+    warm::sweep(shared).await;
     let staged = unfinished.iter().flat_map(|left| &left.rollback.drives).map(|drive| drive.staged.clone());
     or_later(
         sweep(shared, staged.collect()).await,
@@ -70,6 +71,7 @@ fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
 async fn take_up(shared: &Arc<Shared>, record: VmRecord, unfinished: &[Unfinished]) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
+    warm::pool::end_stray(shared, &record).await;
     if record.state == VmState::Creating {
         tracing::info!(vm = %record.name, "removing a half-created vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
@@ -107,6 +109,7 @@ pub(super) async fn take_up_anew(
         .await
         .map_err(crate::op::store_error)?;
     let (Some(record), drives) = found else { return Ok(None) };
+    warm::pool::end_stray(shared, &record).await;
     let (record, boot) = match record.state.may_run() {
         true => adopt(shared, record, &drives, "while its task was down").await?,
         false => (record, None),

@@ -140,6 +140,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         idle_action: if can_sleep { idle_action } else { IdleAction::Stop },
         checkpoints: checkpoints.unwrap_or(false),
         run: params.run.clone(),
+        warm: None,
     })
 }
 
@@ -185,6 +186,10 @@ pub(crate) struct Defaults {
     pub(crate) idle_action: IdleAction,
     /// Whether checkpoints of them can be taken; `None` where that costs nothing.
     pub(crate) checkpoints: Option<bool>,
+    /// Whether those of which they can be taken go on from a machine that was booted before.
+    pub(crate) warm_start: bool,
+    /// How many machines wait for VMs of which images.
+    pub(crate) warm_pool: BTreeMap<String, u32>,
 }
 
 impl Defaults {
@@ -212,6 +217,8 @@ impl Defaults {
             idle_stop: TimeSpan::default(),
             idle_action: IdleAction::Stop,
             checkpoints: None,
+            warm_start: false,
+            warm_pool: BTreeMap::new(),
         }
     }
 }

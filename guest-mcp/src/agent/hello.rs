@@ -94,7 +94,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     let token = token.clone();
     agent.host_clock.saw(configure.time_unix_ns);
     let wait = Duration::from_secs(configure.wait_for_init_s.into());
-    let proxy = configure.proxy;
+    let (proxy, template) = (configure.proxy, configure.template);
     let restored = match configure.resume.clone() {
         // Before anything else: what comes after it may need random numbers.
         Some(asked) => Some((resume::begin(agent, &asked, &configure).await, asked)),
@@ -108,6 +108,10 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     let resumed = match restored {
         // Its init and its services go on as they were.
         Some((resumed, asked)) => Some(resume::finish(asked, resumed, &problems).await),
+        None if template => {
+            problems.extend(services::refuse(agent));
+            None
+        }
         None => {
             if agent.is_beside_init() {
                 problems.extend(unready(&system::wait(wait).await));

@@ -164,7 +164,7 @@ pub(super) async fn finish(resume: Resume, resumed: Resumed, problems: &[String]
         if let Some(id) = &resume.machine_id {
             steps.note("machine id", set_machine_id(id));
         }
-        if resume.kind == ResumeKind::Fork {
+        if matches!(resume.kind, ResumeKind::Fork | ResumeKind::Warm) {
             steps.note("kernel boot id", cover_boot_id());
         }
         steps

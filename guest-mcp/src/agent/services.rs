@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nexus_schema::Name;
@@ -24,11 +24,7 @@ const FILE_MAX: u64 = 64 << 10;
 
 /// Starts the services in images without another init, and waits until they are ready; returns problems as messages.
 pub(super) async fn start(agent: &Arc<Agent>) -> Vec<String> {
-    let directory = match &agent.place {
-        Place::Vm { init: InitMode::Agent } => Path::new(SERVICES_DIRECTORY).to_owned(),
-        Place::Vm { init: InitMode::System } => return Vec::new(),
-        Place::Process { directory } => directory.join("services.d"),
-    };
+    let Some(directory) = directory(&agent.place) else { return Vec::new() };
     let (services, mut problems) = read(&directory);
     if services.is_empty() {
         return problems;
@@ -47,6 +43,28 @@ pub(super) async fn start(agent: &Arc<Agent>) -> Vec<String> {
         Err(error) => problems.push(format!("services: {}", error.message)),
     }
     problems
+}
+
+/// Returns a problem if the image has services: what they remember would be in all VMs that go on from this one.
+pub(super) fn refuse(agent: &Agent) -> Option<String> {
+    match &agent.place {
+        Place::Vm { init: InitMode::System } => Some("the image's own init starts services".to_owned()),
+        place => refused(&directory(place)?),
+    }
+}
+
+fn refused(directory: &Path) -> Option<String> {
+    let (services, problems) = read(directory);
+    (!services.is_empty() || !problems.is_empty()).then(|| "the image has services".to_owned())
+}
+
+/// The directory of service files, unless the image's own init starts its services.
+fn directory(place: &Place) -> Option<PathBuf> {
+    match place {
+        Place::Vm { init: InitMode::Agent } => Some(Path::new(SERVICES_DIRECTORY).to_owned()),
+        Place::Vm { init: InitMode::System } => None,
+        Place::Process { directory } => Some(directory.join("services.d")),
+    }
 }
 
 /// Reads the service files of a directory; also returns what is wrong with them.
@@ -87,6 +105,19 @@ fn one(path: &Path, name: &str) -> Result<Service, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_with_a_service_is_no_template() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(refused(&directory.path().join("none")), None);
+        std::fs::write(directory.path().join("README"), "no service").unwrap();
+        assert_eq!(refused(directory.path()), None);
+        std::fs::write(directory.path().join("web.json"), r#"{"command":"x"}"#).unwrap();
+        assert!(refused(directory.path()).is_some());
+        // Nor is one that only cannot be read.
+        std::fs::write(directory.path().join("web.json"), "{}").unwrap();
+        assert!(refused(directory.path()).is_some());
+    }
 
     #[test]
     fn files_that_are_no_services_are_told() {

@@ -52,6 +52,7 @@ pub(crate) fn configure() -> Configure {
         files: vec![],
         proxy: None,
         resume: None,
+        template: false,
     }
 }
 

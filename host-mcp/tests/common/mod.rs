@@ -68,6 +68,7 @@ impl Guest {
             files: Vec::new(),
             proxy: None,
             resume: None,
+            template: false,
         };
         let (sender, mut events) = mpsc::channel(16);
         let hello = HelloServer::bind(directory.path(), configure, true, sender).unwrap();

@@ -81,6 +81,7 @@ fn plain() -> Configure {
         files: Vec::new(),
         proxy: None,
         resume: None,
+        template: false,
     }
 }
 

@@ -82,8 +82,11 @@ impl Actor {
                 guest.resumed = ack.resumed;
                 guest.configured = true;
                 self.record.guest = Some(guest);
-                // In the same write: files are written to the guest only once; later changes of them are up to the guest.
-                self.record.spec.files.clear();
+                // In the same write: files are written to the guest only once; later changes of them are up to the guest. A warm start may become a
+                // cold one until the VM is ready.
+                if self.record.spec.warm.is_none() {
+                    self.record.spec.files.clear();
+                }
                 failpoint::reach("start-configured");
                 self.write(None).await.ok();
                 drop(recorded);
@@ -188,8 +191,16 @@ impl Actor {
                 boot.deadline = None;
                 self.had_mishap = false;
                 self.record.timings = Some(boot.clock.timings);
+                let is_warm = self.record.spec.warm.is_some();
+                if !Box::pin(self.finish_warm()).await {
+                    return;
+                }
                 let woken = self.record.suspended.take();
-                let why = if woken.is_some() { "woken: guest agent ready" } else { "guest agent ready" };
+                let why = match (&woken, is_warm) {
+                    (Some(_), _) => "woken: guest agent ready",
+                    (None, true) => "warm start: guest agent ready",
+                    (None, false) => "guest agent ready",
+                };
                 self.settle(VmState::Ready, None, why).await;
                 if let Some(memory) = woken {
                     failpoint::reach("wake-ready");
@@ -230,7 +241,7 @@ impl Actor {
                 if let Err(error) = self.kill_boot().await {
                     return self.still_runs(&error).await;
                 }
-                if self.sleep_on(&what).await {
+                if self.sleep_on(&what).await || self.cold_instead(&what).await {
                     return;
                 }
                 self.settle(VmState::Failed, Some(reason), "it did not come up").await;
@@ -267,7 +278,7 @@ impl Actor {
     }
 
     /// Handles that a boot cannot be ended: it is tried again at the next deadline.
-    async fn still_runs(&mut self, error: &ToolError) {
+    pub(super) async fn still_runs(&mut self, error: &ToolError) {
         if let Some(boot) = self.boot.as_mut() {
             boot.deadline = Some(Instant::now() + DELETE_PATIENCE);
         }
@@ -336,7 +347,7 @@ impl Actor {
         };
         self.end_boot().await;
         failpoint::reach("stop-down");
-        if self.sleep_on(&failure).await {
+        if self.sleep_on(&failure).await || self.cold_instead(&failure).await {
             return;
         }
         match (self.record.state, bye) {

@@ -8,6 +8,7 @@ use nexus_schema::tools::vm::VmState;
 use super::{Actor, processes_of, restore};
 use crate::asset::KernelFiles;
 use crate::context::{Decision, RestoreFrom};
+use crate::guest::Restored;
 use crate::op::store_error;
 use crate::os::{failpoint, random};
 use crate::progress::Progress;
@@ -15,7 +16,7 @@ use crate::store::vms::VmRecord;
 use crate::store::{now, random_id, restores};
 use crate::vm::boot::{self, Boot, Clock};
 use crate::vm::network::Leased;
-use crate::vm::{checkpoint, network, packages, policy};
+use crate::vm::{checkpoint, network, packages, policy, warm};
 use crate::vmm::LaunchPlan;
 use crate::vmm::doctor::Choice;
 
@@ -47,6 +48,11 @@ impl Actor {
         if self.record.state == VmState::Suspended {
             return Box::pin(self.wake(who, why, progress)).await;
         }
+        if let Some(from) = self.record.spec.warm
+            && self.record.state == VmState::Created
+        {
+            return Box::pin(self.start_warm(from, who, why, progress)).await;
+        }
         self.had_mishap = false;
         self.launch(who, why, progress).await
     }
@@ -75,6 +81,9 @@ impl Actor {
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;
         let _locked = self.lock_drives().await?;
+        if from.is_none() {
+            self.leave_prepared().await?;
+        }
         self.check_drives()?;
         self.settle_drives().await?;
         if from.is_none() {
@@ -83,7 +92,13 @@ impl Actor {
         progress.step("starting the VMM");
         let before = self.record.clone();
         packages::refill(&self.shared, &mut self.record.spec.network).await;
-        let boot_id: BootId = random_id();
+        // That of a machine that waits for this VM is known already.
+        let known = self.waiting.as_ref().filter(|_| from.is_some()).map(|waiting| waiting.boot_id);
+        let boot_id: BootId = known.unwrap_or_else(random_id);
+        if known.is_some() {
+            // Its VMM runs: a later daemon has to know why.
+            self.note_restore(boot_id).await?;
+        }
         let token = random::token();
         self.record.boot_id = Some(boot_id);
         self.record.token = Some(token.clone());
@@ -105,12 +120,16 @@ impl Actor {
         let mut configure =
             boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token, leased.as_ref());
         let (restore, restored) = from.map(|from| restore::begin(from, &mut configure)).unzip();
+        let waiting = self.waiting.take();
+        let stray = waiting.as_ref().map(|waiting| waiting.shim.clone());
+        let restored = match (restored, &waiting) {
+            (Some(restored), Some(waiting)) => Some(Restored { nonce: waiting.nonce.clone(), ..restored }),
+            (restored, _) => restored,
+        };
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
             if from.is_some() {
-                let id = self.record.id;
-                let known = self.shared.store.write(move |tx| restores::begin_restore(tx, id, boot_id));
-                known.await.map_err(store_error)?;
+                self.note_restore(boot_id).await?;
             }
             let (shared, record, drives) = (&self.shared, &self.record, &self.drives);
             let interface = match &leased {
@@ -131,6 +150,7 @@ impl Actor {
             clock.timings.plan_ms = clock.step();
             let policy = network::of_proxy(&record.spec.network, leased.is_none());
             let egress = shared.egresses.of(record.id, &policy);
+            let restored = (restored, waiting.map(|waiting| waiting.shim));
             Boot::launch(&self.shared, &plan, configure, restored, egress, clock)
                 .await
                 .map_err(|error| boot::launch_failed(self.record.name.as_str(), &error))
@@ -148,16 +168,27 @@ impl Actor {
                 Ok(boot_id)
             }
             Err(error) => {
+                if let Some(shim) = stray {
+                    warm::pool::end_vmm(&shim).await;
+                }
                 if leased.is_some() {
                     network::disconnect(&self.shared, &self.record).await;
                 }
-                if !self.sleep_on(&error.message).await {
+                // A warm start becomes a cold one.
+                if !self.sleep_on(&error.message).await && self.record.spec.warm.is_none() {
                     let reason = Some(error.message.clone());
                     self.settle(VmState::Failed, reason, "the VMM could not be started").await;
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Records that this boot goes on from a checkpoint.
+    async fn note_restore(&self, boot: BootId) -> Result<(), ToolError> {
+        let id = self.record.id;
+        let noted = self.shared.store.write(move |tx| restores::begin_restore(tx, id, boot)).await;
+        noted.map_err(store_error)
     }
 
     /// Finds what a launch needs beside the drives. Nothing changes, except that the VM gets addresses if it is to have a network interface.

@@ -14,6 +14,7 @@ mod stop;
 mod suspend;
 mod update;
 mod wake;
+mod warm;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Activity, Command, Handle, Shared, View};
+use crate::context::{Activity, Command, Handle, Shared, Used, View, Waiting};
 use crate::op::{caught, message_of};
 use crate::os::failpoint;
 use crate::store::drives::DriveRecord;
@@ -40,7 +41,7 @@ use crate::vmm::{ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
-pub(in crate::vm) use save::thaw;
+pub(in crate::vm) use save::{HOLD, quiesce, save_failed, thaw};
 
 /// Actor in the history of transitions that no caller requested.
 pub(crate) const DAEMON: &str = "nexusd";
@@ -67,6 +68,10 @@ pub(in crate::vm) struct Actor {
     /// Why the last wake failed, and when. Those who asked before are not answered by a wake of their own.
     unwoken: Option<(Instant, ToolError)>,
     activity: Activity,
+    /// The prepared machine that the VM is being started from.
+    prepared: Option<Used>,
+    /// The machine that waited for this VM, until the VM goes on from it.
+    waiting: Option<Waiting>,
 }
 
 /// A change of state for the history: from which state, why, and who asked.
@@ -151,6 +156,8 @@ impl Actor {
             again_at: None,
             unwoken: None,
             activity,
+            prepared: None,
+            waiting: None,
         }
     }
 

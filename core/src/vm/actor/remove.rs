@@ -80,6 +80,7 @@ impl Actor {
         reason: &str,
         who: &str,
     ) -> Result<(), ToolError> {
+        self.end_waiting().await;
         failpoint::reach("delete-down");
         remove_rows(&self.shared, &self.record, drive_ids, reason, who).await?;
         failpoint::reach("delete-rows-gone");

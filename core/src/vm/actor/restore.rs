@@ -24,8 +24,8 @@ pub(super) fn begin(from: &RestoreFrom, configure: &mut Configure) -> (Restore, 
     let nonce = random::token();
     let mut entropy = [0; 32];
     random::fill(&mut entropy);
-    let is_fork = from.kind == ResumeKind::Fork;
-    let machine_id = is_fork.then(|| {
+    let is_new = matches!(from.kind, ResumeKind::Fork | ResumeKind::Warm);
+    let machine_id = is_new.then(|| {
         let mut id = [0; 16];
         random::fill(&mut id);
         HEXLOWER.encode(&id)
@@ -34,11 +34,14 @@ pub(super) fn begin(from: &RestoreFrom, configure: &mut Configure) -> (Restore, 
         kind: from.kind,
         entropy_base64: BASE64.encode(&entropy),
         machine_id,
-        run_hooks: from.kind != ResumeKind::Wake,
+        // Those of a woken VM have run, and a warm start is one for the image.
+        run_hooks: matches!(from.kind, ResumeKind::Fork | ResumeKind::Rollback),
     });
     configure.wait_for_init_s = 0;
-    // They were written when the VM was made, and drives are mounted in the memory that is restored.
-    configure.files.clear();
+    // They were written when the VM was made, unless that is now, and drives are mounted in the memory that is restored.
+    if from.kind != ResumeKind::Warm {
+        configure.files.clear();
+    }
     configure.mounts.clear();
     let restore = Restore {
         state: from.directory.join(checkpoint_files::STATE),
@@ -79,6 +82,7 @@ impl Actor {
             ResumeKind::Fork => format!("forked from checkpoint {}", from.manifest.checkpoint),
             ResumeKind::Rollback => format!("rolled back to checkpoint {}", from.manifest.checkpoint),
             ResumeKind::Wake => "woken".to_owned(),
+            ResumeKind::Warm => "started from a prepared machine".to_owned(),
         };
         self.record.lineage.checkpoint = Some(from.manifest.checkpoint);
         self.launch_from(Some(from), &from.who, &why, &from.progress).await

@@ -33,7 +33,7 @@ const QUIESCE_MAX: Duration = Duration::from_secs(8);
 /// Timeout of a guest to let its commands go on.
 const THAW_MAX: Duration = Duration::from_secs(10);
 /// How long the shim keeps the guest paused after it last heard of this daemon.
-pub(super) const HOLD: Duration = Duration::from_secs(30);
+pub(in crate::vm) const HOLD: Duration = Duration::from_secs(30);
 /// The interval in which it hears of it.
 pub(super) const RENEW: Duration = Duration::from_secs(5);
 /// How long a guest stands still at most while its drives are copied.
@@ -90,7 +90,7 @@ impl Actor {
 }
 
 /// Has the guest stop its commands and sync, as far as it does that in time. One that does not is copied as it is.
-pub(super) async fn quiesce(link: &Link) -> Quiesced {
+pub(in crate::vm) async fn quiesce(link: &Link) -> Quiesced {
     let Ok(none) = RawValue::from_string("{}".into()) else { return Quiesced::default() };
     match link.request(QUIESCE_REQUEST, &none, QUIESCE_MAX).await {
         Ok(answer) => serde_json::from_str(answer.get()).unwrap_or_default(),
@@ -237,7 +237,7 @@ pub(super) fn hold_failed(error: &VmmError) -> ToolError {
 }
 
 /// Returns the error of a save that failed.
-pub(super) fn save_failed(error: &VmmError) -> ToolError {
+pub(in crate::vm) fn save_failed(error: &VmmError) -> ToolError {
     let message = format!("save the VM's memory: {}", nexus_schema::error::chain(error));
     let is_full = message.contains("No space left") || message.contains("Disk quota exceeded");
     match is_full {

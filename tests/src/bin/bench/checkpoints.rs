@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::{Daemon, program};
+use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 use super::Options;
@@ -25,6 +26,7 @@ const BULK: usize = 256;
 const BULKS: usize = 5;
 
 const RESTORE_GOAL: f64 = 0.10;
+const WARM_GOAL: f64 = 0.15;
 const FORK_GOAL: f64 = 0.5;
 const ROLLBACK_GOAL: f64 = 1.5;
 const PSS_GOAL: f64 = 0.35;
@@ -42,11 +44,12 @@ pub(crate) fn measure(options: &Options) -> Table {
     answers(&mut client, "base");
     take(&mut client, "ready");
     let cold = restores(&mut client, options, &mut table);
-    forks(&mut client, options, &mut table, cold);
+    forks(&mut client, options, &mut table, cold.p50());
     pauses(&mut client, options, &mut table);
     client.create(json!({ "name": "plain", "from": "busybox", "memory": "128MiB" }));
     calls(&mut client, options, &mut table);
     bulk(&daemon, options, &mut table);
+    warm(&daemon, options, &mut table, &cold);
     table.note(
         "A cold start and a fork are from the call to the first command's result, each VM deleted after it; a fork copies the drive, which takes \
          no time with reflinks. The pause is `pause_ms`, with the copies of the drives in it.",
@@ -80,8 +83,8 @@ fn pss(client: &mut Client, vm: &str) -> u64 {
     of("pid") + of("shim_pid")
 }
 
-/// Restores next to cold starts, in turns; returns the median of the cold starts.
-fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Duration {
+/// Restores next to cold starts, in turns; returns the cold starts.
+fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Samples {
     let (mut cold, mut restored, mut back) = (Samples::default(), Samples::default(), Samples::default());
     let (mut ready, mut own, mut childs) = (Samples::default(), Vec::new(), Vec::new());
     // The first run of each warms the page cache.
@@ -145,7 +148,41 @@ fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Durati
         format!("{part:.2} x"),
         ("≤ 0.35 x", part <= PSS_GOAL),
     );
-    cold.p50()
+    cold
+}
+
+/// Warm starts, next to the cold ones of before.
+fn warm(daemon: &Daemon, options: &Options, table: &mut Table, cold: &Samples) {
+    let mut client = daemon.client();
+    client.must("settings_set", json!({ "values": { "default.warm_start": "true" } }));
+    client.create(saved("seed"));
+    let prepared = daemon.state().join("prepared");
+    let found = until(BOOT, || {
+        let mut entries = std::fs::read_dir(&prepared).ok()?.flatten();
+        entries.any(|entry| entry.path().extension().is_none()).then_some(())
+    });
+    assert!(found.is_some(), "no machine is prepared\n{}", daemon.log());
+    let mut took = Samples::default();
+    // The first run warms the page cache.
+    for run in 0..=options.boots() {
+        let start = Instant::now();
+        client.create(saved("warm"));
+        answers(&mut client, "warm");
+        if run > 0 {
+            took.add(start.elapsed());
+        }
+        let history = client.must("vm_history", json!({ "vm": "warm", "limit": 20 })).to_string();
+        assert!(history.contains("warm start: guest agent ready"), "{history}");
+        delete(&mut client, "warm");
+    }
+    let times = ratio(took.p50(), cold.p50());
+    table.judged(
+        format!("`vm_create` with a warm start and its first command, {} runs", options.boots()),
+        took.pair(0.5, 0.95),
+        cold.pair(0.5, 0.95),
+        format!("{times:.3} x"),
+        ("≤ 0.15 x", times <= WARM_GOAL),
+    );
 }
 
 fn middle(values: &mut [u64]) -> u64 {
