@@ -49,7 +49,8 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     let world = Internet::new();
     let mut daemon = Daemon::start_in_namespace(&world.host.path());
     let mut client = daemon.client();
-    client.must("settings_set", json!({ "values": { "network.dns": ROUTER.to_string() } }));
+    let settings = json!({ "network.dns": ROUTER.to_string(), "network.search": "lab.example" });
+    client.must("settings_set", json!({ "values": settings }));
 
     // --- one machine: its address, names, the way out
     let web = client.create(json!({ "name": "web", "from": "busybox", "network": "nat" }));
@@ -70,7 +71,7 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
         &format!("{own}/32"),
         &format!("{}/128", text("ipv6")),
         &text("mac"),
-        &format!("nameserver {gateway}"),
+        &format!("nameserver {gateway}\nsearch nexus.internal lab.example\n"),
         "web",
     ] {
         assert!(addresses.contains(part), "{part} in {addresses}");

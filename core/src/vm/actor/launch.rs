@@ -74,6 +74,7 @@ impl Actor {
         Box::pin(self.finish_rollback()).await?;
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;
+        let search = network::search(&self.shared, leased.as_ref()).await?;
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
         self.settle_drives().await?;
@@ -102,8 +103,15 @@ impl Actor {
             return Err(error);
         }
 
-        let mut configure =
-            boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token, leased.as_ref());
+        let mut configure = boot::configure(
+            &self.shared,
+            &self.record,
+            &self.drives,
+            boot_id,
+            &token,
+            leased.as_ref(),
+            search,
+        );
         let (restore, restored) = from.map(|from| restore::begin(from, &mut configure)).unzip();
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
