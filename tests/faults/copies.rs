@@ -235,6 +235,49 @@ fn nothing_is_copied_from_or_to_places_that_are_not_allowed() {
 }
 
 #[test]
+fn a_token_copies_from_and_to_its_own_directories_only() {
+    let copies = Copies::new();
+    let socket = copies.world.daemon.socket();
+    let mut owner = Client::connect_at(&socket, "/mcp?tools=all").expect("the owner connects");
+    copies.world.create(&mut owner, "work-1");
+    for name in ["mine", "theirs"] {
+        copies.write(&format!("allowed/{name}/file"), name);
+    }
+    let token = |name: &str, roots: Value| json!({ "name": name, "scopes": ["read", "exec"], "all_vms": true, "tools": "all", "roots": roots });
+    let failure = refused(&mut owner, "token_create", token("wide", json!([copies.at("outside")])));
+    assert!(failure.text.contains("not in copy_roots of the configuration"), "{}", failure.text);
+    let mut agent = |name: &str, roots: Value| {
+        let made = owner.must("token_create", token(name, roots));
+        let secret = made["token"].as_str().expect("a token");
+        Client::connect_with(&socket, secret).expect("its holder connects")
+    };
+    let copy = |from: &str, to: &str| json!({ "vm": "work-1", "from": copies.at(from), "to": copies.at(to), "wait_s": 45 });
+
+    let mut mine = agent("mine", json!([copies.at("allowed/mine")]));
+    assert_eq!(mine.must("system_info", json!({}))["copy"]["roots"], json!([copies.at("allowed/mine")]));
+    mine.must("guest_copy_in", copy("allowed/mine/file", "vm/in"));
+    assert_eq!(fs::read(copies.at("vm/in")).expect("it is there"), b"mine");
+    mine.must("guest_copy_out", copy("vm/in", "allowed/mine/out"));
+    assert_eq!(fs::read(copies.at("allowed/mine/out")).expect("it is there"), b"mine");
+    // One without directories has its own folder, and no other token's.
+    let mut none = agent("none", json!([]));
+    let info = none.must("system_info", json!({}))["copy"].take();
+    assert_eq!(info["roots"], json!([]), "{info}");
+    let others = mine.must("system_info", json!({}))["copy"]["scratch"].take();
+    assert_ne!(info["scratch"], others);
+    for (client, place) in [(&mut mine, "allowed/theirs"), (&mut none, "allowed/mine")] {
+        let failure = refused(client, "guest_copy_in", copy(&format!("{place}/file"), "vm/new"));
+        assert_eq!(failure.code, "forbidden", "{}", failure.text);
+        let failure = refused(client, "guest_copy_out", copy("vm/in", &format!("{place}/new")));
+        assert_eq!(failure.code, "forbidden", "{}", failure.text);
+    }
+    let into = json!({ "vm": "work-1", "from": copies.at("vm/in"), "to": others, "wait_s": 45 });
+    assert_eq!(refused(&mut none, "guest_copy_out", into).code, "forbidden");
+    assert!(!Path::new(&copies.at("vm/new")).exists() && !Path::new(&copies.at("allowed/mine/new")).exists());
+    copies.world.assert_in_order();
+}
+
+#[test]
 fn a_copy_that_breaks_off_leaves_whole_files() {
     let mut copies = Copies::new();
     let mut client = copies.world.client();
