@@ -9,10 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nexus_tests::client::Client;
+use nexus_tests::daemon::kill_process;
 use nexus_tests::web::Web;
 use serde_json::{Value, json};
 
 use crate::echo::{ACCEPTED, echo};
+use crate::streams::{ended, nexusctl};
 use crate::world::{SOON, World, refused, soon};
 
 fn create(world: &World, client: &mut Client, network: &Value) -> Value {
@@ -177,6 +179,7 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     let proxy = proxy(&mut client);
     let here = format!("127.0.0.1:{port}");
     let before = ACCEPTED.load(Ordering::Relaxed);
+    let mut follower = nexusctl(&world, &["network", "log", "web", "-f"]).spawn().expect("nexusctl runs");
 
     let answer = get(&proxy, &format!("http://{here}/"));
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -188,6 +191,16 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     );
     let hint = format!("ask for vm_update network.allow=[\"*\",\"{here}\"]");
     assert_eq!(body["hint"], hint);
+
+    // Who follows the log is told at once.
+    let mut line = String::new();
+    BufReader::new(follower.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+    assert!(
+        line.contains(" denied ") && line.contains(&here) && line.contains("an address of the host"),
+        "{line}"
+    );
+    kill_process(follower.id());
+    ended(&mut follower);
 
     // A name that resolves to a private address is refused, whether or not the list contains it.
     let (_, head) = connect(&proxy, &format!("localhost:{port}"));
