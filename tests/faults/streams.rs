@@ -99,6 +99,9 @@ fn exec_is_byte_exact_and_ends_as_the_command_does() {
     let line = "echo $A $B; pwd";
     let output = run(&world, &["exec", "-e", "A=one", "-e", "B=two", "-w", "/tmp", "web-1", "-c", line], b"");
     assert_eq!(text(&output.stdout), "one two\n/tmp\n", "{}", text(&output.stderr));
+    let whose = ["exec", "-u", "54321:54322", "-w", "/", "web-1", "-c", "id -u; id -g"];
+    let output = run(&world, &whose, b"");
+    assert_eq!(text(&output.stdout), "54321\n54322\n", "{}", text(&output.stderr));
     for (words, expected) in [
         (&["web-1", "/no/such/program"][..], 127),
         (&["web-1", "/etc/passwd"], 126),
