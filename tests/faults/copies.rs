@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -274,6 +274,44 @@ fn a_token_copies_from_and_to_its_own_directories_only() {
     let into = json!({ "vm": "work-1", "from": copies.at("vm/in"), "to": others, "wait_s": 45 });
     assert_eq!(refused(&mut none, "guest_copy_out", into).code, "forbidden");
     assert!(!Path::new(&copies.at("vm/new")).exists() && !Path::new(&copies.at("allowed/mine/new")).exists());
+    copies.world.assert_in_order();
+}
+
+#[test]
+fn a_copy_has_the_owner_that_is_asked_for_and_leaves_out_what_is_named() {
+    let copies = Copies::new();
+    let mut client = copies.world.client();
+    copies.world.create(&mut client, "work-1");
+    for name in ["file", "left.o", "deep/also.o", "deep/kept"] {
+        copies.write(&format!("allowed/tree/{name}"), name);
+    }
+    chown(copies.at("allowed/tree/file"), Some(1234), Some(2345)).expect("another owner");
+    // Not the owner of the directory that the copies are put in.
+    chown(copies.at("vm"), Some(54321), Some(7)).expect("another owner");
+    fs::set_permissions(copies.host.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    let copy = |to: &str, name: &str, value: Value| {
+        let (from, to) = (copies.at("allowed/tree"), copies.at(to));
+        let mut arguments =
+            json!({ "vm": "work-1", "from": from, "to": to, "exclude": ["*.o"], "wait_s": 45 });
+        arguments[name] = value;
+        arguments
+    };
+    for (to, name, value, owner) in [
+        ("vm/default", "overwrite", json!(true), (54321, 7)),
+        ("vm/theirs", "user", json!("54321:7"), (54321, 7)),
+        ("vm/roots", "user", json!("root"), (0, 0)),
+        ("vm/same", "same_owner", json!(true), (1234, 2345)),
+    ] {
+        let done = client.must("guest_copy_in", copy(to, name, value));
+        assert_eq!(done["result"]["skipped"]["excluded"], 2, "{done}");
+        let meta = fs::metadata(copies.at(&format!("{to}/file"))).expect("it is there");
+        assert_eq!((meta.uid(), meta.gid()), owner, "{to}");
+        let deep = fs::read_dir(copies.at(&format!("{to}/deep"))).expect("a directory").count();
+        assert_eq!((deep, Path::new(&copies.at(&format!("{to}/left.o"))).exists()), (1, false), "{to}");
+    }
+    // With the rights of that user.
+    let failure = refused(&mut client, "guest_copy_in", copy("vm/no", "user", json!("54322")));
+    assert!(failure.code == "file_refused" && failure.text.contains("ermission denied"), "{}", failure.text);
     copies.world.assert_in_order();
 }
 
