@@ -387,6 +387,16 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
     let done = client.must("guest_copy_in", json!({ "vm": "work-1", "from": from, "to": to, "wait_s": 45 }));
     assert_eq!(done["result"]["files"], 40, "{done}");
     assert_eq!(fs::read(copies.at("vm/tree/39")).expect("it is there"), vec![39; 300_000]);
+    // The client goes away during the copy, which goes on.
+    let newest = |client: &mut Client| client.must("op_list", json!({ "limit": 1 }))["ops"][0].take();
+    let before = newest(&mut client);
+    let mut hasty = copies.world.client();
+    let later = json!({ "vm": "work-1", "from": from, "to": copies.at("vm/later"), "wait_s": 45 });
+    hasty.start("tools/call", &json!({ "name": "guest_copy_in", "arguments": later })).expect("it is sent");
+    soon("the copy begins", || (newest(&mut client) != before).then_some(()));
+    drop(hasty);
+    soon("the copy ends", || (newest(&mut client)["state"] == "succeeded").then_some(()));
+    assert_eq!(fs::read_dir(copies.at("vm/later")).expect("it is there").count(), 40);
     copies.world.assert_in_order();
 }
 
