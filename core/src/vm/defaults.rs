@@ -90,7 +90,7 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 20] = [
     (
         SEARCH,
         "",
-        "search domains of VMs with network `nat` after that of VMs, up to five, comma-separated; empty: those of the host, unless network.dns is set",
+        "search domains of VMs with network `nat` after that of VMs, up to five, comma-separated; empty: those of the host, unless network.dns is set or an allow list of names decides",
     ),
     (
         SUBNET,

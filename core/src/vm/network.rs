@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use nexus_net_policy::has_name_list;
 use nexus_net_wire::{CONNECTIONS_MAX, Cidr, InstanceId, Mac, State};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::link::{Interface, InterfaceAddress, REFUSED_REQUEST, Refusal, RefusedParams};
@@ -143,13 +144,17 @@ pub(crate) async fn leased(shared: &Shared, vm: VmId) -> Result<Option<Leased>, 
 }
 
 /// Returns the search domains of a guest with this lease: that of VMs, then those of the setting; without one those of the host, if its name
-/// servers are asked. A guest without a lease gets none.
-pub(crate) async fn search(shared: &Shared, leased: Option<&Leased>) -> Result<Vec<String>, ToolError> {
+/// servers are asked and no list of names decides: each refused name would be refused in each domain as well. A guest without a lease gets none.
+pub(crate) async fn search(
+    shared: &Shared,
+    record: &VmRecord,
+    leased: Option<&Leased>,
+) -> Result<Vec<String>, ToolError> {
     if leased.is_none() {
         return Ok(Vec::new());
     }
     let SharedNetwork { dns, search, .. } = defaults::network(&shared.store).await?;
-    let more = match search.is_empty() && dns.is_empty() {
+    let more = match search.is_empty() && dns.is_empty() && !has_name_list(&record.spec.network) {
         true => net::host_search().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot read the host's search domains");
             Vec::new()

@@ -74,7 +74,7 @@ impl Actor {
         Box::pin(self.finish_rollback()).await?;
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;
-        let search = network::search(&self.shared, leased.as_ref()).await?;
+        let search = network::search(&self.shared, &self.record, leased.as_ref()).await?;
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
         self.settle_drives().await?;
