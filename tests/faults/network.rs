@@ -2,7 +2,7 @@
 //! its proxy can be used from here; the daemon decides what it can reach, and dials.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -325,6 +325,25 @@ fn a_change_cuts_what_it_does_not_allow_and_a_machine_without_network_says_so() 
     });
     let (_, head) = connect(&proxy_at, &here);
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+
+    // The same with an address of IPv6, also by SOCKS5.
+    let six = TcpListener::bind("[::1]:0").expect("a port is free");
+    let at = six.local_addr().expect("it has an address");
+    let (_, head) = connect(&proxy_at, &at.to_string());
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    client.must("vm_update", json!({ "vm": "web", "network": { "allow": [at.to_string()] } }));
+    let (_stream, head) = connect(&proxy_at, &at.to_string());
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let mut socks = dial(&proxy_at);
+    let address = Ipv6Addr::LOCALHOST.octets();
+    let asked = [&[5, 1, 0, 5, 1, 0, 4][..], &address, &at.port().to_be_bytes()].concat();
+    socks.write_all(&asked).expect("the proxy reads");
+    let mut answer = [0; 4];
+    socks.read_exact(&mut answer).expect("the proxy answers");
+    assert_eq!(answer, [5, 0, 5, 0]);
+    for _ in 0..2 {
+        six.accept().expect("it is connected");
+    }
     world.assert_in_order();
 }
 
