@@ -234,11 +234,17 @@ fn what_a_daemon_leaves_that_is_killed_while_it_connects_a_machine_is_removed() 
         let gone = until(SOON, || (taps(&world) == 0).then_some(()));
         assert!(gone.is_some(), "{what}: {:?}", world.host.links());
     };
+    let kill_shim = |client: &mut Client| {
+        let shim = until(SOON, || client.inspect("web")["process"]["shim_pid"].as_u64());
+        kill_process(shim.and_then(|pid| u32::try_from(pid).ok()).expect("a shim"));
+        client.wait_for("web", "its end", |vm| vm["state"] == "crashed" || vm["state"] == "failed");
+    };
+    client.must("vm_start", json!({ "vm": "web", "wait_s": 0 }));
+    kill_shim(&mut client);
+    none_is_left("its shim is killed while it boots");
     client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
     assert_eq!(taps(&world), 1, "{:?}", world.host.links());
-    let shim = client.inspect("web")["process"]["shim_pid"].as_u64().expect("a shim");
-    kill_process(u32::try_from(shim).expect("a process id"));
-    client.wait_for_state("web", "crashed");
+    kill_shim(&mut client);
     none_is_left("its shim is killed");
     client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
     client = daemon.kill_at("stop-asked", |client| {
