@@ -374,6 +374,12 @@ fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
     client.good("command_signal", json!({ "id": id }));
     until("a signal reaches it", || processes_with(&mark) == 0);
     assert_eq!(client.bad("command_signal", json!({ "id": id })), "command_ended");
+    // A signal that ends the command itself ends all that it started.
+    let line = format!("setsid sleep {mark} & exec sleep {mark}");
+    let started = client.good("command_start", json!({ "command": line }));
+    until("both run", || processes_with(&format!("sleep\0{mark}")) == 2);
+    client.good("command_signal", json!({ "id": facts(&started)["command_id"], "signal": "TERM" }));
+    until("neither does", || processes_with(&format!("sleep\0{mark}")) == 0);
     let line = format!("sleep {mark} & setsid sleep {mark} & echo started");
     let result = client.good("run_command", json!({ "command": line, "kill_descendants": true }));
     assert!(facts(&result)["descendants"].is_null(), "{result}");

@@ -135,6 +135,11 @@ fn two_thousand_entries_fit_a_reply() {
     assert_eq!(glob(&mut client, "packages/module-1*/src/*0.rs").len(), 50);
     assert_eq!(glob(&mut client, "module-39"), ["packages/module-39"]);
     assert_eq!(glob(&mut client, "passwd"), [""; 0], "links are not followed");
+    // No deeper than is asked for.
+    for (depth, count) in [(1, 2), (2, 42)] {
+        let listed = client.good("file_list", json!({ "path": root, "depth": depth, "limit": 2000 }));
+        assert_eq!(listed["structuredContent"]["entries"].as_array().unwrap().len(), count, "{depth}");
+    }
     // Few of many, on pages that are smaller than what is passed over.
     let result =
         client.good("file_list", json!({ "path": root, "recursive": true, "glob": "*46.rs", "limit": 3 }));

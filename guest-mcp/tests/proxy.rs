@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use common::{Client, Guest, PATIENCE, facts, stream, until};
 use nexus_schema::link::ProxyParams;
@@ -28,8 +29,14 @@ impl Host {
 }
 
 fn start(enabled: bool) -> (Guest, Host) {
+    start_with(enabled, |_| {})
+}
+
+/// The same with what `prepare` makes in the guest's directory.
+fn start_with(enabled: bool, prepare: impl FnOnce(&Path)) -> (Guest, Host) {
     let mut listener = None;
     let guest = Guest::start_configured(|directory, configure| {
+        prepare(directory);
         let handle = std::fs::File::open(directory).unwrap();
         let path = format!("/proc/self/fd/{}/v.sock_1025", handle.as_raw_fd());
         listener = Some(UnixListener::bind(path).unwrap());
@@ -224,6 +231,22 @@ fn what_is_no_request_is_refused_without_asking_the_host() {
     let mut said = Vec::new();
     let _ = program.read_to_end(&mut said);
     assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 431 "));
+}
+
+#[test]
+fn services_find_it_as_commands_do() {
+    let (guest, _host) = start_with(true, |directory| {
+        let place = directory.join("services.d");
+        std::fs::create_dir(&place).unwrap();
+        let line = format!("echo $http_proxy $HTTP_PROXY > '{}'", directory.join("seen").display());
+        std::fs::write(place.join("look.json"), json!({ "command": line, "restart": "no" }).to_string())
+            .unwrap();
+    });
+    let address = variable(&mut guest.client(), "http_proxy");
+    assert!(address.starts_with("http://127.0.0.1:"), "{address}");
+    until("the service has written", || {
+        std::fs::read_to_string(guest.path("seen")).is_ok_and(|seen| seen == format!("{address} {address}\n"))
+    });
 }
 
 #[test]

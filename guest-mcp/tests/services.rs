@@ -34,6 +34,7 @@ fn lines(path: &Path) -> usize {
 
 #[test]
 fn services_run_when_the_guest_is_ready_and_come_back() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let guest = guest(&[
         (
@@ -50,6 +51,7 @@ fn services_run_when_the_guest_is_ready_and_come_back() {
             json!({ "command": "until [ -e {}/slow ]; do sleep 0.01; done; sleep 1000",
             "ready": { "command": "touch {}/slow" } }),
         ),
+        ("whose", json!({ "command": "id -u; id -g; sleep 1000", "user": "54321:54322", "cwd": "/" })),
         ("broken", json!({ "argv": ["/nowhere"], "restart": "no" })),
         ("deaf", json!({ "command": "sleep 1000", "ready": { "port": 1, "timeout_s": 1 } })),
         ("typo", json!({ "comand": "x" })),
@@ -68,6 +70,11 @@ fn services_run_when_the_guest_is_ready_and_come_back() {
     assert_eq!((web.len(), &web[0]["state"]), (1, &json!("running")), "{web:?}");
     let output = client.good("command_output", json!({ "id": web[0]["command_id"] }));
     assert!(output.to_string().contains("up as me"), "{output}");
+    let whose = runs(&mut client, "whose")[0]["command_id"].clone();
+    until("it runs as its user", || {
+        let output = client.good("command_output", json!({ "id": whose }));
+        common::stream(&output, "stdout") == "54321\n54322\n"
+    });
     // What checked whether it is ready is not in the list.
     assert_eq!(runs(&mut client, "slow").len(), 1);
 

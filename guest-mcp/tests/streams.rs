@@ -320,9 +320,13 @@ async fn what_cannot_be_opened_is_refused_with_a_code() {
     }
     // Whoever hangs up, or says nothing, keeps nobody.
     drop(common::dial(directory, b"CONNECT 201\n"));
-    let _silent = common::dial(directory, b"CONNECT 201\n");
+    let mut silent = common::dial(directory, b"CONNECT 201\n").unwrap();
     let (output, _) = open(directory, exec(line("echo works"))).await.all().await;
     assert_eq!(output.stdout, b"works\n");
+    // It has only so long to say what it wants.
+    let begun = Instant::now();
+    assert_eq!(std::io::Read::read(&mut silent, &mut [0]).unwrap(), 0);
+    assert!(begun.elapsed() <= 3 * nexus_schema::stream::OPENING_TIMEOUT, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ fn what_makes_no_file_is_refused() {
     ] {
         assert_eq!(client.bad("file_write", arguments.clone()), code, "{arguments}");
     }
-    // The end of what a file may hold; nothing is written for it.
+    // What is given again is written over what was there.
     client.good("file_write", piece(&path, Some(0), b"12345", false));
     let result = client.good("file_write", piece(&path, Some(2), b"34", true));
     assert_eq!(result["structuredContent"]["size_bytes"], 5);

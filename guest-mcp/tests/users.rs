@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
-use common::{Client, Guest, header, stream};
+use common::{Client, Guest, facts, header, stream};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -67,6 +67,15 @@ fn what_a_user_makes_is_its_own() {
         (owner(&format!("{shared}/a")), owner(&format!("{shared}/a/b"))),
         ((54321, 54322), (54321, 54322))
     );
+    // A directory, a copy and what is moved, with their parents.
+    client.good("file_mkdir", json!({ "path": format!("{home}/made/deep"), "user": USER }));
+    let from = format!("{home}/image/src/a");
+    client.good("file_copy", json!({ "from": from, "to": format!("{home}/copied/a"), "user": USER }));
+    let (from, to) = (format!("{home}/copied/a"), format!("{home}/moved/a"));
+    client.good("file_move", json!({ "from": from, "to": to, "user": USER }));
+    for made in ["made", "made/deep", "copied", "moved", "moved/a"] {
+        assert_eq!(owner(&format!("{home}/{made}")), (54321, 54322), "{made}");
+    }
     // Root who is named owns what it makes, too.
     client.good("file_write", json!({ "path": format!("{home}/roots/x"), "content": "x", "user": "root" }));
     assert_eq!(owner(&format!("{home}/roots")), (0, 0));
@@ -92,6 +101,10 @@ fn what_a_user_may_not_do_is_refused() {
     chown(&guarded, Some(54321), Some(54322)).unwrap();
     chmod(&guarded, 0o444);
     let inside = guest.path("closed/file");
+    let readable = guest.path("readable");
+    std::fs::write(&readable, "x\n").unwrap();
+    let edit = |path: &str| json!({ "edits": [{ "path": path, "old": "x", "new": "y" }] });
+    let patch = "--- readable\n+++ readable\n@@ -1 +1 @@\n-x\n+y\n";
     for (tool, arguments) in [
         ("file_read", json!({ "path": secret })),
         ("file_read", json!({ "path": inside })),
@@ -102,6 +115,15 @@ fn what_a_user_may_not_do_is_refused() {
         ("file_write", json!({ "path": guest.path("new"), "content": "new" })),
         ("file_write", json!({ "path": guest.path("new/dir/file"), "content": "new" })),
         ("file_write", json!({ "path": guarded, "content": "new" })),
+        ("file_edit", edit(&secret)),
+        ("file_edit", edit(&readable)),
+        ("file_patch", json!({ "path": guest.directory.path(), "patch": patch })),
+        ("file_mkdir", json!({ "path": guest.path("new") })),
+        ("file_mkdir", json!({ "path": guest.path("closed/new") })),
+        ("file_copy", json!({ "from": secret, "to": format!("{home}/copy") })),
+        ("file_copy", json!({ "from": readable, "to": guest.path("new") })),
+        ("file_move", json!({ "from": secret, "to": format!("{home}/moved") })),
+        ("file_move", json!({ "from": guarded, "to": guest.path("new") })),
         ("file_delete", json!({ "path": secret })),
         ("file_read", json!({ "path": "/proc/1/environ" })),
         ("file_read", json!({ "path": "/proc/1/maps" })),
@@ -115,7 +137,9 @@ fn what_a_user_may_not_do_is_refused() {
     let arguments = json!({ "path": "/proc/sys/kernel/domainname", "content": "x", "user": USER });
     assert_eq!(error(&mut client, "file_write", arguments)[2], "permission");
     assert_eq!(std::fs::read_to_string(&guarded).unwrap(), "old");
+    assert_eq!(std::fs::read_to_string(&readable).unwrap(), "x\n");
     assert!(!std::fs::exists(guest.path("new")).unwrap());
+    assert_eq!(std::fs::read_dir(&home).unwrap().count(), 1, "nothing is left of what was refused");
     // The agent's own rights are what they were.
     client.good("file_read", json!({ "path": secret }));
     client.good("file_write", json!({ "path": guest.path("new/dir/file"), "content": "new" }));
@@ -217,14 +241,19 @@ fn names_of_every_byte_survive_and_are_shown_tamely() {
     }
     let entries = result["structuredContent"]["entries"].as_array().unwrap();
     assert_eq!(entries.len(), 255);
+    let encoded = |directory: &str, name: &[u8]| {
+        format!("base64:{}", BASE64.encode(&[directory.as_bytes(), b"/", name].concat()))
+    };
+    let (copies, moved) = (guest.path("copies"), guest.path("moved"));
     for entry in entries.iter().filter(|entry| entry["type"] == "file") {
-        let path = match entry["path_base64"].as_str() {
+        let shown = entry["path"].as_str().unwrap();
+        let (name, path) = match entry["path_base64"].as_str() {
             Some(exact) => {
                 let exact = BASE64.decode(exact.as_bytes()).unwrap();
-                let whole = [directory.as_bytes(), b"/", &exact].concat();
-                format!("base64:{}", BASE64.encode(&whole))
+                let path = encoded(&directory, &exact);
+                (exact, path)
             }
-            None => format!("{directory}/{}", entry["path"].as_str().unwrap()),
+            None => (shown.as_bytes().to_vec(), format!("{directory}/{shown}")),
         };
         let result = client.good("file_read", json!({ "path": path, "encoding": "base64" }));
         let content = BASE64.decode(stream(&result, "content").as_bytes()).unwrap();
@@ -232,8 +261,20 @@ fn names_of_every_byte_survive_and_are_shown_tamely() {
         let result = client.good("file_stat", json!({ "path": path }));
         assert!(is_tame(header(&result)), "{result}");
         client.good("file_write", json!({ "path": path, "content": "x" }));
+        let (copy, there) = (encoded(&copies, &name), encoded(&moved, &name));
+        client.good("file_copy", json!({ "from": path, "to": copy }));
+        client.good("file_move", json!({ "from": copy, "to": there }));
+        let edit = json!({ "edits": [{ "path": there, "old": "x", "new": "y" }] });
+        let result = client.good("file_edit", edit);
+        assert!(is_tame(header(&result)) && is_tame(stream(&result, "content")), "{result}");
+        let there = std::path::Path::new(&moved).join(OsStr::from_bytes(&name));
+        assert_eq!(std::fs::read(there).unwrap(), b"y");
         client.good("file_delete", json!({ "path": path }));
         assert_eq!(content.len(), 1);
     }
+    assert_eq!(std::fs::read_dir(&copies).unwrap().count(), 0);
+    let found = client.good("file_search", json!({ "path": moved, "pattern": "y", "show": "files" }));
+    assert_eq!(facts(&found)["files"], 254, "{found}");
+    assert!(is_tame(found["content"][1]["text"].as_str().unwrap()), "{found}");
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "all but the link are gone");
 }

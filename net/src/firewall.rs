@@ -278,8 +278,8 @@ pub(crate) fn remove(netfilter: &mut Netfilter, id: InstanceId) -> Result<(), Er
 }
 
 /// Returns a pin with this lifetime.
-pub(crate) fn pin_for(name: &str, address: IpAddr, ports: (u16, u16), lifetime: Duration) -> Pin {
-    Pin { cell: Cell { addresses: (address, address), ports }, name: name.to_owned(), remaining: lifetime }
+pub(crate) fn pin_for(name: &str, cell: Cell, lifetime: Duration) -> Pin {
+    Pin { cell, name: name.to_owned(), remaining: lifetime }
 }
 
 #[cfg(test)]

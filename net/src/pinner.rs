@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nexus_net_policy::pin_ports;
+use nexus_net_policy::pin_cells;
 use nexus_net_wire::InstanceId;
 use nexus_schema::id::VmId;
 use tokio::sync::{mpsc, oneshot};
@@ -148,13 +148,13 @@ fn plan(
     let wired = view.vms.get(&wanted.vm).ok_or(PinError::Changed)?;
     let mut opened: Vec<(Pin, bool)> = Vec::new();
     for address in &wanted.addresses {
-        let ports = pin_ports(&wired.vm.policy, &view.around, &wanted.name, *address);
-        let ports = ports.map_err(|_| PinError::Changed)?;
+        let cells = pin_cells(&wired.vm.policy, &view.around, &wanted.name, *address);
+        let cells = cells.map_err(|_| PinError::Changed)?;
         let known = pins.known(wanted.vm, (&wanted.name, *address), now, wanted.holds);
         if known != Noted::Covered {
             let is_open = known == Noted::Longer;
-            let pin = |ports| (pin_for(&wanted.name, *address, ports, lifetime(wanted.holds)), is_open);
-            opened.extend(ports.into_iter().map(pin));
+            let pin = |cell| (pin_for(&wanted.name, cell, lifetime(wanted.holds)), is_open);
+            opened.extend(cells.into_iter().map(pin));
         }
     }
     Ok(if opened.is_empty() { Vec::new() } else { pin_changes(id, wired, &opened) })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use nexus_net_policy::{Cell, Surroundings, has_name_list, pin_ports};
+use nexus_net_policy::{Cell, Surroundings, has_name_list, pin_cells, pin_ports};
 use nexus_schema::id::VmId;
 use nexus_schema::network::NetworkPolicy;
 
@@ -123,8 +123,7 @@ impl Pins {
         }
         for (address, known) in self.0.get(&vm).into_iter().flatten().filter(|(_, known)| known.until > now) {
             for name in &known.names {
-                for ports in pin_ports(policy, around, name, *address).unwrap_or_default() {
-                    let cell = Cell { addresses: (*address, *address), ports };
+                for cell in pin_cells(policy, around, name, *address).unwrap_or_default() {
                     let remaining = known.until - now;
                     pins.entry(cell).or_insert_with(|| Pin { cell, name: name.clone(), remaining });
                 }
@@ -133,7 +132,7 @@ impl Pins {
         pins.into_values().collect()
     }
 
-    /// Returns whether the policy allows a port for any remembered name of an address, even if the pin has expired.
+    /// Returns whether a policy without protocols allows a port for any remembered name of an address, even if the pin has expired.
     pub(crate) fn is_allowed(
         &self,
         vm: VmId,

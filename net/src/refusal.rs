@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use nexus_net_policy::{Surroundings, decide_address, has_name_list, is_closed};
 use nexus_net_wire::Protocol;
-use nexus_schema::network::{DenyReason, NetworkPolicy};
+use nexus_schema::network::{DenyReason, NetworkPolicy, RuleProtocol};
 
 use crate::conntrack::Flow;
 
@@ -32,6 +32,7 @@ pub(crate) fn reason(
     flow: Flow,
 ) -> DenyReason {
     let Flow { address, port, protocol } = flow;
+    let policy = &*policy.over(RuleProtocol::of_number(protocol));
     if gateways.contains(&address) {
         return DenyReason::Host;
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use nexus_net_policy::Surroundings;
 use nexus_net_wire::{Cidr, Instance, InstanceId};
 use nexus_schema::id::VmId;
+use nexus_schema::network::RuleProtocol;
 
 use crate::conntrack::Flow;
 use crate::denials::Denials;
@@ -47,15 +48,21 @@ impl View {
         if let Some(other) = self.by_address(address) {
             return wired.may_talk_to(other);
         }
+        let named = RuleProtocol::of_number(protocol);
+        let policy = &wired.vm.policy;
+        if named.is_none() && policy.names_protocols() {
+            return false;
+        }
         let has = |cell: &nexus_net_policy::Cell| {
             let (first, last) = cell.addresses;
-            first.is_ipv4() == address.is_ipv4()
+            cell.protocols.only().is_none_or(|only| Some(only) == named)
+                && first.is_ipv4() == address.is_ipv4()
                 && (first..=last).contains(&address)
                 && (cell.ports.0..=cell.ports.1).contains(&port)
         };
         let is_quic = protocol == 17 && port == 443;
         wired.cells.iter().any(has)
-            || (!is_quic && pins.is_allowed(wired.vm.id, &wired.vm.policy, &self.around, (address, port)))
+            || (!is_quic && pins.is_allowed(wired.vm.id, &policy.over(named), &self.around, (address, port)))
     }
 }
 

@@ -19,6 +19,7 @@ fn run(name: &str) -> String {
 fn the_demo_comes_to_its_end() {
     let said = run("demo");
     assert!(said.contains("hello from demo") && said.contains("That was an agent's view"), "{said}");
+    assert!(said.contains("refused by policy") && said.contains("a page of the host"), "{said}");
 }
 
 #[test]

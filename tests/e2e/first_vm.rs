@@ -133,7 +133,7 @@ fn a_machine_is_made_used_and_deleted() {
 /// The default: the host's own distribution, made from its archive.
 #[test]
 fn the_default_machine_is_debian() {
-    let daemon = Daemon::start();
+    let mut daemon = Daemon::start();
     let mut client = daemon.client();
     let vm = client.to_the_end("vm_create", json!({ "network": "none" }), Duration::from_mins(15));
     let name = vm["name"].as_str().expect("a VM has a name").to_owned();
@@ -157,6 +157,8 @@ fn the_default_machine_is_debian() {
     assert!(os.contains("Debian"), "{os}");
     let image = client.must("vm_inspect", json!({ "vm": name }))["image"].take();
     assert!(image["distro"].to_string().contains("debian"), "{image}");
+    drop(client);
+    crate::apt::installs_through_proxy_and_nat(&mut daemon, &name);
 }
 
 #[test]

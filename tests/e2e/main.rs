@@ -1,5 +1,6 @@
 //! The whole of Nexus with real virtual machines: one daemon per test, with its own state directory, accessed like by any MCP client.
 
+mod apt;
 mod builds;
 mod checkpoint_faults;
 mod checkpoint_kills;

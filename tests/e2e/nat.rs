@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use nexus_tests::client::{Client, stream};
+use nexus_tests::client::{BOOT, Client, stream};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::netns::{HOST, Internet, PRIVATE, ROUTER, SITE};
 use nexus_tests::wait::until;
@@ -49,7 +49,8 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     let world = Internet::new();
     let mut daemon = Daemon::start_in_namespace(&world.host.path());
     let mut client = daemon.client();
-    client.must("settings_set", json!({ "values": { "network.dns": ROUTER.to_string() } }));
+    let settings = json!({ "network.dns": ROUTER.to_string(), "network.search": "lab.example" });
+    client.must("settings_set", json!({ "values": settings }));
 
     // --- one machine: its address, names, the way out
     let web = client.create(json!({ "name": "web", "from": "busybox", "network": "nat" }));
@@ -70,7 +71,7 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
         &format!("{own}/32"),
         &format!("{}/128", text("ipv6")),
         &text("mac"),
-        &format!("nameserver {gateway}"),
+        &format!("nameserver {gateway}\nsearch nexus.internal lab.example\n"),
         "web",
     ] {
         assert!(addresses.contains(part), "{part} in {addresses}");
@@ -227,7 +228,49 @@ fn what_a_daemon_leaves_that_is_killed_while_it_connects_a_machine_is_removed() 
         (&address, &Value::Null),
         "its addresses stay its own"
     );
+
+    // --- the same after the shim was killed, and after a stop that the daemon does not see the end of
+    let none_is_left = |what: &str| {
+        let gone = until(SOON, || (taps(&world) == 0).then_some(()));
+        assert!(gone.is_some(), "{what}: {:?}", world.host.links());
+    };
+    let kill_shim = |client: &mut Client| {
+        let shim = until(SOON, || client.inspect("web")["process"]["shim_pid"].as_u64());
+        kill_process(shim.and_then(|pid| u32::try_from(pid).ok()).expect("a shim"));
+        client.wait_for("web", "its end", |vm| vm["state"] == "crashed" || vm["state"] == "failed");
+    };
+    client.must("vm_start", json!({ "vm": "web", "wait_s": 0 }));
+    kill_shim(&mut client);
+    none_is_left("its shim is killed while it boots");
+    client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+    assert_eq!(taps(&world), 1, "{:?}", world.host.links());
+    kill_shim(&mut client);
+    none_is_left("its shim is killed");
+    client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+    client = daemon.kill_at("stop-asked", |client| {
+        client.request("tools/call", &json!({ "name": "vm_stop", "arguments": { "vm": "web" } })).ok();
+    });
+    client.wait_for_state("web", "stopped");
+    none_is_left("the daemon is killed within a stop");
     client.must("vm_delete", json!({ "vm": "web" }));
     assert_eq!(client.must("network_cleanup", json!({}))["removed"], true);
     assert_eq!(world.host.links(), ["up0"]);
+
+    // --- all addresses of a small subnet are in use: the next machine is refused, and a deletion makes room
+    client.must("settings_set", json!({ "values": { "network.subnet": "10.99.88.0/29" } }));
+    let machine = |name: &str| json!({ "name": name, "from": "busybox", "network": "nat", "start": false });
+    for number in 2..7 {
+        let made = client.to_the_end("vm_create", machine(&format!("vm-{number}")), SOON);
+        assert_eq!(made["network"]["interface"]["ipv4"], format!("10.99.88.{number}"), "{made}");
+    }
+    let refused = client.call("vm_create", machine("one-more")).expect_err("no address is left");
+    assert_eq!(refused.code, "busy", "{}", refused.text);
+    assert!(refused.text.contains("network.subnet to a larger one"), "{}", refused.text);
+    assert_eq!(
+        client.call("vm_inspect", json!({ "vm": "one-more" })).expect_err("it is not made").code,
+        "vm_not_found"
+    );
+    client.must("vm_delete", json!({ "vm": "vm-4" }));
+    let made = client.to_the_end("vm_create", machine("one-more"), SOON);
+    assert_eq!(made["network"]["interface"]["ipv4"], "10.99.88.4", "{made}");
 }

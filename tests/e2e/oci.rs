@@ -1,7 +1,10 @@
 //! Machines made of OCI images.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use nexus_tests::client::{Client, stream};
-use nexus_tests::daemon::Daemon;
+use nexus_tests::daemon::{Daemon, program};
 use nexus_tests::registry::{Entry, Registry};
 use serde_json::json;
 
@@ -45,6 +48,19 @@ fn a_machine_is_made_of_an_image_in_a_registry() {
     );
     assert_eq!(image["config"]["user"], "1000", "{image}");
     assert_eq!(image["config"]["working_dir"], "/app", "{image}");
+
+    // A shell is that of the image's user.
+    for (options, user) in [(&[][..], "1000\n"), (&["-u", "root"], "0\n")] {
+        let mut shell = Command::new(program("nexusctl"));
+        shell.arg("shell").args(options).arg("tool").envs(daemon.environment());
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = shell.spawn().expect("nexusctl runs");
+        let mut stdin = shell.stdin.take().expect("its input");
+        stdin.write_all(b"busybox id -u; exit 4\n").expect("it is typed");
+        drop(stdin);
+        let ended = shell.wait_with_output().expect("it ends");
+        assert_eq!((&*String::from_utf8_lossy(&ended.stdout), ended.status.code()), (user, Some(4)));
+    }
 
     // The same image is not made again; a different one under the same tag is.
     let planned = |client: &mut Client, name: &str| {

@@ -21,7 +21,7 @@ const LATER: &str = "198.51.100.77";
 
 /// A daemon of the user on a host of a world, with the world's name server.
 fn daemon(world: &Internet) -> Daemon {
-    let resolv = format!("nameserver {ROUTER}\n");
+    let resolv = format!("nameserver {ROUTER}\nsearch corp.example\n");
     let network = world.host.path();
     Daemon::start_on(
         USER,
@@ -85,7 +85,8 @@ fn machines_of_an_ordinary_user_have_a_network_that_leaves_nothing() {
     let (own, gateway) = (text("ipv4"), text("gateway"));
     assert_eq!(world.host.links(), ["up0"]);
     let (_, addresses, _) = run(&mut client, "web", "ip address show eth0; cat /etc/resolv.conf");
-    for part in [&format!("{own}/32"), &text("mac"), &format!("nameserver {gateway}")] {
+    let resolv = format!("nameserver {gateway}\nsearch nexus.internal corp.example\n");
+    for part in [&format!("{own}/32"), &text("mac"), &resolv] {
         assert!(addresses.contains(part), "{part} in {addresses}");
     }
     let (code, _, said) = run(&mut client, "web", &format!("ping -c 1 -W 5 {gateway}"));

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -255,6 +255,87 @@ fn nothing_is_copied_from_or_to_places_that_are_not_allowed() {
 }
 
 #[test]
+fn a_token_copies_from_and_to_its_own_directories_only() {
+    let copies = Copies::new();
+    let socket = copies.world.daemon.socket();
+    let mut owner = Client::connect_at(&socket, "/mcp?tools=all").expect("the owner connects");
+    copies.world.create(&mut owner, "work-1");
+    for name in ["mine", "theirs"] {
+        copies.write(&format!("allowed/{name}/file"), name);
+    }
+    let token = |name: &str, roots: Value| json!({ "name": name, "scopes": ["read", "exec"], "all_vms": true, "tools": "all", "roots": roots });
+    let failure = refused(&mut owner, "token_create", token("wide", json!([copies.at("outside")])));
+    assert!(failure.text.contains("not in copy_roots of the configuration"), "{}", failure.text);
+    let mut agent = |name: &str, roots: Value| {
+        let made = owner.must("token_create", token(name, roots));
+        let secret = made["token"].as_str().expect("a token");
+        Client::connect_with(&socket, secret).expect("its holder connects")
+    };
+    let copy = |from: &str, to: &str| json!({ "vm": "work-1", "from": copies.at(from), "to": copies.at(to), "wait_s": 45 });
+
+    let mut mine = agent("mine", json!([copies.at("allowed/mine")]));
+    assert_eq!(mine.must("system_info", json!({}))["copy"]["roots"], json!([copies.at("allowed/mine")]));
+    mine.must("guest_copy_in", copy("allowed/mine/file", "vm/in"));
+    assert_eq!(fs::read(copies.at("vm/in")).expect("it is there"), b"mine");
+    mine.must("guest_copy_out", copy("vm/in", "allowed/mine/out"));
+    assert_eq!(fs::read(copies.at("allowed/mine/out")).expect("it is there"), b"mine");
+    // One without directories has its own folder, and no other token's.
+    let mut none = agent("none", json!([]));
+    let info = none.must("system_info", json!({}))["copy"].take();
+    assert_eq!(info["roots"], json!([]), "{info}");
+    let others = mine.must("system_info", json!({}))["copy"]["scratch"].take();
+    assert_ne!(info["scratch"], others);
+    for (client, place) in [(&mut mine, "allowed/theirs"), (&mut none, "allowed/mine")] {
+        let failure = refused(client, "guest_copy_in", copy(&format!("{place}/file"), "vm/new"));
+        assert_eq!(failure.code, "forbidden", "{}", failure.text);
+        let failure = refused(client, "guest_copy_out", copy("vm/in", &format!("{place}/new")));
+        assert_eq!(failure.code, "forbidden", "{}", failure.text);
+    }
+    let into = json!({ "vm": "work-1", "from": copies.at("vm/in"), "to": others, "wait_s": 45 });
+    assert_eq!(refused(&mut none, "guest_copy_out", into).code, "forbidden");
+    assert!(!Path::new(&copies.at("vm/new")).exists() && !Path::new(&copies.at("allowed/mine/new")).exists());
+    copies.world.assert_in_order();
+}
+
+#[test]
+fn a_copy_has_the_owner_that_is_asked_for_and_leaves_out_what_is_named() {
+    let copies = Copies::new();
+    let mut client = copies.world.client();
+    copies.world.create(&mut client, "work-1");
+    for name in ["file", "left.o", "deep/also.o", "deep/kept"] {
+        copies.write(&format!("allowed/tree/{name}"), name);
+    }
+    chown(copies.at("allowed/tree/file"), Some(1234), Some(2345)).expect("another owner");
+    // Not the owner of the directory that the copies are put in.
+    chown(copies.at("vm"), Some(54321), Some(7)).expect("another owner");
+    fs::set_permissions(copies.host.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    let copy = |to: &str, name: &str, value: Value| {
+        let (from, to) = (copies.at("allowed/tree"), copies.at(to));
+        let mut arguments =
+            json!({ "vm": "work-1", "from": from, "to": to, "exclude": ["*.o"], "wait_s": 45 });
+        arguments[name] = value;
+        arguments
+    };
+    for (to, name, value, owner) in [
+        ("vm/default", "overwrite", json!(true), (54321, 7)),
+        ("vm/theirs", "user", json!("54321:7"), (54321, 7)),
+        ("vm/roots", "user", json!("root"), (0, 0)),
+        ("vm/same", "same_owner", json!(true), (1234, 2345)),
+    ] {
+        let done = client.must("guest_copy_in", copy(to, name, value));
+        assert_eq!(done["result"]["skipped"]["excluded"], 2, "{done}");
+        let meta = fs::metadata(copies.at(&format!("{to}/file"))).expect("it is there");
+        assert_eq!((meta.uid(), meta.gid()), owner, "{to}");
+        let deep = fs::read_dir(copies.at(&format!("{to}/deep"))).expect("a directory").count();
+        assert_eq!((deep, Path::new(&copies.at(&format!("{to}/left.o"))).exists()), (1, false), "{to}");
+    }
+    // With the rights of that user.
+    let failure = refused(&mut client, "guest_copy_in", copy("vm/no", "user", json!("54322")));
+    assert!(failure.code == "file_refused" && failure.text.contains("ermission denied"), "{}", failure.text);
+    copies.world.assert_in_order();
+}
+
+#[test]
 fn a_copy_that_breaks_off_leaves_whole_files() {
     let mut copies = Copies::new();
     let mut client = copies.world.client();
@@ -326,6 +407,16 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
     let done = client.must("guest_copy_in", json!({ "vm": "work-1", "from": from, "to": to, "wait_s": 45 }));
     assert_eq!(done["result"]["files"], 40, "{done}");
     assert_eq!(fs::read(copies.at("vm/tree/39")).expect("it is there"), vec![39; 300_000]);
+    // The client goes away during the copy, which goes on.
+    let newest = |client: &mut Client| client.must("op_list", json!({ "limit": 1 }))["ops"][0].take();
+    let before = newest(&mut client);
+    let mut hasty = copies.world.client();
+    let later = json!({ "vm": "work-1", "from": from, "to": copies.at("vm/later"), "wait_s": 45 });
+    hasty.start("tools/call", &json!({ "name": "guest_copy_in", "arguments": later })).expect("it is sent");
+    soon("the copy begins", || (newest(&mut client) != before).then_some(()));
+    drop(hasty);
+    soon("the copy ends", || (newest(&mut client)["state"] == "succeeded").then_some(()));
+    assert_eq!(fs::read_dir(copies.at("vm/later")).expect("it is there").count(), 40);
     copies.world.assert_in_order();
 }
 

@@ -2,17 +2,19 @@
 //! its proxy can be used from here; the daemon decides what it can reach, and dials.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nexus_tests::client::Client;
+use nexus_tests::daemon::kill_process;
 use nexus_tests::web::Web;
 use serde_json::{Value, json};
 
 use crate::echo::{ACCEPTED, echo};
+use crate::streams::{ended, nexusctl};
 use crate::world::{SOON, World, refused, soon};
 
 fn create(world: &World, client: &mut Client, network: &Value) -> Value {
@@ -177,6 +179,7 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     let proxy = proxy(&mut client);
     let here = format!("127.0.0.1:{port}");
     let before = ACCEPTED.load(Ordering::Relaxed);
+    let mut follower = nexusctl(&world, &["network", "log", "web", "-f"]).spawn().expect("nexusctl runs");
 
     let answer = get(&proxy, &format!("http://{here}/"));
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -188,6 +191,16 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     );
     let hint = format!("ask for vm_update network.allow=[\"*\",\"{here}\"]");
     assert_eq!(body["hint"], hint);
+
+    // Who follows the log is told at once.
+    let mut line = String::new();
+    BufReader::new(follower.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+    assert!(
+        line.contains(" denied ") && line.contains(&here) && line.contains("an address of the host"),
+        "{line}"
+    );
+    kill_process(follower.id());
+    ended(&mut follower);
 
     // A name that resolves to a private address is refused, whether or not the list contains it.
     let (_, head) = connect(&proxy, &format!("localhost:{port}"));
@@ -316,6 +329,25 @@ fn a_change_cuts_what_it_does_not_allow_and_a_machine_without_network_says_so() 
     });
     let (_, head) = connect(&proxy_at, &here);
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+
+    // The same with an address of IPv6, also by SOCKS5.
+    let six = TcpListener::bind("[::1]:0").expect("a port is free");
+    let at = six.local_addr().expect("it has an address");
+    let (_, head) = connect(&proxy_at, &at.to_string());
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    client.must("vm_update", json!({ "vm": "web", "network": { "allow": [at.to_string()] } }));
+    let (_stream, head) = connect(&proxy_at, &at.to_string());
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let mut socks = dial(&proxy_at);
+    let address = Ipv6Addr::LOCALHOST.octets();
+    let asked = [&[5, 1, 0, 5, 1, 0, 4][..], &address, &at.port().to_be_bytes()].concat();
+    socks.write_all(&asked).expect("the proxy reads");
+    let mut answer = [0; 4];
+    socks.read_exact(&mut answer).expect("the proxy answers");
+    assert_eq!(answer, [5, 0, 5, 0]);
+    for _ in 0..2 {
+        six.accept().expect("it is connected");
+    }
     world.assert_in_order();
 }
 

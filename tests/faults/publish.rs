@@ -1,6 +1,6 @@
 //! Published ports of guests. A machine that is a process shares the host's loopback, so the tests' servers are "in the guest".
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -138,7 +138,12 @@ fn what_is_published_stays_over_restarts_and_ends_with_its_vm() {
     drop(waiting);
     assert_eq!(ask(&published, "again"), "again5");
 
+    // A connection that is busy when the daemon is killed ends.
+    let mut busy = dial(&published);
+    busy.write_all(b"x").and_then(|()| busy.read_exact(&mut [0])).expect("the guest's server answers");
     world.daemon.kill();
+    let ended = busy.read(&mut [0]).map_err(|error| error.kind());
+    assert!(matches!(ended, Ok(0) | Err(ErrorKind::ConnectionReset)), "{ended:?}");
     // No other program may have taken the port meanwhile.
     let holder = TcpListener::bind(published["address"].as_str().expect("an address")).expect("it is free");
     world.daemon.restart();

@@ -99,6 +99,9 @@ fn exec_is_byte_exact_and_ends_as_the_command_does() {
     let line = "echo $A $B; pwd";
     let output = run(&world, &["exec", "-e", "A=one", "-e", "B=two", "-w", "/tmp", "web-1", "-c", line], b"");
     assert_eq!(text(&output.stdout), "one two\n/tmp\n", "{}", text(&output.stderr));
+    let whose = ["exec", "-u", "54321:54322", "-w", "/", "web-1", "-c", "id -u; id -g"];
+    let output = run(&world, &whose, b"");
+    assert_eq!(text(&output.stdout), "54321\n54322\n", "{}", text(&output.stderr));
     for (words, expected) in [
         (&["web-1", "/no/such/program"][..], 127),
         (&["web-1", "/etc/passwd"], 126),
@@ -114,6 +117,35 @@ fn exec_is_byte_exact_and_ends_as_the_command_does() {
     let output = run(&world, &["exec", "-d", "web-1", "-c", "exit 3"], b"");
     let id = text(&output.stdout).trim().to_owned();
     assert_eq!(newest(&mut world.client())["command_id"], json!(id));
+    world.assert_in_order();
+}
+
+/// All of a flood is counted, the most of it is not kept, and other calls are answered meanwhile.
+#[test]
+fn ten_gigabytes_of_output_keep_no_call_waiting() {
+    const ALL: u64 = 10 << 30;
+    let world = World::new();
+    let mut client = world.client();
+    world.create(&mut client, "web-1");
+    let flood = json!({ "vm": "web-1", "argv": ["head", "-c", ALL.to_string(), "/dev/zero"] });
+    let started = client.call_whole("guest_command_start", flood).expect("it starts");
+    let read = json!({ "vm": "web-1", "id": started["_meta"]["dev.nexus/result"]["command_id"], "limit": 1 });
+    let mut waits = Vec::new();
+    let stdout = soon("its end", || {
+        let begun = Instant::now();
+        let seen = client.call_whole("guest_command_output", read.clone()).expect("it is read");
+        waits.push(begun.elapsed());
+        let facts = &seen["_meta"]["dev.nexus/result"];
+        (facts["state"] == "ended").then(|| facts["stdout"].clone())
+    });
+    let kept = nexus_schema::limits::KEEP_DEFAULT;
+    assert_eq!(
+        (stdout["total_bytes"].as_u64(), stdout["dropped_bytes"].as_u64()),
+        (Some(ALL), Some(ALL - kept)),
+        "{stdout}"
+    );
+    waits.sort_unstable();
+    assert!(waits[waits.len() / 2] < Duration::from_secs(1), "{waits:?}");
     world.assert_in_order();
 }
 

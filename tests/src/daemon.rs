@@ -274,6 +274,11 @@ impl Daemon {
         self.client()
     }
 
+    /// Has the next start be in a network namespace, given by a path. Needs root.
+    pub fn move_to(&mut self, namespace: &Path) {
+        self.host = Host::Namespace(namespace.to_owned());
+    }
+
     /// Changes a setting for the next start; `None` removes it.
     pub fn set(&mut self, key: &str, value: Option<&str>) {
         match value {

@@ -89,6 +89,37 @@ impl Mirror {
     }
 }
 
+/// The same archives over plain HTTP, without a password. The server stops with the test's process.
+#[derive(Debug)]
+pub struct Archive {
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Archive {
+    /// Serves them on a socket, which may be in another network namespace; they are fetched from that of the test. The path of a file is its
+    /// URL without the colon: `/http/HOST/PATH`.
+    pub fn serve(listener: TcpListener) -> Self {
+        let asked = Arc::<Mutex<Vec<Asked>>>::default();
+        let (noted, proxy) = (asked.clone(), apt_proxy());
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (noted, proxy) = (noted.clone(), proxy.clone());
+                // A client may disconnect.
+                thread::spawn(move || {
+                    let head = Head::read(&mut BufReader::new(stream.try_clone()?))?;
+                    fetch(head, &mut &stream, &noted, proxy.as_deref())
+                });
+            }
+        });
+        Self { asked }
+    }
+
+    /// The requests so far.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// A certificate issued by a new CA, and the CA's certificate.
 fn identity() -> (Arc<ServerConfig>, String) {
     let mut params = CertificateParams::default();
@@ -207,12 +238,26 @@ fn serve(
 ) -> io::Result<()> {
     let connection = ServerConnection::new(server).map_err(io::Error::other)?;
     let mut lines = BufReader::new(StreamOwned::new(connection, stream));
-    let Head { path, agent, range, is_allowed } = Head::read(&mut lines)?;
+    let head = Head::read(&mut lines)?;
     let mut stream = lines.into_inner();
-    if !is_allowed {
+    if !head.is_allowed {
         let realm = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"mirror\"\r\n";
         return write!(stream, "{realm}Content-Length: 0\r\nConnection: close\r\n\r\n");
     }
+    let fetched = fetch(head, &mut stream, asked, proxy);
+    stream.conn.send_close_notify();
+    stream.flush()?;
+    fetched
+}
+
+/// Answers a request with the file of the archive.
+fn fetch(
+    head: Head,
+    stream: &mut impl Write,
+    asked: &Mutex<Vec<Asked>>,
+    proxy: Option<&str>,
+) -> io::Result<()> {
+    let Head { path, agent, range, .. } = head;
     asked.lock().unwrap_or_else(PoisonError::into_inner).push(Asked { path: path.clone(), agent });
     let Some((scheme, rest)) = path.trim_start_matches('/').split_once('/') else {
         return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -226,11 +271,9 @@ fn serve(
         .stdout(Stdio::piped())
         .spawn()?;
     let answer = fetch.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
-    let passed = pass(BufReader::new(answer), &mut stream);
+    let passed = pass(BufReader::new(answer), stream);
     let ended = fetch.wait()?;
     passed?;
-    stream.conn.send_close_notify();
-    stream.flush()?;
     if ended.success() { Ok(()) } else { Err(io::Error::other("curl failed")) }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
 use crate::size::ByteSize;
-pub use rule::{NetworkRule, ParseRuleError, Target, name};
+pub use rule::{NetworkRule, ParseRuleError, RuleProtocol, Target, name};
 
 /// The maximum number of entries of an allow or a deny list.
 pub const RULES_MAX: usize = 128;
@@ -100,7 +100,7 @@ impl NetworkPolicy {
         let any = NetworkRule::any();
         let listed = if self.allow.is_empty() { std::slice::from_ref(&any) } else { &self.allow };
         let expand = |rule: &NetworkRule| match rule.target() {
-            Target::Any => self.packages.iter().filter_map(|one| one.within(rule.ports())).collect(),
+            Target::Any => self.packages.iter().filter_map(|one| one.within(rule)).collect(),
             Target::Name(_) | Target::Below(_) | Target::Net(..) => vec![rule.clone()],
         };
         let allow: Vec<NetworkRule> = listed.iter().flat_map(expand).collect();
@@ -108,6 +108,29 @@ impl NetworkPolicy {
         let mode = if allow.is_empty() { NetworkMode::None } else { self.mode };
         let preset = NetworkPreset::Internet;
         Cow::Owned(Self { mode, preset, allow, packages: Vec::new(), ..self.clone() })
+    }
+
+    /// Returns whether any entry is for one protocol only.
+    pub fn names_protocols(&self) -> bool {
+        let mut all = self.allow.iter().chain(&self.deny).chain(&self.packages);
+        all.any(|rule| rule.protocol().is_some())
+    }
+
+    /// Returns a policy without protocols that decides about this protocol as the whole policy does. No protocol stands for all that entries
+    /// cannot name.
+    pub fn over(&self, protocol: Option<RuleProtocol>) -> Cow<'_, Self> {
+        if !self.names_protocols() {
+            return Cow::Borrowed(self);
+        }
+        let of = |rules: &[NetworkRule]| -> Vec<NetworkRule> {
+            rules.iter().filter_map(|rule| rule.over(protocol)).collect()
+        };
+        let mut allow = of(&self.allow);
+        if allow.is_empty() && !self.allow.is_empty() {
+            // An empty list would allow everything.
+            allow.push(NetworkRule::nothing());
+        }
+        Cow::Owned(Self { allow, deny: of(&self.deny), packages: of(&self.packages), ..self.clone() })
     }
 }
 
@@ -288,6 +311,32 @@ mod tests {
             ..NetworkPolicy::default()
         };
         assert!(matches!(open.effective(), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_policy_for_one_protocol_has_the_entries_for_it() {
+        let rules =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<NetworkRule>>();
+        let policy = NetworkPolicy {
+            allow: rules(&["a.example:443/tcp", "b.example"]),
+            deny: rules(&["10.0.0.0/8/udp"]),
+            ..NetworkPolicy::default()
+        };
+        let over = |policy: &NetworkPolicy, protocol| {
+            let now = policy.over(protocol).into_owned();
+            assert!(!now.names_protocols());
+            (now.allow, now.deny)
+        };
+        let (tcp, udp) = (Some(RuleProtocol::Tcp), Some(RuleProtocol::Udp));
+        assert_eq!(over(&policy, tcp), (rules(&["a.example:443", "b.example"]), Vec::new()));
+        assert_eq!(over(&policy, udp), (rules(&["b.example"]), rules(&["10.0.0.0/8"])));
+        assert_eq!(over(&policy, None), (rules(&["b.example"]), Vec::new()));
+        let only = NetworkPolicy { allow: rules(&["a.example/tcp"]), ..NetworkPolicy::default() };
+        let (allow, _) = over(&only, udp);
+        assert_eq!(allow.len(), 1, "a list without entries would allow everything");
+        assert!(!allow[0].names("a.example", 443) && !allow[0].is_any(443) && !allow[0].is_address());
+        let plain = NetworkPolicy { allow: rules(&["a.example"]), ..NetworkPolicy::default() };
+        assert!(matches!(plain.over(udp), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_net_policy::{Place, allowing, decide_address, decide_name, range};
 use nexus_schema::egress::{EgressError, EgressFailure, EgressOpening};
-use nexus_schema::network::{DenyReason, NetworkPolicy};
+use nexus_schema::network::{DenyReason, NetworkPolicy, RuleProtocol};
 use nexus_schema::tools::network::Verdict;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -47,12 +47,14 @@ impl Way {
     /// Checks whether a policy allows the connection.
     pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
         let port = self.port;
+        // What the proxy carries is TCP.
+        let of_tcp = &*policy.over(Some(RuleProtocol::Tcp));
         if self.is_name {
-            let checked = decide_name(policy, &self.host, port);
+            let checked = decide_name(of_tcp, &self.host, port);
             checked.map_err(|reason| Denied::new(policy, &self.host, port, None, reason))?;
         }
         let Some(place) = self.place else { return Ok(()) };
-        let checked = decide_address(policy, place, self.is_name);
+        let checked = decide_address(of_tcp, place, self.is_name);
         let address = self.is_name.then_some(place.address);
         checked.map_err(|reason| Denied::new(policy, &self.host, port, address, reason))
     }

@@ -12,7 +12,9 @@
 mod addresses;
 mod nat;
 mod process;
+mod search;
 
 pub(crate) use addresses::{Addresses, choose, host_routes, parse_subnet};
 pub(crate) use nat::{Nat, NatError};
 pub(crate) use nexus_net_wire::{Denial, Dns, Event, Instance, Protocol, Vm};
+pub(crate) use search::{SEARCH_MAX, host_search};

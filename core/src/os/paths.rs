@@ -224,6 +224,9 @@ pub(crate) const HEADERS: &str = "/usr/include";
 /// The kernel's list of IPv4 routes, in this process's network namespace.
 pub(crate) const ROUTES: &str = "/proc/self/net/route";
 
+/// The host's configuration of names: its servers and search domains.
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// The device for using TAP devices.
 pub(crate) const TUN: &str = nexus_net_wire::tap::DEVICE;
 

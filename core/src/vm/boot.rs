@@ -167,6 +167,7 @@ pub(super) fn configure(
     boot_id: BootId,
     token: &str,
     leased: Option<&Leased>,
+    search: Vec<String>,
 ) -> Configure {
     let mounts = drives.iter().filter_map(|drive| {
         let path = drive.attachment.as_ref()?.mount.clone()?;
@@ -179,8 +180,7 @@ pub(super) fn configure(
         Some(GuestFile { path: path.clone(), content_base64, mode, user: file.user.clone() })
     });
     let policy = network::of_proxy(&record.spec.network, leased.is_none());
-    let names = leased.map(Leased::names);
-    let resolver = names.iter().map(|(server, _)| IpAddr::from(*server));
+    let resolver = leased.map(|leased| vec![IpAddr::from(leased.resolver())]);
     Configure {
         protocol: PROTOCOL,
         token: token.into(),
@@ -190,8 +190,8 @@ pub(super) fn configure(
         hostname: record.spec.hostname.clone(),
         time_unix_ns: 0,
         interfaces: leased.map(Leased::of_guest).into_iter().collect(),
-        dns: if names.is_some() { resolver.collect() } else { record.spec.dns.clone() },
-        search: names.map(|(_, domain)| domain).into_iter().collect(),
+        dns: resolver.unwrap_or_else(|| record.spec.dns.clone()),
+        search,
         env: record.spec.env.clone(),
         working_dir: record.spec.working_dir.clone(),
         image_user: record.spec.image_user.clone(),

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use nexus_net_wire::Cidr;
-use nexus_schema::network::{NetworkMode, NetworkRule, PACKAGES_MAX, Target};
+use nexus_schema::network::{NetworkMode, NetworkRule, PACKAGES_MAX, Target, name};
 use nexus_schema::{ByteSize, TimeSpan, ToolError};
 
 use super::spec::{self, Defaults};
-use crate::net::parse_subnet;
+use crate::net::{SEARCH_MAX, parse_subnet};
 use crate::op::store_error;
 use crate::store::Store;
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
@@ -31,6 +31,7 @@ pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
 pub(crate) const NETWORK_DNS: &str = "network.dns";
 pub(crate) const FIREWALL: &str = "network.firewall";
 pub(crate) const PACKAGES: &str = "network.packages";
+pub(crate) const SEARCH: &str = "network.search";
 pub(crate) const SUBNET: &str = "network.subnet";
 pub(crate) const WARM_POOL: &str = "warm_pool";
 
@@ -40,7 +41,7 @@ const POOL_MAX: u32 = 16;
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 21] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 22] = [
     (
         DEFAULT_CHECKPOINTS,
         "",
@@ -97,6 +98,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 21] = [
         "names that the network preset `packages` allows besides the host's own registries, comma-separated, each with optional :PORT",
     ),
     (
+        SEARCH,
+        "",
+        "search domains of VMs with network `nat` after that of VMs, up to five, comma-separated; empty: those of the host, unless network.dns is set or an allow list of names decides",
+    ),
+    (
         SUBNET,
         "",
         "subnet of VMs with network `nat`, such as 10.200.0.0/20; empty: one that the host has no route to",
@@ -138,6 +144,8 @@ pub(crate) struct SharedNetwork {
     pub(crate) dns: Vec<IpAddr>,
     /// What the preset `packages` allows besides the registries that the host's configuration names.
     pub(crate) packages: Vec<NetworkRule>,
+    /// Search domains of guests besides that of VMs.
+    pub(crate) search: Vec<String>,
 }
 
 /// Reads the settings of the shared network.
@@ -243,6 +251,7 @@ impl Values {
                     .map_err(|_| ToolError::invalid(format!("`{value}` is neither `true` nor `false`")))?;
             }
             PACKAGES => network.packages = rules(value)?,
+            SEARCH => network.search = domains(value)?,
             SUBNET => {
                 network.subnet = match value {
                     "" => None,
@@ -301,6 +310,21 @@ fn rules(value: &str) -> Result<Vec<NetworkRule>, ToolError> {
     Ok(rules)
 }
 
+/// Parses names of domains, comma-separated.
+fn domains(value: &str) -> Result<Vec<String>, ToolError> {
+    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let domains: Vec<String> = parts
+        .map(|part| name(part).map_err(|why| ToolError::invalid(format!("`{part}` is not a domain: {why}"))))
+        .collect::<Result<_, _>>()?;
+    if domains.len() > SEARCH_MAX {
+        return Err(ToolError::invalid(format!(
+            "at most {SEARCH_MAX} search domains, got {}",
+            domains.len()
+        )));
+    }
+    Ok(domains)
+}
+
 fn addresses(value: &str) -> Result<Vec<IpAddr>, ToolError> {
     let addresses: Vec<IpAddr> = value
         .split(',')
@@ -341,6 +365,9 @@ mod tests {
             (DEFAULT_NETWORK, "lan"),
             (SUBNET, "8.8.8.0/24"),
             (NETWORK_DNS, "dns.example"),
+            (SEARCH, "a.example, b c"),
+            (SEARCH, "10.0.0.1"),
+            (SEARCH, "a,b,c,d,e,f"),
             (PACKAGES, "a.example, *:443"),
             (PACKAGES, "https://a.example"),
             (PACKAGES, vec!["a.example"; 65].join(",").as_str()),
@@ -373,5 +400,7 @@ mod tests {
         assert_eq!(values.0.warm_pool["busybox"], 6);
         values.set(PACKAGES, "a.example:443, *.b.example").unwrap();
         assert_eq!(values.2.packages.len(), 2);
+        values.set(SEARCH, "Corp.example., lab.example").unwrap();
+        assert_eq!(values.2.search, ["corp.example", "lab.example"]);
     }
 }

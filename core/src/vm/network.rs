@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use nexus_net_policy::has_name_list;
 use nexus_net_wire::{CONNECTIONS_MAX, Cidr, InstanceId, Mac, State};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::link::{Interface, InterfaceAddress, REFUSED_REQUEST, Refusal, RefusedParams};
@@ -31,7 +32,7 @@ use crate::store::{StoreError, settings};
 use crate::vmm::PlanInterface;
 use crate::vmm::doctor::Choice;
 
-/// Domain of VMs' names, and the search domain of guests.
+/// Domain of VMs' names, and the first search domain of guests.
 const DOMAIN: &str = "nexus.internal";
 /// Port of name servers.
 const DNS_PORT: u16 = 53;
@@ -60,9 +61,9 @@ impl Leased {
         Interface { mac: self.lease.mac.clone(), addresses: addresses.into(), mtu: None }
     }
 
-    /// Returns the guest's name server and search domain.
-    pub(crate) fn names(&self) -> (Ipv4Addr, String) {
-        (self.addresses.gateways().0, DOMAIN.to_owned())
+    /// Returns the guest's name server.
+    pub(crate) fn resolver(&self) -> Ipv4Addr {
+        self.addresses.gateways().0
     }
 
     fn shown(&self, boot: Option<BootId>) -> NetworkInterface {
@@ -140,6 +141,33 @@ pub(crate) async fn leased(shared: &Shared, vm: VmId) -> Result<Option<Leased>, 
         Some(lease) => Ok(Some(Leased { lease, addresses: addresses(shared).await? })),
         None => Ok(None),
     }
+}
+
+/// Returns the search domains of a guest with this lease: that of VMs, then those of the setting; without one those of the host, if its name
+/// servers are asked and no list of names decides: each refused name would be refused in each domain as well. A guest without a lease gets none.
+pub(crate) async fn search(
+    shared: &Shared,
+    record: &VmRecord,
+    leased: Option<&Leased>,
+) -> Result<Vec<String>, ToolError> {
+    if leased.is_none() {
+        return Ok(Vec::new());
+    }
+    let SharedNetwork { dns, search, .. } = defaults::network(&shared.store).await?;
+    let more = match search.is_empty() && dns.is_empty() && !has_name_list(&record.spec.network) {
+        true => net::host_search().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the host's search domains");
+            Vec::new()
+        }),
+        false => search,
+    };
+    let mut all = vec![DOMAIN.to_owned()];
+    for domain in more {
+        if !all.contains(&domain) {
+            all.push(domain);
+        }
+    }
+    Ok(all)
 }
 
 /// Connects the interface of a boot. Returns the name of its TAP device on the host.

@@ -250,7 +250,8 @@ async fn adopt(
     }
     let leased =
         network::leased(shared, record.id).await?.filter(|leased| leased.lease.boot == Some(boot_id));
-    let configure = boot::configure(shared, &record, drives, boot_id, &token, leased.as_ref());
+    let search = network::search(shared, &record, leased.as_ref()).await?;
+    let configure = boot::configure(shared, &record, drives, boot_id, &token, leased.as_ref(), search);
     let configured = boot::is_configured(&record);
     let policy = network::of_proxy(&record.spec.network, leased.is_none());
     let egress = shared.egresses.of(record.id, &policy);

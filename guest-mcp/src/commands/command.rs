@@ -424,7 +424,9 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
     let duration = command.begun.elapsed();
     // This fails only if something else has reaped the process; then there is no exit status.
     let status = status.unwrap_or_else(|_: std::io::Error| ExitStatus::default());
-    if limits.kill_descendants {
+    // A signal that was asked for ends the whole command, if it ends its main process.
+    let was_ended = status.signal().is_some() && command.was_told_to_end.load(Ordering::Acquire);
+    if limits.kill_descendants || was_ended {
         command.kill().await;
     }
     reading::drain(&command).await;

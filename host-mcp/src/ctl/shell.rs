@@ -10,10 +10,13 @@ use super::error::Error;
 use super::exec::{code, variable, variables};
 use super::stream::{self, Attached, DetachKeys, detach_keys};
 
+/// How a guest is asked for the image's user.
+const IMAGE_USER: &str = "image";
+
 /// Whose shell where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The user: a name or a number [default: root]
+    /// The user: a name or a number [default: the image's user, else root]
     #[arg(short, long, conflicts_with = "attach")]
     user: Option<String>,
     /// The directory to start in [default: the user's home]
@@ -59,7 +62,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
             let start = CommandStartParams {
                 cwd: args.workdir,
                 env: variables(app, args.env).into_iter().collect(),
-                user: args.user,
+                user: Some(args.user.unwrap_or_else(|| IMAGE_USER.to_owned())),
                 tty: is_terminal,
                 cols: size.map(|(cols, _)| cols),
                 rows: size.map(|(_, rows)| rows),

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use nexus_schema::network::{DenyReason, NetworkPolicy, NetworkRule, Target};
+use nexus_schema::network::{DenyReason, NetworkPolicy, NetworkRule, RuleProtocol, Target};
 
 use crate::address::{NAT64, cuts_v4, cuts_v6};
 use crate::{Place, decide_address, decide_name, inner, range};
@@ -84,6 +84,34 @@ impl Surroundings {
     }
 }
 
+/// The protocols that something is allowed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocols {
+    /// All of them.
+    All,
+    /// This one only.
+    Only(RuleProtocol),
+}
+
+impl Protocols {
+    /// Returns the parts that a policy treats alike: all protocols together if no entry is for one only. Otherwise each that an entry can name,
+    /// and the others are closed.
+    pub fn of(policy: &NetworkPolicy) -> Vec<Self> {
+        match policy.names_protocols() {
+            true => RuleProtocol::ALL.map(Self::Only).to_vec(),
+            false => vec![Self::All],
+        }
+    }
+
+    /// Returns the protocol, if it is only one.
+    pub const fn only(self) -> Option<RuleProtocol> {
+        match self {
+            Self::All => None,
+            Self::Only(protocol) => Some(protocol),
+        }
+    }
+}
+
 /// Addresses and ports that are allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell {
@@ -91,6 +119,8 @@ pub struct Cell {
     pub addresses: (IpAddr, IpAddr),
     /// The first and the last port. Port 0 stands for protocols without ports.
     pub ports: (u16, u16),
+    /// The protocols.
+    pub protocols: Protocols,
 }
 
 /// Returns whether an address is in a range that cannot be converted, and so is always refused.
@@ -102,12 +132,25 @@ pub fn is_closed(address: IpAddr) -> bool {
 /// Returns whether names decide what may be reached: there is an allow list, and it does not have `*` without a port.
 pub fn has_name_list(policy: &NetworkPolicy) -> bool {
     let policy = &*policy.effective();
-    let is_all = |rule: &NetworkRule| *rule.target() == Target::Any && rule.ports().is_none();
+    let is_all = |rule: &NetworkRule| {
+        *rule.target() == Target::Any && rule.ports().is_none() && rule.protocol().is_none()
+    };
     !policy.allow.is_empty() && !policy.allow.iter().any(is_all)
 }
 
-/// Returns everything that may be reached by its address alone. The cells do not overlap.
+/// Returns everything that may be reached by its address alone. The cells of one protocol do not overlap.
 pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Family) -> Vec<Cell> {
+    let parts = Protocols::of(policy).into_iter();
+    parts.flat_map(|part| cells_over(&policy.over(part.only()), around, family, part)).collect()
+}
+
+/// The same by a policy that is for these protocols.
+fn cells_over(
+    policy: &NetworkPolicy,
+    around: &Surroundings,
+    family: Family,
+    protocols: Protocols,
+) -> Vec<Cell> {
     let policy = &*policy.effective();
     let mut cells: Vec<(u128, u128, Ports)> = Vec::new();
     let starts: Vec<u128> = address_starts(policy, around, family).into_iter().collect();
@@ -126,12 +169,33 @@ pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Fami
     }
     let all = cells.into_iter().flat_map(|(first, last, ports)| {
         let addresses = (family.address(first), family.address(last));
-        ports.into_iter().map(move |ports| Cell { addresses, ports })
+        ports.into_iter().map(move |ports| Cell { addresses, ports, protocols })
     });
     all.collect()
 }
 
-/// Returns the ports at which an address may be reached after it was found by a name. Two ranges that one policy gives are the same or do not
+/// Returns what opens for an address that was found by a name. The error is the reason of the refusal for port 443.
+pub fn pin_cells(
+    policy: &NetworkPolicy,
+    around: &Surroundings,
+    name: &str,
+    address: IpAddr,
+) -> Result<Vec<Cell>, DenyReason> {
+    let (mut cells, mut refused, mut is_found) = (Vec::new(), None, false);
+    for protocols in Protocols::of(policy) {
+        match pin_ports(&policy.over(protocols.only()), around, name, address) {
+            Ok(ports) => {
+                is_found = true;
+                let addresses = (address, address);
+                cells.extend(ports.into_iter().map(|ports| Cell { addresses, ports, protocols }));
+            }
+            Err(reason) => refused = refused.or(Some(reason)),
+        }
+    }
+    refused.filter(|_| !is_found).map_or(Ok(cells), Err)
+}
+
+/// Returns the ports at which an address may be reached after it was found by a name, by a policy without protocols. Two ranges that one policy gives are the same or do not
 /// overlap. The error is the reason of the refusal for port 443.
 pub fn pin_ports(
     policy: &NetworkPolicy,

@@ -7,6 +7,9 @@
 //!    and the address was not found by a name, an entry must also cover it, or `*` must be among them.
 //!
 //! The preset `packages` is an allow list: each function here decides by [`NetworkPolicy::effective`].
+//!
+//! [`decide_name`] and [`decide_address`] do not know protocols: where entries are for one protocol only, they are asked with
+//! [`NetworkPolicy::over`]. What is computed for the kernel ([`allowed_cells`], [`pin_cells`]) says for which protocols it is.
 
 mod address;
 mod cells;
@@ -16,7 +19,9 @@ use std::net::IpAddr;
 use nexus_schema::network::{DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, Target};
 
 pub use address::{Range, inner, range};
-pub use cells::{Cell, Family, Surroundings, allowed_cells, has_name_list, is_closed, pin_ports};
+pub use cells::{
+    Cell, Family, Protocols, Surroundings, allowed_cells, has_name_list, is_closed, pin_cells, pin_ports,
+};
 
 /// Shortest IPv4 prefix that can open a range that is not public: 10.0.0.0/8 and 127.0.0.0/8 can be opened as a whole, 224.0.0.0/4 cannot.
 const BLOCK_V4: u8 = 8;

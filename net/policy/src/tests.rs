@@ -26,6 +26,37 @@ fn decide(policy: &NetworkPolicy, name: Option<&str>, address: &str, port: u16) 
 }
 
 #[test]
+fn entries_of_one_protocol_are_for_that_one_alone() {
+    use nexus_schema::network::RuleProtocol::{Icmp, Tcp, Udp};
+    let around = Surroundings::default();
+    let address: IpAddr = "8.8.8.8".parse().unwrap();
+    let open = |policy: &NetworkPolicy, protocol, port: u16| {
+        let cells = allowed_cells(policy, &around, Family::V4);
+        let has = |cell: &&Cell| {
+            (cell.addresses.0..=cell.addresses.1).contains(&address)
+                && (cell.ports.0..=cell.ports.1).contains(&port)
+                && [Protocols::All, Protocols::Only(protocol)].contains(&cell.protocols)
+        };
+        cells.iter().filter(has).count() == 1
+    };
+    let listed = policy(Internet, &["8.8.8.8:53/udp", "8.8.8.8:443/tcp"], &[]);
+    assert!(open(&listed, Udp, 53) && !open(&listed, Tcp, 53) && !open(&listed, Icmp, 0));
+    assert!(open(&listed, Tcp, 443) && !open(&listed, Udp, 443));
+    let denied = policy(Internet, &[], &["*/udp"]);
+    assert!(open(&denied, Tcp, 53) && !open(&denied, Udp, 53) && open(&denied, Icmp, 0));
+    let ping = policy(Internet, &["8.8.8.8/icmp"], &[]);
+    assert!(open(&ping, Icmp, 0) && !open(&ping, Tcp, 443) && !open(&ping, Udp, 53));
+    assert_eq!(Protocols::of(&policy(Internet, &["8.8.8.8"], &[])), [Protocols::All]);
+
+    let named = policy(Internet, &["a.example:443/tcp"], &[]);
+    let pins = pin_cells(&named, &around, "a.example", address).unwrap();
+    let expected = Cell { addresses: (address, address), ports: (443, 443), protocols: Protocols::Only(Tcp) };
+    assert_eq!(pins, [expected]);
+    assert_eq!(pin_cells(&named, &around, "b.example", address), Err(DenyReason::NameNotAllowed));
+    assert!(has_name_list(&policy(Internet, &["*/tcp"], &[])), "for UDP it is one");
+}
+
+#[test]
 fn packages_open_their_names_and_nothing_else() {
     let with = |allow: &[&str]| NetworkPolicy {
         packages: rules(&["pip.example:443", "10.0.0.7:8080"]),

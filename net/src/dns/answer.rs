@@ -9,9 +9,9 @@ use hickory_server::proto::op::ResponseCode;
 use hickory_server::proto::rr::rdata::{A, AAAA, PTR};
 use hickory_server::proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::resolver::TokioResolver;
-use nexus_net_policy::{allowing, decide_name, has_name_list, pin_ports};
+use nexus_net_policy::{Protocols, allowing, decide_name, has_name_list, pin_cells};
 use nexus_net_wire::{Denial, Protocol};
-use nexus_schema::network::DenyReason;
+use nexus_schema::network::{DenyReason, NetworkPolicy};
 use nexus_schema::time::Timestamp;
 use tokio::time::timeout;
 
@@ -173,9 +173,21 @@ fn reverse(view: &View, wired: &Wired, name: &Name, text: &str, kind: RecordType
     })
 }
 
-/// Decides whether a name may be looked up: it must be allowed at some port.
+/// Decides whether a name may be looked up: it must be allowed at some port of some protocol.
 fn may_ask(wired: &Wired, name: &str) -> Result<(), DenyReason> {
     let policy = &wired.vm.policy;
+    let mut refused = None;
+    for protocols in Protocols::of(policy) {
+        match may_ask_over(&policy.over(protocols.only()), name) {
+            Ok(()) => return Ok(()),
+            Err(reason) => refused = refused.or(Some(reason)),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// The same by a policy without protocols.
+fn may_ask_over(policy: &NetworkPolicy, name: &str) -> Result<(), DenyReason> {
     let commonest = decide_name(policy, name, 443);
     let ports = policy.allow.iter().chain(&policy.deny).filter_map(|rule| rule.ports());
     let starts = ports.flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten();
@@ -232,7 +244,7 @@ async fn admit(
             records.push(record);
             continue;
         };
-        match pin_ports(policy, &view.around, name, address) {
+        match pin_cells(policy, &view.around, name, address) {
             Ok(_) => {
                 addresses.push(address);
                 records.push(record);

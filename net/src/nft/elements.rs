@@ -7,7 +7,7 @@ use nexus_net_policy::{Cell, Surroundings, allowed_cells};
 use nexus_net_wire::{Mac, Vm};
 
 use super::sets::{BRIDGE_SETS, INET_SETS};
-use super::{Contents, Element, Family, MARK_HOST, mark};
+use super::{Contents, Element, Family, MARK_HOST, bits_of, mark};
 
 /// Protocols whose headers have ports at the same place as TCP: TCP, UDP, DCCP, SCTP, UDP-Lite.
 pub(crate) const PORTED: [u8; 5] = [6, 17, 33, 132, 136];
@@ -71,8 +71,9 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Returns an element of the sets `allow4`, `allow6`, `pin4` and `pin6`: a mark and a range of addresses and ports.
+/// Returns an element of the sets `allow4`, `allow6`, `pin4` and `pin6`: a mark, with the bits of the protocols, and a range of addresses and ports.
 pub(crate) fn place(mark: u32, cell: &Cell) -> Element {
+    let mark = mark ^ bits_of(cell.protocols);
     let end = |address: IpAddr, port: u16| key(&[&mark.to_ne_bytes(), &octets(address), &port.to_be_bytes()]);
     Element {
         key: end(cell.addresses.0, cell.ports.0),

@@ -9,6 +9,7 @@
 //!                             decide: allow (addresses), pin (answers of the resolver), else refuse
 //!                             begin: limits of the rate and the number of connections
 //! ```
+//! Entries of a policy that are for one protocol only are elements whose mark has bits of that protocol ([`bits_of`]), which are looked up besides.
 //! A connection has the mark of the VM that opened it, and only packets of that VM and its peers pass as part of it.
 //! The rules are the same for all VMs; what differs is in sets, by mark. So a new VM only adds elements, and its policy is a set of ranges that
 //! [`nexus_net_policy::allowed_cells`] computes. [`rules`] defines the tables, and [`elements`] the elements of their sets. [`plan`] compares
@@ -24,6 +25,9 @@ pub(crate) mod sets;
 pub(crate) mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use nexus_net_policy::Protocols;
+use nexus_schema::network::RuleProtocol;
 
 pub(crate) use expr::Expr;
 
@@ -42,6 +46,16 @@ pub(crate) const BRIDGE_PREFIX: &str = "nxb";
 /// Returns the mark of packets from a TAP; `None` if the interface index does not fit.
 pub(crate) const fn mark(index: u32) -> Option<u32> {
     if index == 0 || index > MARK_INDEX { None } else { Some(MARK_TAG | index) }
+}
+
+/// Returns the bits by which a key's mark differs from that of the VM, where an element is for one protocol only.
+pub(crate) const fn bits_of(protocols: Protocols) -> u32 {
+    match protocols {
+        Protocols::All => 0,
+        Protocols::Only(RuleProtocol::Tcp) => 0x0100_0000,
+        Protocols::Only(RuleProtocol::Udp) => 0x0200_0000,
+        Protocols::Only(RuleProtocol::Icmp) => 0x0300_0000,
+    }
 }
 
 /// The families of tables.

@@ -2,14 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use nexus_net_policy::Protocols;
 use nexus_net_wire::Cidr;
+use nexus_schema::network::RuleProtocol;
 
 use super::expr::{
     Base, Ct, CtOriginal, Expr, Meta, R0, Reject, accept, discard, go, has_bits, has_no_bits, interface, is,
     is_in, is_not, is_not_in, meta, payload,
 };
 use super::sets::{ASK, ASKED, BEGIN, INET_SETS, LIMIT, OPEN, PIN4, PIN6};
-use super::{BRIDGE_PREFIX, Chain, Family, Hook, HookAt, MARK_CUT, MARK_HOST, MARK_INDEX, MARK_TAG, Table};
+use super::{
+    BRIDGE_PREFIX, Chain, Family, Hook, HookAt, MARK_CUT, MARK_HOST, MARK_INDEX, MARK_TAG, Table, bits_of,
+};
 use crate::forwarding::Forwarding;
 
 pub(crate) use openings::openings;
@@ -249,10 +253,34 @@ fn place(is_v4: bool, has_ports: bool, set: &'static str) -> Vec<Expr> {
     ]
 }
 
+/// The same for what is open to one protocol only: its elements have bits of that protocol in their marks.
+fn place_of(protocol: RuleProtocol, is_v4: bool, set: &'static str) -> Vec<Expr> {
+    let (family, offset, length, icmp) = if is_v4 { (IPV4, 16, 4, ICMP) } else { (IPV6, 24, 16, ICMPV6) };
+    let port = R0 + 1 + length / 4;
+    let to_port = payload(Base::Transport, 2, 2, port);
+    let (number, load) = match protocol {
+        RuleProtocol::Tcp => (TCP, to_port),
+        RuleProtocol::Udp => (UDP, to_port),
+        RuleProtocol::Icmp => (icmp, Expr::Load { to: port, value: vec![0; 2] }),
+    };
+    let xor = bits_of(Protocols::Only(protocol)).to_ne_bytes().to_vec();
+    rule![
+        meta_is(Meta::NfProto, &family),
+        meta_is(Meta::L4Proto, &number),
+        one(meta(Meta::Mark, R0)),
+        one(Expr::Bitwise { from: R0, to: R0, mask: vec![0xff; 4], xor }),
+        [payload(Base::Network, offset, length, R0 + 1), load],
+        one(is_in(set, R0)),
+    ]
+}
+
 fn decide() -> Vec<Vec<Expr>> {
     let places = |v4: &'static str, v6: &'static str| {
         [(true, v4), (false, v6)].into_iter().flat_map(|(is_v4, set)| {
-            [true, false].map(|has_ports| rule![place(is_v4, has_ports, set), one(go("let"))])
+            let all = [true, false].map(|has_ports| rule![place(is_v4, has_ports, set), one(go("let"))]);
+            let of_one =
+                RuleProtocol::ALL.map(|protocol| rule![place_of(protocol, is_v4, set), one(go("let"))]);
+            all.into_iter().chain(of_one)
         })
     };
     let mut rules: Vec<Vec<Expr>> = places("allow4", "allow6").collect();

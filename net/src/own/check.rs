@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::Arc;
 
-use nexus_net_wire::{CONNECTIONS_MAX, Check, Dns, Instance, InstanceId, Lack, Mac, Subnet, Vm, tap};
+use nexus_net_wire::{
+    CONNECTIONS_MAX, Check, Dns, ErrorCode, Instance, InstanceId, Lack, Mac, NetError, Subnet, Vm, tap,
+};
 use nexus_schema::id::VmId;
 use nexus_schema::network::NetworkPolicy;
 use tokio::sync::{mpsc, oneshot};
@@ -91,8 +93,17 @@ async fn make() -> Result<(), Lack> {
     };
     made.await.map(drop).map_err(|error| {
         let error = error.to_wire();
-        lack(error.message, error.hint.unwrap_or_else(|| OTHERWISE.to_owned()))
+        lack(error.message.clone(), fix_of(error, setting))
     })
+}
+
+/// Returns what to change on a host with these settings where making a network in a namespace failed like this.
+fn fix_of(error: NetError, setting: impl Fn(&str) -> Option<String>) -> String {
+    match error.code {
+        // Some hosts let their users make namespaces, but give them no rights in these.
+        ErrorCode::NotPermitted => what_forbids(setting),
+        _ => error.hint.unwrap_or_else(|| OTHERWISE.to_owned()),
+    }
 }
 
 fn instance() -> Instance {
@@ -172,6 +183,22 @@ fn lacks_ping() -> Option<Lack> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rights_that_lack_in_a_namespace_are_for_the_host_to_give() {
+        let error = |code, hint: Option<&str>| NetError {
+            code,
+            message: "create the bridge".to_owned(),
+            hint: hint.map(str::to_owned),
+        };
+        let [.., (apparmor, value, _)] = FORBIDDEN;
+        let restricts = |name: &str| (name == apparmor).then(|| value.to_owned());
+        let not_permitted = error(ErrorCode::NotPermitted, Some("start it as root"));
+        assert!(fix_of(not_permitted, restricts).starts_with("as root: sysctl -w kernel.apparmor_"));
+        let no_tables = error(ErrorCode::NoNfTables, Some("modprobe nf_tables"));
+        assert_eq!(fix_of(no_tables, restricts), "modprobe nf_tables");
+        assert_eq!(fix_of(error(ErrorCode::Kernel, None), restricts), OTHERWISE);
+    }
 
     #[test]
     fn the_setting_that_forbids_namespaces_is_named() {

@@ -156,6 +156,38 @@ fn an_allow_list_holds_by_name() {
 }
 
 #[test]
+fn an_entry_of_one_protocol_is_for_that_one_alone() {
+    let (world, mut net) = world();
+    let (udp, tcp) = (format!("{PUBLIC}:8080/udp"), format!("{PUBLIC_TOO}/tcp"));
+    let allow: [&str; 3] = [&udp, &tcp, "a.example:443/tcp"];
+    let listed = Vm { policy: policy(&allow, &[]), ..vm(&net.instance, 2) };
+    let guest = Guest::attach(&world, &mut net, &listed);
+    assert_eq!(guest.udp(PUBLIC, 8080).as_deref(), Some(crate::world::HOST));
+    guest.is_refused(PUBLIC, 8080);
+    let mut stream = guest.reaches(PUBLIC_TOO, 80);
+    assert_eq!(guest.udp(PUBLIC_TOO, 8080), None);
+    assert!(!guest.ping(PUBLIC_TOO) && !guest.ping(PUBLIC));
+    // A name opens its protocol as well.
+    guest.is_refused(PUBLIC, 443);
+    assert_eq!(guest.look_up("a.example", A).addresses, [address(PUBLIC)]);
+    guest.reaches(PUBLIC, 443);
+    guest.is_refused(PUBLIC, 80);
+    assert_eq!(net.configure().changes, 0, "the kernel has what is wanted");
+    // A change of the protocol cuts what was open by the other one.
+    let mut changed = listed.clone();
+    changed.policy = policy(&[&format!("{PUBLIC_TOO}/icmp")], &[]);
+    assert!(net.update(&changed) >= 1);
+    echoes(&mut stream).unwrap_err();
+    assert!(guest.ping(PUBLIC_TOO) && !guest.ping(PUBLIC));
+    guest.is_refused(PUBLIC_TOO, 80);
+    changed.policy = policy(&[], &[&udp]);
+    net.update(&changed);
+    guest.reaches(PUBLIC, 8080);
+    assert_eq!(guest.udp(PUBLIC, 8080), None);
+    assert!(guest.ping(PUBLIC));
+}
+
+#[test]
 fn public_names_lead_to_nothing_private() {
     let (world, mut net) = world();
     let guest = Guest::new(&world, &mut net, 2);

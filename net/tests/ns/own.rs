@@ -219,7 +219,19 @@ fn vmms_of_the_same_user_govern_no_network_and_get_no_tap() {
 fn what_is_left_by_a_kill_at_each_step_is_used_or_ended() {
     let world = World::new();
     let _guard = Guard(&world);
-    for point in ["holder-started", "uplink-started", "entered", "bridge-made", "tap-kept"] {
+    for point in [
+        "holder-started",
+        "uplink-started",
+        "entered",
+        "bridge-made",
+        "tables-made",
+        "address-added",
+        "tap-made",
+        "tap-named",
+        "tap-kept",
+        "tap-joined",
+        "tap-raised",
+    ] {
         let program = copy(&world);
         let setting = format!("NEXUS_NET_FAILPOINT={point}");
         let socket = world.directory.join("0a1b2c3d.sock");
@@ -249,6 +261,37 @@ fn what_is_left_by_a_kill_at_each_step_is_used_or_ended() {
         assert!(uplink.is_none() || recorded(&world, "uplink") == uplink, "{point}");
         let uplink = recorded(&world, "uplink").unwrap();
         net.ask(Request::Cleanup { instance: None });
+        net.child.wait().unwrap();
+        assert!(!is_running(holder) && !is_running(uplink), "{point}");
+    }
+}
+
+#[test]
+fn a_removal_that_is_cut_off_is_finished() {
+    let world = World::new();
+    let _guard = Guard(&world);
+    for (point, request) in [
+        ("tap-removed", Request::Detach { id: vm(&instance("0a1b2c3d", "10.77"), 2).id }),
+        ("tap-removed", Request::Retain { ids: Vec::new() }),
+        ("links-removed", Request::Cleanup { instance: None }),
+    ] {
+        let mut net = start(&world, Some(point));
+        net.configure();
+        for number in [2, 3] {
+            let vm = nexus_net_wire::Vm { owner_uid: 0, ..vm(&net.instance, number) };
+            net.attach(&vm);
+        }
+        net.call(request).expect_err(point);
+        assert!(!net.child.wait().unwrap().success(), "{point}: it is killed there");
+        let (holder, uplink) = (recorded(&world, "holder").unwrap(), recorded(&world, "uplink").unwrap());
+        let mut net = start(&world, None);
+        if point == "tap-removed" {
+            net.configure();
+            assert_eq!(recorded(&world, "holder"), Some(holder), "{point}: the same namespace");
+            net.ask(Request::Retain { ids: Vec::new() });
+            assert_eq!(net.state().vms.len(), 0);
+        }
+        net.ask(Request::Cleanup { instance: Some(net.instance.id) });
         net.child.wait().unwrap();
         assert!(!is_running(holder) && !is_running(uplink), "{point}");
     }

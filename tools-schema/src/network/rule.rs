@@ -1,4 +1,4 @@
-//! One entry of an allow or a deny list, as text: `api.example.org`, `*.example.net:443`, `10.0.0.0/8:8000-8999`.
+//! One entry of an allow or a deny list, as text: `api.example.org`, `*.example.net:443`, `10.0.0.0/8:8000-8999`, `10.0.0.5:53/udp`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,6 +18,43 @@ pub struct NetworkRule {
     target: Target,
     /// The first and the last port; `None` means every port.
     ports: Option<(u16, u16)>,
+    /// The protocol; `None` means every protocol.
+    protocol: Option<RuleProtocol>,
+}
+
+/// A protocol that an entry may be limited to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuleProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP and ICMPv6, which have no ports.
+    Icmp,
+}
+
+impl RuleProtocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Icmp];
+
+    /// Returns its name in an entry.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+
+    /// Returns the one with this number in IP headers; `None` for protocols that no entry can name.
+    pub const fn of_number(number: u8) -> Option<Self> {
+        match number {
+            1 | 58 => Some(Self::Icmp),
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
 }
 
 /// What an entry matches.
@@ -37,7 +74,7 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{text}` is not a name, an address or a CIDR: {why}; write it as api.example.org, *.example.net, 10.0.0.5, 10.0.0.0/8 or \
-     [2001:db8::1], and :PORT or :PORT-PORT behind it where only these ports are meant"
+     [2001:db8::1], and :PORT or :PORT-PORT behind it where only these ports are meant, and /tcp, /udp or /icmp for one protocol"
 )]
 pub struct ParseRuleError {
     /// The given text, shortened.
@@ -57,29 +94,51 @@ impl NetworkRule {
         self.ports
     }
 
+    /// Returns the protocol that it matches; `None` means every protocol.
+    pub const fn protocol(&self) -> Option<RuleProtocol> {
+        self.protocol
+    }
+
+    /// Returns it as it is for this protocol, without saying so; `None` if it is for another one. No protocol stands for all that entries cannot
+    /// name.
+    pub fn over(&self, protocol: Option<RuleProtocol>) -> Option<Self> {
+        let is_its = self.protocol.is_none() || self.protocol == protocol;
+        is_its.then(|| Self { protocol: None, ..self.clone() })
+    }
+
+    /// Returns an entry that matches nothing: there is neither such a name nor such a port.
+    pub(super) fn nothing() -> Self {
+        Self { target: Target::Name("invalid".to_owned()), ports: Some((0, 0)), protocol: None }
+    }
+
     /// Creates the entry for one port of a name or an address.
     pub fn exact(host: &str, port: u16) -> Option<Self> {
         let target = match host.parse::<IpAddr>() {
             Ok(address) => Target::Net(address.to_canonical(), length(address.to_canonical())),
             Err(_) => Target::Name(name(host).ok()?),
         };
-        Some(Self { target, ports: Some((port, port)) })
+        Some(Self { target, ports: Some((port, port)), protocol: None })
     }
 
     /// Returns the entry for everything that the preset allows.
     pub const fn any() -> Self {
-        Self { target: Target::Any, ports: None }
+        Self { target: Target::Any, ports: None, protocol: None }
     }
 
-    /// Returns the part of it with these ports; `None` if it has none of them.
-    pub fn within(&self, ports: Option<(u16, u16)>) -> Option<Self> {
-        let common = match (self.ports, ports) {
+    /// Returns the part of it with another entry's ports and protocol; `None` if there is none.
+    pub fn within(&self, other: &Self) -> Option<Self> {
+        let protocol = match (self.protocol, other.protocol) {
+            (Some(own), Some(others)) if own != others => return None,
+            (own, others) => own.or(others),
+        };
+        let common = match (self.ports, other.ports) {
             (own, None) => own,
             (None, some) => some,
             (Some((first, last)), Some((least, most))) => Some((first.max(least), last.min(most))),
         };
-        let is_empty = common.is_some_and(|(first, last)| first > last);
-        (!is_empty).then(|| Self { target: self.target.clone(), ports: common })
+        let is_empty =
+            common.is_some_and(|(first, last)| first > last || protocol == Some(RuleProtocol::Icmp));
+        (!is_empty).then(|| Self { target: self.target.clone(), ports: common, protocol })
     }
 
     /// Whether it names addresses.
@@ -201,6 +260,21 @@ fn parse(text: &str) -> Result<NetworkRule, &'static str> {
     if text.contains("://") {
         return Err("it is a URL: give only the host");
     }
+    let behind = text.rsplit_once('/').and_then(|(rest, word)| {
+        let named = RuleProtocol::ALL.into_iter().find(|one| word.eq_ignore_ascii_case(one.as_str()));
+        Some((rest, named?))
+    });
+    let Some((rest, protocol)) = behind else { return of_all_protocols(text) };
+    let rule = of_all_protocols(rest)?;
+    if protocol == RuleProtocol::Icmp && rule.ports.is_some() {
+        return Err("icmp has no ports");
+    }
+    Ok(NetworkRule { protocol: Some(protocol), ..rule })
+}
+
+/// Parses an entry without a protocol.
+fn of_all_protocols(text: &str) -> Result<NetworkRule, &'static str> {
+    let protocol = None;
     if let Some(rest) = text.strip_prefix('[') {
         let (inner, behind) = rest.split_once(']').ok_or("a ] is missing")?;
         let (length, given) = match behind.split_once(':') {
@@ -209,12 +283,12 @@ fn parse(text: &str) -> Result<NetworkRule, &'static str> {
         };
         let whole = format!("{inner}{length}");
         let target = net(&whole).ok_or("there is no address between [ and ]")??;
-        return Ok(NetworkRule { target, ports: given.map(ports).transpose()? });
+        return Ok(NetworkRule { target, ports: given.map(ports).transpose()?, protocol });
     }
     if let Some(target) = net(text) {
         let looks_v4 = text.split(['/', ':']).next().is_some_and(|first| first.parse::<Ipv4Addr>().is_ok());
         match target {
-            Ok(target) => return Ok(NetworkRule { target, ports: None }),
+            Ok(target) => return Ok(NetworkRule { target, ports: None, protocol }),
             Err(why) if !(looks_v4 && text.contains(':')) => return Err(why),
             Err(_) => {}
         }
@@ -234,7 +308,7 @@ fn parse(text: &str) -> Result<NetworkRule, &'static str> {
             None => Target::Name(name(host)?),
         },
     };
-    Ok(NetworkRule { target, ports: given.map(ports).transpose()? })
+    Ok(NetworkRule { target, ports: given.map(ports).transpose()?, protocol })
 }
 
 impl FromStr for NetworkRule {
@@ -265,9 +339,13 @@ impl fmt::Display for NetworkRule {
             }
         }
         match self.ports {
+            None => {}
+            Some((first, last)) if first == last => write!(f, ":{first}")?,
+            Some((first, last)) => write!(f, ":{first}-{last}")?,
+        }
+        match self.protocol {
             None => Ok(()),
-            Some((first, last)) if first == last => write!(f, ":{first}"),
-            Some((first, last)) => write!(f, ":{first}-{last}"),
+            Some(protocol) => write!(f, "/{}", protocol.as_str()),
         }
     }
 }
@@ -330,6 +408,12 @@ mod tests {
             ("[2001:db8::]/32:443", "[2001:db8::/32]:443"),
             ("::ffff:10.0.0.5", "10.0.0.5"),
             ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("*/UDP", "*/udp"),
+            ("api.example.org:443/tcp", "api.example.org:443/tcp"),
+            ("10.0.0.0/8/icmp", "10.0.0.0/8/icmp"),
+            ("10.0.0.5:53/udp", "10.0.0.5:53/udp"),
+            ("[2001:db8::/32]:443/tcp", "[2001:db8::/32]:443/tcp"),
+            ("2001:db8::1/icmp", "2001:db8::1/icmp"),
         ] {
             assert_eq!(rule(text).to_string(), shown, "{text}");
             assert_eq!(rule(shown), rule(text), "{text}");
@@ -366,6 +450,10 @@ mod tests {
             ("example.org:+80", "ports are numbers"),
             ("example.org:http", "ports are numbers"),
             ("example.org:90-80", "higher than the last one"),
+            ("/tcp", "it is empty"),
+            ("example.org/sctp", "no address before the /"),
+            ("example.org/tcp/udp", "no address before the /"),
+            ("example.org:80/icmp", "icmp has no ports"),
         ] {
             let error = text.parse::<NetworkRule>().unwrap_err();
             assert!(error.why.contains(why), "{text}: {}", error.why);
@@ -392,6 +480,21 @@ mod tests {
             rule("example.net").names("example.net", 1) && !rule("example.net").names("a.example.net", 1)
         );
         assert!(!rule("*").names("example.net", 1) && rule("*:80").is_any(80) && !rule("*:80").is_any(81));
+    }
+
+    #[test]
+    fn an_entry_of_one_protocol_is_none_of_another() {
+        let over = |text: &str, protocol| rule(text).over(protocol).map(|rule| rule.to_string());
+        assert_eq!(over("10.0.0.5:53/udp", Some(RuleProtocol::Udp)).as_deref(), Some("10.0.0.5:53"));
+        for other in [Some(RuleProtocol::Tcp), Some(RuleProtocol::Icmp), None] {
+            assert_eq!(over("10.0.0.5:53/udp", other), None);
+            assert_eq!(over("10.0.0.5:53", other).as_deref(), Some("10.0.0.5:53"));
+        }
+        let within = |one: &str, other: &str| rule(one).within(&rule(other)).map(|rule| rule.to_string());
+        assert_eq!(within("a.example:443", "*/tcp").as_deref(), Some("a.example:443/tcp"));
+        assert_eq!(within("a.example/tcp", "*:443").as_deref(), Some("a.example:443/tcp"));
+        assert_eq!(within("a.example/tcp", "*/udp"), None);
+        assert_eq!(within("a.example:443", "*/icmp"), None);
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Actor {
         Box::pin(self.finish_rollback()).await?;
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;
+        let search = network::search(&self.shared, &self.record, leased.as_ref()).await?;
         let _locked = self.lock_drives().await?;
         if from.is_none() {
             self.leave_prepared().await?;
@@ -117,8 +118,15 @@ impl Actor {
             return Err(error);
         }
 
-        let mut configure =
-            boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token, leased.as_ref());
+        let mut configure = boot::configure(
+            &self.shared,
+            &self.record,
+            &self.drives,
+            boot_id,
+            &token,
+            leased.as_ref(),
+            search,
+        );
         let (restore, restored) = from.map(|from| restore::begin(from, &mut configure)).unzip();
         let waiting = self.waiting.take();
         let stray = waiting.as_ref().map(|waiting| waiting.shim.clone());

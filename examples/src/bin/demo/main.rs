@@ -3,8 +3,11 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this program's output is its purpose")]
 
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nexus_examples::show::{self, Timings};
@@ -19,6 +22,12 @@ print('kernel', platform.release(), 'on', os.cpu_count(), 'cpu')
 ";
 /// The same for images without Python.
 const SHELL_SCRIPT: &str = "echo hello from $(hostname)\necho kernel $(uname -r) on $(nproc) cpu\n";
+
+/// What the page of this program says.
+const PAGE: &str = "a page of the host";
+/// Asks the archive that the image's apt uses for its head.
+const ARCHIVE: &str = "curl -sS -m 30 -o /dev/null -w 'the archive answers with %{http_code}\\n' \
+    \"$(grep -om 1 'https\\?://[^] ]*' /etc/apt/sources.list)\"";
 
 /// The timeout for the first virtual machine of a host, which downloads a kernel and makes an image.
 const FIRST_VM: Duration = Duration::from_mins(20);
@@ -116,6 +125,8 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), C
     )?;
     expect_text(&read, program.lines().next().unwrap_or_default())?;
 
+    reach_out(&mut client, image)?;
+
     show::step("stop it and delete it");
     let started = Instant::now();
     client.call_to_the_end("vm_stop", json!({ "vm": VM }), Duration::from_mins(2))?;
@@ -130,6 +141,45 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), C
         "\nThat was an agent's view of Nexus. To give it to your own: README.md, \"Connect your client\"."
     );
     Ok(())
+}
+
+/// What a virtual machine reaches through the network that it has: the internet, and of this host only what is allowed.
+fn reach_out(client: &mut Client, image: Option<&str>) -> Result<(), ClientError> {
+    show::step("fetch something through the network that it has");
+    if image.is_none() {
+        show::note("the internet is open to it; the archive of its packages answers if this host reaches it");
+        client.call("guest_run_command", json!({ "vm": VM, "command": ARCHIVE }))?;
+    }
+    let at = serve_page()?;
+    show::note("this host is closed to it, and the result says so; then one port is allowed");
+    // Programs would not ask the proxy for an address of the loopback by themselves.
+    let fetch = match image {
+        Some("busybox") => format!("wget -Y on -q -O - http://{at}/"),
+        _ => format!("curl -sS --noproxy '' http://{at}/"),
+    };
+    let run = json!({ "vm": VM, "command": fetch });
+    expect_text(&client.call("guest_run_command", run.clone())?, "refused by policy")?;
+    client.call("vm_update", json!({ "vm": VM, "network": { "allow": ["*", at] } }))?;
+    expect_text(&client.call("guest_run_command", run)?, PAGE)
+}
+
+/// Serves a page on this host as long as this program runs; returns its address and port.
+fn serve_page() -> Result<String, ClientError> {
+    let failed = |source| ClientError::Io { what: "serve a page on this host".to_owned(), source };
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+    let at = listener.local_addr().map_err(failed)?.to_string();
+    thread::spawn(move || {
+        // A client that hangs up has no page.
+        listener.incoming().flatten().for_each(|client| drop(answer(&client)));
+    });
+    Ok(at)
+}
+
+fn answer(mut client: &TcpStream) -> io::Result<()> {
+    let mut lines = BufReader::new(client).lines();
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    let length = PAGE.len() + 1;
+    write!(client, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{PAGE}\n")
 }
 
 /// Fails unless one of a result's text blocks contains `text`.
