@@ -283,7 +283,7 @@ impl Host {
             trust: self.trust.clone(),
             ..FetchSettings::default()
         };
-        Archive::open_with(self.path(), settings, NOW_SECONDS, &self.progress).await
+        Archive::open_with(nexus_schema::Arch::HOST, self.path(), settings, NOW_SECONDS, &self.progress).await
     }
 
     /// Opens an archive that must be refused, and returns the error.
