@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{ErrorCode, ToolError};
+
 /// The architecture of a machine, and of everything that runs on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -80,6 +82,14 @@ impl Arch {
         Self::ALL.into_iter().find(|arch| arch.as_str() == name || arch.of_packages() == name)
     }
 
+    /// Returns the architecture with a name, or an error that says that its VMs cannot be run.
+    pub fn known(name: &str) -> Result<Self, ToolError> {
+        Self::named(name).ok_or_else(|| {
+            let message = format!("VMs of the architecture {name} cannot be run");
+            ToolError::new(ErrorCode::HostUnsuitable, message)
+        })
+    }
+
     /// Returns whether it is that of the host.
     pub fn is_host(&self) -> bool {
         *self == Self::HOST
@@ -114,6 +124,7 @@ mod tests {
             assert_eq!(arch.is_host(), arch != Arch::FOREIGN);
         }
         assert_eq!(Arch::named("riscv64"), None);
+        assert!(Arch::known("riscv64").unwrap_err().message.contains("riscv64"));
         assert_eq!(Arch::HOST.as_str(), std::env::consts::ARCH);
     }
 

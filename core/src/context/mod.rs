@@ -44,7 +44,7 @@ use crate::op::{Ops, described};
 use crate::os::lock::Lock;
 use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
-use crate::provision::{Provision, arch_of};
+use crate::provision::Provision;
 use crate::store::Store;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::vmm::Accel;
@@ -138,7 +138,7 @@ impl Shared {
 
     /// Returns the VMM for this VM.
     pub(crate) async fn choose_driver_of(&self, record: &VmRecord) -> Result<Choice, ToolError> {
-        self.choose_driver_for(&record.spec, arch_of(&record.arch)?).await
+        self.choose_driver_for(&record.spec, Arch::known(&record.arch)?).await
     }
 
     /// Returns the VMM for a VM of an architecture.

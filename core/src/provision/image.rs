@@ -147,7 +147,7 @@ impl Provision {
             return Ok(Arch::HOST);
         }
         match self.want_image(want).await? {
-            Want::Installed(image) => arch_of(&image.arch),
+            Want::Installed(image) => Arch::known(&image.arch),
             _ => Ok(Arch::HOST),
         }
     }
@@ -452,14 +452,6 @@ impl Provision {
         tracing::info!(image = %whole.name, source = whole.source, "image made");
         Ok(whole)
     }
-}
-
-/// The architecture that a row says.
-pub(crate) fn arch_of(row: &str) -> Result<Arch, ToolError> {
-    Arch::named(row).ok_or_else(|| {
-        let message = format!("VMs of the architecture {row} cannot be run");
-        ToolError::new(ErrorCode::HostUnsuitable, message)
-    })
 }
 
 /// Packages that a built-in image has in addition to [`image::PACKAGES`].

@@ -41,7 +41,7 @@ use crate::store::Store;
 pub(crate) use asset::{files_of, main_file};
 pub(crate) use build::{additions, base_of_packages};
 pub(crate) use dry_run::{ImagePlan, step};
-pub(crate) use image::{Copied, arch_of, template_argument};
+pub(crate) use image::{Copied, template_argument};
 pub(crate) use kernel::{asset_error, summary as asset_summary};
 pub(crate) use kernel_build::{BuiltKernel, WantedKernel};
 pub(crate) use provider::{Change, Refusal, fields_in, key_of, name_in};

@@ -17,7 +17,6 @@ use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_f
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
 use crate::progress::Progress;
-use crate::provision::arch_of;
 use crate::store::assets::AssetRecord;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
@@ -228,7 +227,7 @@ async fn prepare(
     let VmSpec { kernel, from, .. } = record.spec.clone();
     let kernel = match shared.needs_kernel() {
         true => {
-            let arch = arch_of(&record.arch)?;
+            let arch = Arch::known(&record.arch)?;
             Some(shared.provision.kernel(&kernel, arch, &record.owner, progress).await?)
         }
         false => None,
@@ -299,7 +298,7 @@ async fn take_arch(
     progress: &Progress,
 ) -> Result<Option<AssetRecord>, ToolError> {
     let Some(mut kernel) = kernel else { return Ok(None) };
-    let arch = arch_of(&image.arch)?;
+    let arch = Arch::known(&image.arch)?;
     record.arch = arch.as_str().into();
     if kernel.arch != image.arch {
         // Of the distribution's kernels, it is another one.
