@@ -12,8 +12,7 @@ use crate::vmm::plan::Accel;
 use crate::vmm::version::Version;
 
 /// What to do if there is no guest binary for the other architecture.
-pub(crate) const GUEST_FIX: &str =
-    "build one with .ci/cross, and name it in the configuration: foreign_guest_binary = \"/path/to/it\"";
+pub(crate) const GUEST_FIX: &str = "build one in a clone of Nexus with .ci/cross, and name it in the configuration: foreign_guest_binary = \"/path/to/it\"";
 
 /// What runs VMs of the other architecture, as far as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
