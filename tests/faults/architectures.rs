@@ -62,6 +62,9 @@ fn a_vm_of_arm64_is_refused_where_there_is_no_guest_for_it() {
     let assets = listed["assets"].as_array().expect("a list");
     let of = |arch: Arch| assets.iter().filter(|asset| asset["arch"] == arch.as_str()).count();
     assert_eq!((of(Arch::X86_64), of(Arch::Aarch64)), (1, 1), "{listed}");
+    let default = json!({ "kind": "kernel", "from": kernel, "make_default": true, "wait_s": 45 });
+    let failure = refused(&mut client, "asset_download", default);
+    assert!(failure.text.contains("is for aarch64"), "{}", failure.text);
     let default = assets.iter().find(|asset| asset["default"] == true).expect("one is the default");
     assert_eq!(default["arch"], "x86_64", "{listed}");
 }
