@@ -30,10 +30,6 @@ impl Machine {
         let more = if self.arch == Arch::Aarch64 { ",gic-version=max" } else { "" };
         option("-machine", format!("{machine},accel={accel}{more},memory-backend=mem0"));
         option("-cpu", if self.accel == Accel::Kvm { "host" } else { emulated }.to_owned());
-        if self.arch == Arch::Aarch64 {
-            // This machine's slots are of the old standard by default, which knows no vsock device.
-            option("-global", "virtio-mmio.force-legacy=false".to_owned());
-        }
     }
 
     /// Puts a device of virtio into the next slot, so that the guest finds devices in the order of this call. The machine `virt` would fill its
@@ -91,18 +87,13 @@ mod tests {
             options(Arch::X86_64, Accel::Tcg),
             ["-machine microvm,accel=tcg,memory-backend=mem0", "-cpu max,erms=off,fsrm=off"]
         );
-        let slots = "-global virtio-mmio.force-legacy=false";
         assert_eq!(
             options(Arch::Aarch64, Accel::Tcg),
-            [
-                "-machine virt,accel=tcg,gic-version=max,memory-backend=mem0",
-                "-cpu max,pauth-impdef=on",
-                slots
-            ]
+            ["-machine virt,accel=tcg,gic-version=max,memory-backend=mem0", "-cpu max,pauth-impdef=on"]
         );
         assert_eq!(
             options(Arch::Aarch64, Accel::Kvm),
-            ["-machine virt,accel=kvm,gic-version=max,memory-backend=mem0", "-cpu host", slots]
+            ["-machine virt,accel=kvm,gic-version=max,memory-backend=mem0", "-cpu host"]
         );
     }
 
