@@ -233,7 +233,7 @@ async fn prepare(
         false => None,
     };
     let image = shared.provision.image(&from, &record.owner, progress).await?;
-    let kernel = take_arch(shared, &mut record, kernel, &image, progress).await?;
+    let kernel = Box::pin(take_arch(shared, &mut record, kernel, &image, progress)).await?;
     if record.spec.init == nexus_schema::link::InitMode::System && image.has_init == Some(false) {
         return Err(ToolError::invalid(format!(
             "init is `system`, but image {} has no init system (no /sbin/init)",
