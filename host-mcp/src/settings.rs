@@ -480,10 +480,11 @@ mod tests {
             ("NEXUS_DRIVER", "xen"),
             ("NEXUS_CA_FILE", "/nowhere/ca.pem"),
             ("NEXUS_GUEST_BINARY", "/dev/null"),
+            ("NEXUS_FOREIGN_GUEST_BINARY", "/dev/null"),
         ]);
         let flags = Flags::from([("http", "0.0.0.0:9600".to_owned())]);
         let error = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap_err();
-        assert_eq!(error.mistakes.len(), 7, "{error}");
+        assert_eq!(error.mistakes.len(), 8, "{error}");
         let text = error.to_string();
         for part in [
             "unknown key `drivr`",
@@ -491,7 +492,8 @@ mod tests {
             "absolute path",
             "NEXUS_DRIVER: `xen`",
             "NEXUS_CA_FILE: ",
-            "guest_binary: /dev/null: not a regular file",
+            "\n  guest_binary: /dev/null: not a regular file",
+            "\n  foreign_guest_binary: /dev/null: not a regular file",
             "/nowhere/ca.pem",
             "--http",
         ] {
