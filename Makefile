@@ -17,7 +17,7 @@ USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 MAN := $(DESTDIR)$(PREFIX)/share/man
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-checkpoints e2e-docker e2e-systemd e2e-selfhost e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
+.PHONY: setup setup-test setup-arm64 setup-harnesses setup-fuzz setup-bench setup-docs setup-dist docs build release lint doc test stress e2e kernel e2e-kernel e2e-boots e2e-checkpoints e2e-docker e2e-systemd e2e-selfhost e2e-arm64 e2e-harnesses fuzz demo run bench audit install uninstall mcpb dist dist-test dist-twice deb deb-test arch arch-test upgrade-test checklist clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -27,6 +27,9 @@ setup-test: ## install what the tests need besides
 
 setup-harnesses: ## install what the harnesses of examples/harnesses need
 	@.ci/setup harnesses
+
+setup-arm64: ## install what emulating another architecture needs: its QEMU, and Rust's library for it
+	@.ci/setup arm64
 
 setup-fuzz: ## install what building needs, and the fuzzer
 	@.ci/setup fuzz
@@ -91,6 +94,9 @@ e2e-systemd: setup-test deb ## install the Debian package in a virtual machine w
 
 e2e-selfhost: setup-test ## build and test Nexus in a virtual machine, and boot another one with the guest built there; slow without KVM
 	@.ci/test selfhost
+
+e2e-arm64: setup-test setup-arm64 ## boot a Debian of arm64 in an emulated virtual machine; builds a guest for it first (on aarch64: of x86_64)
+	@.ci/test arm64
 
 # Not part of `make test`, because it downloads 200 MB of Python packages the first time.
 e2e-harnesses: setup-harnesses ## run Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_schema::DriverKind;
+use nexus_schema::{Arch, DriverKind};
 use reqwest::Url;
 
 use crate::os::tls::Trust;
@@ -19,6 +19,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The guest binary, as built for the guest's target.
     pub agent: &'static [u8],
+    /// The guest binary for VMs of the other architecture ([`Arch::FOREIGN`]), if there is one.
+    pub foreign_agent: Option<&'static [u8]>,
     /// The daemon's own binary, from which shims are started.
     pub shim_binary: PathBuf,
     /// The driver of VMs that ask for `auto`.
@@ -51,6 +53,13 @@ pub struct Config {
     pub boot_timeout_tcg_s: u32,
     /// How long a guest may take to shut down by itself, in seconds.
     pub stop_timeout_s: u32,
+}
+
+impl Config {
+    /// The guest binary for VMs of an architecture, if there is one.
+    pub(crate) fn agent_for(&self, arch: Arch) -> Option<&'static [u8]> {
+        if arch.is_host() { Some(self.agent) } else { self.foreign_agent }
+    }
 }
 
 /// The file to which the audit log is written, beside the store: JSON lines.

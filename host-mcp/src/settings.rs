@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use nexus_core::FetchSettings;
 use nexus_core::Trust;
 use nexus_core::{AssetConfig, AuditFile, Config, DriverSetting, Environment, Secret};
-use nexus_schema::DriverKind;
+use nexus_schema::{Arch, DriverKind};
 
 use crate::dirs::{self, Env};
 use crate::otlp::Collector;
@@ -55,6 +55,8 @@ pub struct Settings {
     pub driver: DriverSetting,
     /// A guest binary that VMs run in place of the one in this program.
     pub guest_binary: Option<GuestBinary>,
+    /// The guest binary for VMs of the other architecture.
+    pub foreign_guest_binary: Option<GuestBinary>,
     /// Paths of VMMs, by driver.
     pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Directories of the host that clients may copy files from and to.
@@ -140,6 +142,7 @@ struct Draft {
     driver: Option<DriverSetting>,
     guest: Option<PathBuf>,
     guest_binary: Option<PathBuf>,
+    foreign_guest_binary: Option<PathBuf>,
     vmms: BTreeMap<DriverKind, PathBuf>,
     copy_roots: Option<Vec<PathBuf>>,
     audit_file: Option<PathBuf>,
@@ -174,6 +177,7 @@ const KEYS: &[Key] = &[
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
     Key { name: "guest_binary", set: |d, v| path(v).map(|v| d.guest_binary = Some(v)) },
+    Key { name: "foreign_guest_binary", set: |d, v| path(v).map(|v| d.foreign_guest_binary = Some(v)) },
     Key { name: "copy_roots", set: |d, v| roots(v).map(|v| d.copy_roots = Some(v)) },
     Key { name: "audit_file", set: |d, v| path(v).map(|v| d.audit_file = Some(v)) },
     Key { name: "audit_file_max", set: |d, v| size(v).map(|v| d.audit_file_max = Some(v)) },
@@ -258,6 +262,7 @@ impl Settings {
         Config {
             state_dir: self.state_dir.clone(),
             agent: self.guest_binary.map_or(agent, GuestBinary::bytes),
+            foreign_agent: self.foreign_guest_binary.map(GuestBinary::bytes),
             shim_binary,
             driver: self.driver.clone(),
             apt_root: self.apt_root.clone(),
@@ -315,9 +320,12 @@ impl Draft {
             }
             (other, _) => other,
         };
-        let guest_binary = self.guest_binary.and_then(|path| {
-            GuestBinary::read(&path, uid).map_err(|e| mistakes.push(format!("guest_binary: {e}"))).ok()
-        });
+        let mut guest = |key: &str, path: Option<PathBuf>, arch| {
+            let read = GuestBinary::read(&path?, uid, arch);
+            read.map_err(|e| mistakes.push(format!("{key}: {e}"))).ok()
+        };
+        let guest_binary = guest("guest_binary", self.guest_binary, Arch::HOST);
+        let foreign_guest_binary = guest("foreign_guest_binary", self.foreign_guest_binary, Arch::FOREIGN);
         mistakes.extend(nexus_core::provider_mistakes(&self.providers));
         Some(Settings {
             state_dir: state_dir?,
@@ -329,6 +337,7 @@ impl Draft {
             tools: self.tools.unwrap_or_default(),
             driver,
             guest_binary,
+            foreign_guest_binary,
             vmms: self.vmms,
             copy_roots: self.copy_roots.unwrap_or_default(),
             audit_file: self.audit_file.map(|path| AuditFile {
@@ -471,10 +480,11 @@ mod tests {
             ("NEXUS_DRIVER", "xen"),
             ("NEXUS_CA_FILE", "/nowhere/ca.pem"),
             ("NEXUS_GUEST_BINARY", "/dev/null"),
+            ("NEXUS_FOREIGN_GUEST_BINARY", "/dev/null"),
         ]);
         let flags = Flags::from([("http", "0.0.0.0:9600".to_owned())]);
         let error = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap_err();
-        assert_eq!(error.mistakes.len(), 7, "{error}");
+        assert_eq!(error.mistakes.len(), 8, "{error}");
         let text = error.to_string();
         for part in [
             "unknown key `drivr`",
@@ -482,7 +492,8 @@ mod tests {
             "absolute path",
             "NEXUS_DRIVER: `xen`",
             "NEXUS_CA_FILE: ",
-            "guest_binary: /dev/null: not a regular file",
+            "\n  guest_binary: /dev/null: not a regular file",
+            "\n  foreign_guest_binary: /dev/null: not a regular file",
             "/nowhere/ca.pem",
             "--http",
         ] {

@@ -2,6 +2,8 @@
 //! same; tests that need a guest's kernel are in `kernel.rs`.
 
 mod again;
+#[cfg(target_arch = "x86_64")]
+mod architectures;
 mod audit;
 mod builds;
 mod checkpoints;

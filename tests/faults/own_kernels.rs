@@ -13,11 +13,9 @@ use serde_json::json;
 use crate::downloads::digest;
 use crate::world::{SOON, World, refused};
 
-const ARCH: &str = std::env::consts::ARCH;
-
 /// An ELF file that loads itself, with a text in it.
 fn kernel(text: &str) -> Vec<u8> {
-    let machine: u16 = if ARCH == "aarch64" { 183 } else { 62 };
+    let machine = nexus_schema::Arch::HOST.elf_machine();
     let mut elf = vec![0; 64 + 56];
     elf[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
     elf[0x10..0x12].copy_from_slice(&2u16.to_le_bytes());

@@ -75,15 +75,21 @@ fn docker_runs_a_loaded_image_in_a_machine() {
 
 /// A root filesystem with these packages beside the essential ones, from the archive that the host's apt is configured for.
 pub(crate) fn bootstrap(packages: &str, into: &Path) {
+    let (suite, sources) = archive();
+    let made = Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=minbase", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""])
+        .args([&format!("--include={packages}"), &suite])
+        .arg(into)
+        .arg(sources)
+        .status();
+    assert!(made.expect("mmdebstrap is installed").success(), "mmdebstrap failed");
+}
+
+/// The release of this host, and the file that tells apt where its packages are.
+pub(crate) fn archive() -> (String, &'static str) {
     let release = fs::read_to_string("/etc/os-release").expect("the host says what it is");
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).expect("a code name");
     let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     let sources = sources.into_iter().find(|path| fs::metadata(path).is_ok_and(|file| file.len() > 0));
-    let made = Command::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--format=tar", "--aptopt=APT::Install-Recommends \"false\""])
-        .args([&format!("--include={packages}"), suite])
-        .arg(into)
-        .arg(sources.expect("apt is configured"))
-        .status();
-    assert!(made.expect("mmdebstrap is installed").success(), "mmdebstrap failed");
+    (suite.to_owned(), sources.expect("apt is configured"))
 }

@@ -103,7 +103,8 @@ fn the_package_serves_under_systemd_and_its_vms_outlive_the_service() {
 fn package() -> PathBuf {
     let nexusd = program("nexusd");
     let target = nexusd.ancestors().nth(2).expect("target/PROFILE/nexusd");
-    let package = target.join(format!("dist/nexus_{}-1_amd64.deb", env!("CARGO_PKG_VERSION")));
+    let arch = nexus_schema::Arch::HOST.of_packages();
+    let package = target.join(format!("dist/nexus_{}-1_{arch}.deb", env!("CARGO_PKG_VERSION")));
     assert!(package.is_file(), "{} is not made: make deb", package.display());
     package
 }

@@ -101,11 +101,7 @@ impl Registry {
     }
 
     fn put_image(&self, name: &str, tag: &str, layers: &[Value], diff_ids: &[String], run: &Value) {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
+        let architecture = nexus_schema::Arch::HOST.of_packages();
         let config = json!({ "architecture": architecture, "os": "linux", "config": run,
             "rootfs": { "type": "layers", "diff_ids": diff_ids } });
         let config =

@@ -25,7 +25,7 @@ use crate::web::Web;
 /// Packages of a small root filesystem in addition to the essential ones.
 const WANTED: [&str; 6] = ["bash", "coreutils", "apt", "ca-certificates", "kmod", "python3-minimal"];
 /// The architecture of its packages.
-const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+const ARCH: &str = nexus_schema::Arch::HOST.of_packages();
 /// The path of the keyring, as on Ubuntu.
 const KEYRING: &str = "usr/share/keyrings/ubuntu-archive-keyring.gpg";
 /// The version of the only package of Ubuntu's own, which is in the updates.

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod advice;
+pub mod arch;
 pub mod arguments;
 pub mod driver;
 pub mod egress;
@@ -25,6 +26,7 @@ pub mod tools;
 pub mod toolset;
 pub mod trace;
 
+pub use arch::Arch;
 pub use driver::DriverKind;
 pub use error::{ErrorCode, ToolError};
 pub use id::Id;

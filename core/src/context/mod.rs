@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nexus_schema::id::InstanceId;
-use nexus_schema::{ErrorCode, Timestamp, ToolError};
+use nexus_schema::{Arch, ErrorCode, Timestamp, ToolError};
 use tokio::sync::{Notify, RwLock};
 use tokio_util::task::TaskTracker;
 
@@ -51,7 +51,7 @@ use crate::store::Store;
 use crate::store::tokens::Usage;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::vmm::Accel;
-use crate::vmm::doctor::{self, Choice, Host};
+use crate::vmm::doctor::{self, Choice, GUEST_FIX, Host};
 
 /// What is counted since the daemon started.
 #[derive(Debug, Default)]
@@ -144,9 +144,20 @@ impl Shared {
         Ok(host)
     }
 
-    /// Returns the VMM for a VM.
+    /// Returns the VMM for a VM of the host's architecture.
     pub(crate) async fn choose_driver(&self, spec: &VmSpec) -> Result<Choice, ToolError> {
+        self.choose_driver_for(spec, Arch::HOST).await
+    }
+
+    /// Returns the VMM for this VM.
+    pub(crate) async fn choose_driver_of(&self, record: &VmRecord) -> Result<Choice, ToolError> {
+        self.choose_driver_for(&record.spec, Arch::known(&record.arch)?).await
+    }
+
+    /// Returns the VMM for a VM of an architecture.
+    pub(crate) async fn choose_driver_for(&self, spec: &VmSpec, arch: Arch) -> Result<Choice, ToolError> {
         let choose = |host: &doctor::Host| match spec.checkpoints {
+            _ if !arch.is_host() => host.choose_foreign(spec.driver, spec.checkpoints),
             false => host.choose(spec.driver),
             true => host.choose_for_checkpoints(spec.driver),
         };
@@ -173,7 +184,11 @@ impl Shared {
     /// Returns the initramfs for a kernel, and composes it if it is not in the cache.
     pub(crate) async fn initramfs(&self, kernel: Option<&KernelFiles>) -> Result<PathBuf, ToolError> {
         let Some(kernel) = kernel else { return Ok(PathBuf::new()) };
-        let (cache, agent, modules) = (self.paths.cache(), self.config.agent, kernel.modules.clone());
+        let agent = self.config.agent_for(kernel.arch).ok_or_else(|| {
+            let what = format!("there is no guest binary for VMs of {}", kernel.arch);
+            ToolError::new(ErrorCode::HostUnsuitable, what).hint(GUEST_FIX)
+        })?;
+        let (cache, modules) = (self.paths.cache(), kernel.modules.clone());
         tokio::task::spawn_blocking(move || {
             compose_initramfs(&cache, agent, &modules).map_err(crate::provision::asset_error)
         })

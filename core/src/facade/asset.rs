@@ -7,7 +7,7 @@ use nexus_schema::tools::asset::{
     AssetDetails, AssetDownloadParams, AssetInspectParams, AssetKind, AssetListOutput, AssetListParams,
     AssetRemoveOutput, AssetRemoveParams, AssetSummary, AssetVerifyOutput, AssetVerifyParams,
 };
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{Arch, ErrorCode, Reference, ToolError};
 
 use super::image::cut;
 use super::source::may_use;
@@ -226,6 +226,11 @@ impl Shared {
 
     /// Makes an asset the default for new VMs.
     pub(super) async fn make_default(&self, asset: &AssetRecord, who: &str) -> Result<(), ToolError> {
+        if asset.arch != Arch::HOST.as_str() {
+            let message =
+                format!("{} is for {}, and the default is for VMs of {}", asset.name, asset.arch, Arch::HOST);
+            return Err(ToolError::invalid(message).hint("name it when a VM is created"));
+        }
         let (name, who) = (asset.name.to_string(), who.to_owned());
         let key = match asset.kind {
             AssetKind::Kernel => settings::DEFAULT_KERNEL,

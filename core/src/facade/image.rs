@@ -7,7 +7,7 @@ use nexus_schema::tools::image::{
     BUILT_IN, ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
 };
 use nexus_schema::tools::plan::Creation;
-use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{Arch, ErrorCode, Name, Reference, ToolError};
 
 use super::source::may_use;
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
@@ -256,7 +256,7 @@ fn not_made_yet(name: &str, default: &str) -> Result<ImageDetails, ToolError> {
         distro: None,
         init: nexus_schema::link::InitMode::Agent,
         config: None,
-        arch: std::env::consts::ARCH.into(),
+        arch: Arch::HOST.as_str().into(),
         size: None,
         used_bytes: None,
         sha256: None,

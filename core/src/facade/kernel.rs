@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use nexus_schema::ToolError;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::kernel::{KernelBuildParams, KernelBuilt, KernelPublishParams, KernelPublished};
+use nexus_schema::{Arch, ToolError};
 
 use super::provider::may_change;
 use super::{CallContext, Nexus, patience};
@@ -23,8 +23,8 @@ impl Nexus {
     ) -> Result<OpOutcome<KernelBuilt>, ToolError> {
         may_change(ctx)?;
         let wait = patience(params.wait_s)?;
-        if let Some(arch) = params.arch.as_deref().filter(|arch| *arch != std::env::consts::ARCH) {
-            let own = std::env::consts::ARCH;
+        let own = Arch::HOST;
+        if let Some(arch) = params.arch.as_deref().filter(|arch| Arch::named(arch) != Some(own)) {
             return Err(ToolError::invalid(format!(
                 "this host builds kernels for {own} only, not for {arch}"
             ))

@@ -35,14 +35,15 @@ impl Shared {
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
         let mut spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
         packages::fill(self, &mut spec.network).await?;
-        let choice = self.choose_driver(&spec).await?;
+        let arch = self.provision.arch_of_image(&spec.from).await?;
+        let choice = self.choose_driver_for(&spec, arch).await?;
         if spec.network.mode == NetworkMode::Nat {
             network::check(&*self.host(false).await?, &choice)?;
         }
         self.provision.check_image(&spec.from).await?;
         let mut steps = Vec::new();
         if self.needs_kernel() {
-            steps.push(self.provision.plan_kernel(&spec.kernel).await?);
+            steps.push(self.provision.plan_kernel(&spec.kernel, arch).await?);
         }
         let image = self.image_plan(&spec.from).await?;
         let disk = match &image.image {

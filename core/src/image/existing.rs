@@ -70,6 +70,8 @@ pub(super) async fn adopt(
         used_bytes: finished.used_bytes,
         sha256: finished.sha256,
         distro: meta.distro,
+        // It is that of what the file was made from, or else taken to be the host's.
+        arch: None,
         init: meta.init,
         init_system,
         config: meta.config.map(|config| *config),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use nexus_schema::Arch;
 use nexus_schema::link::{ImageMetadata, InitMode};
 
 use super::ImageError;
@@ -35,6 +36,19 @@ pub(crate) fn distro(tree: &Tree, contents: &mut Contents) -> Option<String> {
         let mut text = Vec::new();
         contents.reader(*content).ok()?.take(OS_RELEASE_MAX).read_to_end(&mut text).ok()?;
         parse_os_release(&text)
+    })
+}
+
+/// Programs, at least one of which is in every image that can run commands.
+const PROGRAMS: [&[u8]; 5] = [b"/bin/sh", b"/usr/bin/env", b"/bin/busybox", b"/sbin/init", b"/usr/bin/bash"];
+
+/// The architecture of the programs in a tree, by the first of some that is one.
+pub(crate) fn arch(tree: &Tree, contents: &mut Contents) -> Option<Arch> {
+    PROGRAMS.iter().find_map(|path| {
+        let Body::File(content) = &tree.node(tree.find(path)?).body else { return None };
+        let mut start = Vec::new();
+        contents.reader(*content).ok()?.take(64).read_to_end(&mut start).ok()?;
+        Arch::of_elf(&start)
     })
 }
 

@@ -28,8 +28,8 @@ mod volume;
 
 use std::path::{Path, PathBuf};
 
-use nexus_schema::ByteSize;
 use nexus_schema::link::{ImageConfig, ImageMetadata, InitMode};
+use nexus_schema::{Arch, ByteSize};
 
 pub use bootstrap::{Bootstrap, FOR_WORK, PACKAGES};
 pub use error::ImageError;
@@ -67,6 +67,8 @@ pub struct Built {
     pub sha256: String,
     /// The distribution, such as `debian-12`, if known.
     pub distro: Option<String>,
+    /// The architecture of its programs, if known.
+    pub arch: Option<Arch>,
     /// What runs as PID 1.
     pub init: InitMode,
     /// Its init system, if any.
@@ -104,7 +106,7 @@ pub async fn build_with(
     let (meta, additions, watched) = (meta.clone(), additions.clone(), progress.clone());
     let write = move || write(staged, &meta, &additions, &watched).map(|written| (place, written));
     let written = tokio::task::spawn_blocking(write).await.map_err(|_| ImageError::Worker)?;
-    let (place, Written { file, meta, init_system, notes }) = written?;
+    let (place, Written { file, meta, arch, init_system, notes }) = written?;
     let (place, finished) = place.finish(&tools, file, progress).await?;
     place.keep();
     Ok(Built {
@@ -113,6 +115,7 @@ pub async fn build_with(
         used_bytes: finished.used_bytes,
         sha256: finished.sha256,
         distro: meta.distro,
+        arch,
         init: meta.init,
         init_system,
         config: meta.config.map(|config| *config),
@@ -124,6 +127,7 @@ pub async fn build_with(
 struct Written {
     file: PathBuf,
     meta: ImageMetadata,
+    arch: Option<Arch>,
     init_system: Option<InitSystem>,
     notes: Vec<String>,
 }
@@ -137,6 +141,7 @@ fn write(
 ) -> Result<Written, ImageError> {
     let Staged { mut tree, mut contents, distro, config, mut notes } = staged;
     let distro = facts::distro(&tree, &mut contents).or(distro);
+    let arch = facts::arch(&tree, &mut contents);
     let init_system = facts::init_system(&tree);
     facts::check_mount_points(&tree)?;
     let mut meta = facts::complete(meta, distro, init_system)?;
@@ -151,7 +156,7 @@ fn write(
     }
     let file = contents.path().to_owned();
     contents.finish(&tree, &Options { purpose: Purpose::Drive, label: "", identity: None, made: MADE })?;
-    Ok(Written { file, meta, init_system, notes })
+    Ok(Written { file, meta, arch, init_system, notes })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetCheck, AssetFile, AssetKind, AssetSummary, Verified};
-use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{Arch, ErrorCode, Name, Reference, ToolError};
 
 use super::kernel::asset_error;
 use super::unused::{meant_kernel, vmm_in_force};
@@ -154,9 +154,8 @@ impl Provision {
     ) -> Result<AssetRecord, ToolError> {
         progress.step("storing");
         let (kind, directory) = (wanted.kind, self.paths.asset(id));
-        let (files, said) =
-            blocking(move || settle(kind, &made, &into, &directory).map(|(f, v)| ((f, made), v))).await?;
-        let (files, made) = files;
+        let (Settled { files, version: said, arch }, made) =
+            blocking(move || settle(kind, &made, &into, &directory).map(|settled| (settled, made))).await?;
         failpoint::reach("asset-placed");
         progress.check().map_err(|_| ToolError::new(ErrorCode::Cancelled, "the download was cancelled"))?;
         let main = files.first().ok_or_else(|| ToolError::internal("an asset without files"))?.clone();
@@ -186,7 +185,7 @@ impl Provision {
             kind: wanted.kind,
             provider: order.provider.name.to_string(),
             version,
-            arch: std::env::consts::ARCH.into(),
+            arch: arch.as_str().into(),
             sha256: main.sha256.clone(),
             size_bytes: main.size_bytes,
             verified: made.verified,
@@ -404,27 +403,30 @@ pub(super) fn plan(order: &Order) -> Result<Plan, ToolError> {
     provider.plan(&values).map_err(failed)
 }
 
-/// Checks that a downloaded asset is what it should be, and moves it to its place. Returns its files, and its version if the
-/// file contains one.
-fn settle(
-    kind: AssetKind,
-    made: &Made,
-    from: &Path,
-    into: &Path,
-) -> Result<(Vec<AssetFile>, Option<String>), ToolError> {
+/// An asset in its place.
+struct Settled {
+    files: Vec<AssetFile>,
+    /// Its version, if a file contains one.
+    version: Option<String>,
+    arch: Arch,
+}
+
+/// Checks that a downloaded asset is what it should be, and moves it to its place.
+fn settle(kind: AssetKind, made: &Made, from: &Path, into: &Path) -> Result<Settled, ToolError> {
     let failed = |message: String| ToolError::new(ErrorCode::VerificationFailed, message);
     let internal = |e: std::io::Error| asset_error(AssetError::io("store an asset")(e));
-    let (files, said) = match kind {
+    let files = match kind {
         AssetKind::Kernel => {
             let kernel =
                 adopt_kernel(&from.join(KERNEL), into, &made.origin, made.verified).map_err(asset_error)?;
-            return Ok((kernel_files(&kernel, into)?, Some(kernel.version)));
+            let files = kernel_files(&kernel, into)?;
+            return Ok(Settled { files, version: Some(kernel.version), arch: kernel.arch });
         }
         AssetKind::Rootfs => {
             let detected = ImageSource::detect(&from.join(ROOTFS));
             let is_empty = made.files.first().is_none_or(|file| file.size_bytes == 0);
             match detected {
-                Ok(ImageSource::Tar(_) | ImageSource::Ext4(_)) if !is_empty => (made.files.clone(), None),
+                Ok(ImageSource::Tar(_) | ImageSource::Ext4(_)) if !is_empty => made.files.clone(),
                 _ => {
                     return Err(failed(format!(
                         "{} is not a root filesystem: neither a tar archive nor ext4",
@@ -442,14 +444,14 @@ fn settle(
                     )));
                 }
             }
-            (made.files.clone(), None)
+            made.files.clone()
         }
     };
     fs_err::rename(from, into).map_err(internal)?;
     // The name is synced before a row refers to it.
     let parent = into.parent().unwrap_or(into);
     fs_err::File::open(parent).and_then(|parent| parent.sync_all()).map_err(internal)?;
-    Ok((files, said))
+    Ok(Settled { files, version: None, arch: Arch::HOST })
 }
 
 /// The files of a kernel, with their digests.

@@ -1,11 +1,11 @@
 //! Lists what providers offer for download.
 
 use nexus_schema::tools::asset::{AssetKind, AssetSummary};
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{Arch, ErrorCode, ToolError};
 use tokio::sync::OnceCell;
 
 use super::asset::plan;
-use super::kernel::{asset_error, available_kernels, newest_of};
+use super::kernel::{arch_of_version, asset_error, available_kernels, newest_of};
 use super::release::available_releases;
 use super::wanted::WantedAsset;
 use super::{Provision, slug};
@@ -23,13 +23,24 @@ impl Provision {
         wanted: WantedAsset,
         progress: &Progress,
     ) -> Result<AssetSummary, ToolError> {
+        self.look_up_for(Arch::HOST, wanted, progress).await
+    }
+
+    /// The same; `arch` is the architecture of the distribution's kernel, unless its version says another one.
+    pub(super) async fn look_up_for(
+        &self,
+        arch: Arch,
+        wanted: WantedAsset,
+        progress: &Progress,
+    ) -> Result<AssetSummary, ToolError> {
         let order = self.order(&wanted).await?;
         if order.provider.apt().is_some() {
             if wanted.kind == AssetKind::Rootfs {
                 return self.look_up_release(&order, progress).await;
             }
             progress.step("reading the package archive");
-            let kernels = available_kernels(&self.archive(progress).await?).await?;
+            let arch = arch_of_version(order.version.as_deref()).unwrap_or(arch);
+            let kernels = available_kernels(&self.archive_for(arch, progress).await?).await?;
             let kernel = newest_of(&kernels, order.version.as_deref(), |kernel| &kernel.version).cloned();
             return kernel.ok_or_else(|| asset_error(AssetError::NoKernel { version: order.version }));
         }
@@ -175,7 +186,7 @@ pub(super) fn available(
         kind,
         provider: provider.name.to_string(),
         version: found.version.clone(),
-        arch: std::env::consts::ARCH.into(),
+        arch: Arch::HOST.as_str().into(),
         installed: false,
         default: false,
         sha256: None,

@@ -9,7 +9,7 @@ use nexus_schema::link::InitMode;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::image::{DEBIAN, DEBIAN_MINIMAL};
 use nexus_schema::tools::template::{Overlay, TemplateSpec};
-use nexus_schema::{ErrorCode, Name, ToolError};
+use nexus_schema::{Arch, ErrorCode, Name, ToolError};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -227,7 +227,7 @@ fn digest(spec: &TemplateSpec, content: &str) -> Result<String, ToolError> {
     let inputs = Inputs {
         version: env!("CARGO_PKG_VERSION"),
         builder: BUILDER,
-        arch: std::env::consts::ARCH,
+        arch: Arch::HOST.as_str(),
         source: content,
         overlays: spec.overlays.iter().map(|(path, overlay)| (path.as_str(), overlay)).collect(),
         packages: &spec.packages,

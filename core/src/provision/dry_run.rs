@@ -4,10 +4,10 @@ use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::tools::image::{BUILT_IN, BUSYBOX};
 use nexus_schema::tools::plan::{PlanAction, PlanStep, PlanThing};
 use nexus_schema::tools::template::TemplateSpec;
-use nexus_schema::{Name, Reference, ToolError};
+use nexus_schema::{Arch, Name, Reference, ToolError};
 
 use super::image::{BUSYBOX_PACKAGE, Want, image_error};
-use super::kernel::asset_error;
+use super::kernel::{arch_of_version, asset_error};
 use super::rootfs::wanted_rootfs;
 use super::wanted::WantedAsset;
 use super::{DEBIAN, Provision, blocking};
@@ -34,8 +34,8 @@ pub(crate) fn step(action: PlanAction, what: PlanThing) -> PlanStep {
 }
 
 impl Provision {
-    /// Where the kernel would come from.
-    pub(crate) async fn plan_kernel(&self, want: &str) -> Result<PlanStep, ToolError> {
+    /// Where the kernel would come from, for a VM of an architecture.
+    pub(crate) async fn plan_kernel(&self, want: &str, arch: Arch) -> Result<PlanStep, ToolError> {
         use super::kernel::Want;
         let of_kernel = |action| step(action, PlanThing::Kernel);
         let version = match self.want_kernel(want).await? {
@@ -54,7 +54,8 @@ impl Provision {
             }
             Want::Debian(version) => version,
         };
-        if let Some(asset) = self.installed_debian(version.clone()).await? {
+        let arch = arch_of_version(version.as_deref()).unwrap_or(arch);
+        if let Some(asset) = self.installed_debian(version.clone(), arch).await? {
             return Ok(used(&asset, PlanThing::Kernel));
         }
         let wanted = WantedAsset {
@@ -65,7 +66,7 @@ impl Provision {
             sha256: None,
             unverified: false,
         };
-        self.plan_download(wanted, PlanThing::Kernel).await
+        self.plan_download(wanted, arch, PlanThing::Kernel).await
     }
 
     /// How the image that `from` means would be obtained, if that is not a template.
@@ -133,7 +134,7 @@ impl Provision {
         let mut steps = Vec::new();
         match &want {
             Want::Rootfs(from) => {
-                steps.push(self.plan_download(wanted_rootfs(from), PlanThing::Rootfs).await?);
+                steps.push(self.plan_download(wanted_rootfs(from), Arch::HOST, PlanThing::Rootfs).await?);
             }
             Want::Asset(asset) => steps.push(used(asset, PlanThing::Rootfs)),
             Want::Installed(image) => steps.extend(ImagePlan::here((**image).clone()).steps),
@@ -169,8 +170,13 @@ impl Provision {
         })
     }
 
-    async fn plan_download(&self, wanted: WantedAsset, what: PlanThing) -> Result<PlanStep, ToolError> {
-        let found = self.look_up(wanted, &Progress::default()).await?;
+    async fn plan_download(
+        &self,
+        wanted: WantedAsset,
+        arch: Arch,
+        what: PlanThing,
+    ) -> Result<PlanStep, ToolError> {
+        let found = self.look_up_for(arch, wanted, &Progress::default()).await?;
         Ok(PlanStep {
             name: Some(found.name.to_string()),
             source: Some(format!("{}@{}", found.provider, found.version)),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nexus_schema::id::{BuildId, ImageId, ImageKind, TemplateKind};
 use nexus_schema::link::{ImageMetadata, InitMode};
 use nexus_schema::tools::image::{BUILT_IN, BUSYBOX, DEBIAN};
-use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{Arch, ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::oci::{self, Argument, Saved};
 use super::{Provision, blocking, file_argument, hex_sha256, slug};
@@ -139,6 +139,17 @@ impl Provision {
             };
         }
         self.want_image(want).await.map(drop)
+    }
+
+    /// The architecture of VMs that start from this image, as far as it is known before the image exists; or else the host's.
+    pub(crate) async fn arch_of_image(&self, want: &str) -> Result<Arch, ToolError> {
+        if template_argument(want).is_some() {
+            return Ok(Arch::HOST);
+        }
+        match self.want_image(want).await? {
+            Want::Installed(image) => Arch::known(&image.arch),
+            _ => Ok(Arch::HOST),
+        }
     }
 
     /// The wanted image, which is made if it does not exist.
@@ -297,6 +308,7 @@ impl Provision {
         progress: &Progress,
     ) -> Result<ImageRecord, ToolError> {
         let id: ImageId = random_id();
+        let host = Arch::HOST.as_str().to_owned();
         let record = ImageRecord {
             id,
             parent_id: match &recipe.want {
@@ -315,7 +327,11 @@ impl Provision {
                 Want::Copied(copied) => copied.image.as_ref().and_then(|image| image.config.clone()),
                 _ => None,
             },
-            arch: std::env::consts::ARCH.into(),
+            arch: match &recipe.want {
+                Want::Installed(image) => image.arch.clone(),
+                Want::Copied(copied) => copied.image.as_ref().map_or(host, |image| image.arch.clone()),
+                _ => host,
+            },
             size: ByteSize::default(),
             used_bytes: 0,
             sha256: String::new(),
@@ -416,6 +432,7 @@ impl Provision {
         let whole = ImageRecord {
             ready: true,
             distro: built.distro,
+            arch: built.arch.map_or_else(|| record.arch.clone(), |arch| arch.as_str().to_owned()),
             init: record.init,
             has_init: Some(built.init_system.is_some()),
             config: built.config,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nexus_schema::ToolError;
+use nexus_schema::{Arch, ToolError};
 
 use super::image::image_error;
 use super::{Provision, blocking};
@@ -21,6 +21,7 @@ impl Provision {
     ) -> Result<Exported, ToolError> {
         progress.step("packing the image");
         let file = self.paths.image(image.id).join(image::ROOTFS);
+        let arch = Arch::known(&image.arch)?;
         let (image, watched) = (image.clone(), progress.clone());
         blocking(move || {
             let packed = || {
@@ -30,6 +31,7 @@ impl Provision {
                 let about = About {
                     name: image.name.as_str(),
                     config: image.config.as_ref(),
+                    arch,
                     created: image.created_at,
                 };
                 export(&file, &about, &stage, &watched)

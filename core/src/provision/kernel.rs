@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetKind, AssetSummary};
-use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{Arch, ErrorCode, Name, Reference, ToolError};
 
 use super::{DEBIAN, Provision, blocking, file_argument, hex_sha256, slug};
 use crate::asset::{AssetError, KernelFiles, debian::Archive, import_kernel};
@@ -60,20 +60,25 @@ impl Provision {
         self.want_kernel(want).await.map(drop)
     }
 
-    /// The wanted kernel, which is downloaded or imported if it is not installed.
+    /// The wanted kernel, which is downloaded or imported if it is not installed. `arch` is the architecture of the distribution's kernel, unless
+    /// its version says another one.
     pub(crate) async fn kernel(
         &self,
         want: &str,
+        arch: Arch,
         owner: &str,
         progress: &Progress,
     ) -> Result<AssetRecord, ToolError> {
         match self.want_kernel(want).await? {
             Want::Installed(asset) => Ok(*asset),
             Want::Debian(version) => {
+                let arch = arch_of_version(version.as_deref()).unwrap_or(arch);
                 let _turn = self.turn("kernel debian", progress).await?;
-                match self.installed_debian(version.clone()).await? {
+                match self.installed_debian(version.clone(), arch).await? {
                     Some(asset) => Ok(asset),
-                    None => self.fetch_debian_kernel(version.as_deref(), None, None, owner, progress).await,
+                    None => {
+                        self.fetch_debian_kernel(arch, version.as_deref(), None, None, owner, progress).await
+                    }
                 }
             }
             Want::File(path) => self.import_kernel(&path, None, None, owner, progress).await,
@@ -84,9 +89,10 @@ impl Provision {
     pub(super) async fn installed_debian(
         &self,
         version: Option<String>,
+        arch: Arch,
     ) -> Result<Option<AssetRecord>, ToolError> {
         self.store
-            .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, version.as_deref()))
+            .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, version.as_deref(), arch))
             .await
             .map_err(store_error)
     }
@@ -109,12 +115,14 @@ impl Provision {
             return Err(ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{from}`"))
                 .hint("give `debian` or file:PATH"));
         }
+        let arch = arch_of_version(version).unwrap_or_default();
         let _turn = self.turn("kernel debian", progress).await?;
-        self.fetch_debian_kernel(version, name, sha256, owner, progress).await
+        self.fetch_debian_kernel(arch, version, name, sha256, owner, progress).await
     }
 
     async fn fetch_debian_kernel(
         &self,
+        arch: Arch,
         version: Option<&str>,
         name: Option<Name>,
         sha256: Option<&str>,
@@ -122,12 +130,12 @@ impl Provision {
         progress: &Progress,
     ) -> Result<AssetRecord, ToolError> {
         progress.step("reading the package archive");
-        let archive = self.archive(progress).await?;
+        let archive = self.archive_for(arch, progress).await?;
         // The newest version may already be installed.
         let versions = archive.kernels().await.map_err(asset_error)?;
         let newest = newest_of(&versions, version, |kernel| &kernel.version);
         if let Some(newest) = newest
-            && let Some(asset) = self.installed_debian(Some(newest.version.clone())).await?
+            && let Some(asset) = self.installed_debian(Some(newest.version.clone()), arch).await?
         {
             return Ok(asset);
         }
@@ -209,7 +217,7 @@ impl Provision {
             kind: AssetKind::Kernel,
             provider: provider.into(),
             version: files.version.clone(),
-            arch: std::env::consts::ARCH.into(),
+            arch: files.arch.as_str().into(),
             sha256: files.sha256.clone(),
             size_bytes: files.size_bytes,
             verified: files.verified,
@@ -247,7 +255,12 @@ impl Provision {
 
     /// The host's package archive.
     pub(super) async fn archive(&self, progress: &Progress) -> Result<Archive, ToolError> {
-        Archive::open(&self.apt_root, &self.assets.fetch, progress).await.map_err(asset_error)
+        self.archive_for(Arch::HOST, progress).await
+    }
+
+    /// The same, with packages of an architecture.
+    pub(super) async fn archive_for(&self, arch: Arch, progress: &Progress) -> Result<Archive, ToolError> {
+        Archive::open_for(arch, &self.apt_root, &self.assets.fetch, progress).await.map_err(asset_error)
     }
 }
 
@@ -263,7 +276,7 @@ pub(super) async fn available_kernels(archive: &Archive) -> Result<Vec<AssetSumm
                 kind: AssetKind::Kernel,
                 provider: DEBIAN.into(),
                 version: kernel.version,
-                arch: std::env::consts::ARCH.into(),
+                arch: archive.arch().as_str().into(),
                 installed: false,
                 default: false,
                 sha256: None,
@@ -314,6 +327,11 @@ fn check_sum(files: &KernelFiles, wanted: Option<&str>) -> Result<(), ToolError>
     }
 }
 
+/// The architecture that a version of a distribution's kernel ends with, as `6.12.48+deb12-cloud-arm64` does.
+pub(super) fn arch_of_version(version: Option<&str>) -> Option<Arch> {
+    version?.rsplit('-').next().and_then(Arch::named)
+}
+
 /// From kernels sorted newest first: the one with exactly this version, else the newest whose version begins with it.
 pub(super) fn newest_of<'a, T>(
     kernels: &'a [T],
@@ -331,6 +349,15 @@ pub(super) fn newest_of<'a, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_may_say_its_architecture() {
+        assert_eq!(arch_of_version(Some("6.12.9+deb12-cloud-arm64")), Some(Arch::Aarch64));
+        assert_eq!(arch_of_version(Some("linux-image-6.1.0-5-cloud-amd64")), Some(Arch::X86_64));
+        for unsaid in [None, Some("6.12"), Some("6.8.0-5-generic"), Some("")] {
+            assert_eq!(arch_of_version(unsaid), None);
+        }
+    }
 
     #[test]
     fn a_version_may_be_cut_short() {

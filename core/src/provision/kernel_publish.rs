@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nexus_schema::id::AssetKindTag;
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::tools::kernel::{KernelPublished, PublishedKernel};
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{Arch, ErrorCode, Reference, ToolError};
 
 use super::kernel::asset_error;
 use super::{Provision, blocking};
@@ -43,6 +43,15 @@ impl Provision {
         for asset in &all {
             if asset.kind != AssetKind::Kernel {
                 return Err(ToolError::invalid(format!("asset {} is no kernel", asset.name)));
+            }
+            if asset.arch != Arch::HOST.as_str() {
+                let message = format!(
+                    "kernel {} is for {}, and this host publishes kernels for {} only",
+                    asset.name,
+                    asset.arch,
+                    Arch::HOST
+                );
+                return Err(ToolError::invalid(message));
             }
             if asset.files.len() > 1 {
                 let message = format!(

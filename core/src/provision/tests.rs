@@ -7,7 +7,7 @@ use std::time::Duration;
 use nexus_schema::tools::asset::{AssetKind, Verified};
 use nexus_schema::tools::plan::{PlanAction, PlanStep, PlanThing};
 use nexus_schema::tools::provider::ProviderOrigin;
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{Arch, ErrorCode, Reference, ToolError};
 use serde_json::{Value, json};
 
 use super::wanted::WantedAsset;
@@ -220,7 +220,7 @@ async fn what_would_be_downloaded_is_foreseen_and_left_alone() {
     let file = format!("file:{}", file.display());
     let refused = scene.provision.plan_image(&file).await.unwrap_err();
     assert!(refused.message.contains("neither a directory, nor a tar archive"), "{refused}");
-    let refused = scene.provision.plan_kernel(&file).await.unwrap_err();
+    let refused = scene.provision.plan_kernel(&file, Arch::HOST).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::VerificationFailed, "{refused}");
 }
 
@@ -557,7 +557,8 @@ async fn a_default_changes_only_when_that_is_asked_for() {
         record
     };
     let meant = async |version: Option<&str>| {
-        scene.provision.installed_debian(version.map(str::to_owned)).await.unwrap().unwrap().version
+        let version = version.map(str::to_owned);
+        scene.provision.installed_debian(version, Arch::HOST).await.unwrap().unwrap().version
     };
     let of_all = async || {
         let all = scene.provision.store.read(assets::all).await.unwrap();
@@ -577,6 +578,14 @@ async fn a_default_changes_only_when_that_is_asked_for() {
             ("6.12.9".into(), ("6.12.9".into(), "1.10.0".into()))
         );
     }
+    // A kernel for VMs of the other architecture is never the default of this host's.
+    let same = add(AssetKind::Kernel, "debian", "7.0.2", 5).await;
+    let (id, name) = (crate::store::random_id(), "other".parse().unwrap());
+    let (arch, installed_at) = (Arch::FOREIGN.as_str().into(), nexus_schema::Timestamp::from_millis(1));
+    let other = AssetRecord { id, name, arch, installed_at, ..same };
+    scene.provision.store.write(move |tx| assets::insert(tx, &other)).await.unwrap();
+    assert_eq!((meant(None).await, of_all().await.0), ("6.12.9".into(), "6.12.9".into()));
+    assert!(scene.provision.installed_debian(None, Arch::FOREIGN).await.unwrap().is_some());
     let all = scene.provision.store.read(assets::all).await.unwrap();
     let chosen = all.iter().find(|asset| asset.version == "1.16.1").map(|asset| asset.name.to_string());
     assert_eq!(vmm_in_force(&all, chosen.as_deref()).unwrap().version, "1.16.1");

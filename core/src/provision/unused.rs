@@ -2,8 +2,9 @@
 
 use nexus_schema::id::{AssetId, ImageId};
 use nexus_schema::tools::asset::AssetKind;
-use nexus_schema::{Reference, ToolError};
+use nexus_schema::{Arch, Reference, ToolError};
 
+use super::kernel::arch_of_version;
 use super::rootfs::newest_of;
 use super::{DEBIAN, Provision};
 use crate::op::store_error;
@@ -93,9 +94,11 @@ pub(crate) fn meant_kernel<'a>(all: &'a [AssetRecord], kernel: &str) -> Option<&
         Some((DEBIAN, version)) => Some(version),
         _ => return named(all, kernel),
     };
+    let arch = arch_of_version(version).unwrap_or_default();
     let is_it = |asset: &&AssetRecord| {
         asset.kind == AssetKind::Kernel
             && asset.provider == DEBIAN
+            && asset.arch == arch.as_str()
             && version.is_none_or(|version| asset.version == version)
     };
     first(all.iter().filter(is_it))

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use nexus_schema::id::{AssetId, AssetKindTag, ImageId};
 use nexus_schema::tools::asset::{AssetFile, AssetKind, Verified};
-use nexus_schema::{DriverKind, Name, Reference, Timestamp};
+use nexus_schema::{Arch, DriverKind, Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{Json, RowExt, signed};
@@ -102,19 +102,20 @@ pub fn get(db: &Connection, asset: &Reference<AssetKindTag>) -> Result<Option<As
     })
 }
 
-/// The first installed asset of a kind from a provider, with this version if one is given. Assets installed later do not change
+/// The first installed asset of a kind and an architecture from a provider, with this version if one is given. Assets installed later do not change
 /// the result.
 pub fn find(
     db: &Connection,
     kind: AssetKind,
     provider: &str,
     version: Option<&str>,
+    arch: Arch,
 ) -> Result<Option<AssetRecord>, StoreError> {
     Ok(db
         .query_row(
-            "SELECT * FROM assets WHERE kind = ?1 AND provider = ?2 AND (?3 IS NULL OR version = ?3)
+            "SELECT * FROM assets WHERE kind = ?1 AND provider = ?2 AND (?3 IS NULL OR version = ?3) AND arch = ?4
              ORDER BY installed_at, rowid LIMIT 1",
-            params![kind.as_str(), provider, version],
+            params![kind.as_str(), provider, version, arch.as_str()],
             record,
         )
         .optional()?)

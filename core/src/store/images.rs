@@ -95,7 +95,7 @@ pub fn insert(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
 pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE images SET status = 'success', distro = ?2, init = ?3, size_bytes = ?4, used_bytes = ?5, sha256 = ?6,
-         config = ?7, has_init = ?8 WHERE id = ?1",
+         config = ?7, has_init = ?8, arch = ?9 WHERE id = ?1",
         params![
             image.id.as_i64(),
             image.distro,
@@ -105,6 +105,7 @@ pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError>
             image.sha256,
             image.config.as_ref().map(Json),
             image.has_init,
+            image.arch,
         ],
     )?;
     Ok(())

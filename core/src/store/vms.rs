@@ -291,7 +291,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
                 kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
                 timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
                 spec = ?22, name = ?23, expires_at = ?24, checkpoint_id = ?25,
-                suspended = ?26
+                suspended = ?26, arch = ?27
              WHERE id = ?1 AND generation = ?2",
         )?
         .execute(params![
@@ -321,6 +321,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             vm.expires_at.map(Timestamp::as_millis),
             vm.lineage.checkpoint.map(|id| id.as_i64()),
             vm.suspended.as_ref().map(Json),
+            vm.arch,
         ])
         .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     if changed != 1 {

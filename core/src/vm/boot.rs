@@ -256,6 +256,7 @@ pub(super) fn plan(
         boot_id,
         driver: choice.driver,
         binary: choice.binary.clone(),
+        arch: choice.arch,
         accel: choice.accel,
         directory: shared.paths.vm(record.id),
         vcpus: record.spec.vcpus,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nexus_schema::id::{BootId, DriveId, OpId, VmId};
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{IdleAction, VmCreateParams, VmDetails, VmState};
-use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Timestamp, ToolError};
+use nexus_schema::{Arch, ByteSize, ErrorCode, Name, Reference, Timestamp, ToolError};
 use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, DAEMON};
@@ -17,6 +17,7 @@ use crate::context::{Command, Decision, Handle, Reserved, Shared, View, drive_er
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
 use crate::progress::Progress;
+use crate::store::assets::AssetRecord;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::tokens::Usage;
@@ -48,7 +49,8 @@ pub(crate) async fn begin(
     }
     let mut spec = spec::check(&params, &name, &defaults)?;
     packages::fill(shared, &mut spec.network).await?;
-    let choice = shared.choose_driver(&spec).await?;
+    let arch = shared.provision.arch_of_image(&spec.from).await?;
+    let choice = shared.choose_driver_for(&spec, arch).await?;
     spec.checkpoints = defaults.allow_checkpoints(params.checkpoints, &choice.caps);
     if !spec.checkpoints {
         spec.idle_action = IdleAction::Stop;
@@ -86,7 +88,7 @@ pub(crate) async fn begin(
                 owner: owner.clone(),
                 tags,
                 protected,
-                arch: std::env::consts::ARCH.into(),
+                arch: arch.as_str().into(),
                 cid: vms::free_cid(tx)?,
                 image_id: None,
                 image_name: spec.from.clone(),
@@ -237,10 +239,14 @@ async fn prepare(
 ) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
     let VmSpec { kernel, from, .. } = record.spec.clone();
     let kernel = match shared.needs_kernel() {
-        true => Some(shared.provision.kernel(&kernel, &record.owner, progress).await?),
+        true => {
+            let arch = Arch::known(&record.arch)?;
+            Some(shared.provision.kernel(&kernel, arch, &record.owner, progress).await?)
+        }
         false => None,
     };
     let image = shared.provision.image(&from, &record.owner, progress).await?;
+    let kernel = Box::pin(take_arch(shared, &mut record, kernel, &image, progress)).await?;
     if record.spec.init == nexus_schema::link::InitMode::System && image.has_init == Some(false) {
         return Err(ToolError::invalid(format!(
             "init is `system`, but image {} has no init system (no /sbin/init)",
@@ -317,6 +323,33 @@ async fn prepare(
     shared.store.write(move |tx| drives::made(tx, &row)).await.map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-ready");
     Ok((record, vec![ready]))
+}
+
+/// Makes the VM one of its image's architecture, and returns a kernel of that. Fails if this host has nothing to run it.
+async fn take_arch(
+    shared: &Shared,
+    record: &mut VmRecord,
+    kernel: Option<AssetRecord>,
+    image: &ImageRecord,
+    progress: &Progress,
+) -> Result<Option<AssetRecord>, ToolError> {
+    let Some(mut kernel) = kernel else { return Ok(None) };
+    let arch = Arch::known(&image.arch)?;
+    record.arch = arch.as_str().into();
+    if kernel.arch != image.arch {
+        // Of the distribution's kernels, it is another one.
+        kernel = shared.provision.kernel(&record.spec.kernel, arch, &record.owner, progress).await?;
+    }
+    if kernel.arch != image.arch {
+        let (name, other) = (&kernel.name, &kernel.arch);
+        let message = format!("kernel {name} is for {other}, and image {} for {arch}", image.name);
+        return Err(ToolError::invalid(message)
+            .hint(format!("give a kernel for {arch}, such as `debian`, or one from asset_list")));
+    }
+    if arch != Arch::HOST {
+        shared.choose_driver_for(&record.spec, arch).await?;
+    }
+    Ok(Some(kernel))
 }
 
 /// Creates the disk of a drive from an image.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::network::Bandwidth;
-use nexus_schema::{ByteSize, DriverKind, Name};
+use nexus_schema::{Arch, ByteSize, DriverKind, Name};
 use serde::{Deserialize, Serialize};
 
 /// How the guest's instructions are executed.
@@ -58,6 +58,9 @@ pub struct LaunchPlan {
     pub driver: DriverKind,
     /// The VMM's binary (for [`DriverKind::Process`]: the guest's).
     pub binary: PathBuf,
+    /// The VM's architecture. VMs of another one than the host's are emulated.
+    #[serde(default, skip_serializing_if = "Arch::is_host")]
+    pub arch: Arch,
     /// How instructions are executed.
     pub accel: Accel,
     /// The VM's directory, absolute. It is the working directory of shim and VMM, and holds all their files.
@@ -66,7 +69,7 @@ pub struct LaunchPlan {
     pub vcpus: u32,
     /// Memory, whole mebibytes.
     pub memory: ByteSize,
-    /// The kernel: an uncompressed ELF file.
+    /// The kernel, uncompressed: an ELF file, or an image of arm64.
     pub kernel: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
@@ -166,6 +169,7 @@ pub(crate) mod tests {
             boot_id: BootId::from_i64(2).unwrap(),
             driver: DriverKind::Qemu,
             binary: "/usr/bin/qemu-system-x86_64".into(),
+            arch: Arch::X86_64,
             accel: Accel::Tcg,
             directory: "/var/lib/nexus/vms/aaaaaaaaaaaac".into(),
             vcpus: 1,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_core::internals::{Accel, Exit, LaunchPlan, Link, ShimClient, VmmError};
 use nexus_schema::id::{BootId, VmId};
-use nexus_schema::{ByteSize, DriverKind};
+use nexus_schema::{Arch, ByteSize, DriverKind};
 
 pub(crate) const SHIM: &str = env!("CARGO_BIN_EXE_nexus-test-shim");
 /// The machine that runs the tests may be slow; what hangs, hangs longer.
@@ -60,6 +60,7 @@ impl Vm {
             boot_id: BootId::from_i64(2).unwrap(),
             driver,
             binary: PathBuf::new(),
+            arch: Arch::HOST,
             accel: Accel::Tcg,
             directory,
             vcpus: 1,

@@ -6,13 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
+use nexus_schema::Arch;
 
 /// The largest binary that is read, in bytes. An initramfs with it has to fit into the memory of small VMs.
 const LARGEST: u64 = 64 << 20;
 /// Source of the numbers: the ELF specification (`elf.h`).
 const MAGIC: &[u8] = b"\x7fELF";
-const CLASS_64: u8 = 2;
-const LITTLE_ENDIAN: u8 = 1;
 const KINDS: [u16; 2] = [2, 3]; // an executable; one that is loaded anywhere
 const INTERPRETER: u32 = 3;
 
@@ -22,11 +21,11 @@ pub struct GuestBinary(&'static [u8]);
 
 impl GuestBinary {
     /// Reads and checks a binary: a regular file of root or of the daemon's user that nobody else may change or replace, and a static
-    /// program of this architecture. It becomes root of every VM.
+    /// program of that architecture. It becomes root of every VM that has it.
     ///
     /// # Errors
     /// What is wrong with the file.
-    pub(super) fn read(path: &Path, uid: u32) -> Result<Self, String> {
+    pub(super) fn read(path: &Path, uid: u32, arch: Arch) -> Result<Self, String> {
         let wrong = |what: String| format!("{}: {what}", path.display());
         let whole = path.canonicalize().map_err(|e| wrong(e.to_string()))?;
         // Where links lead, and where the last one of them is.
@@ -57,7 +56,7 @@ impl GuestBinary {
         if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST) {
             return Err(wrong(format!("larger than {} MiB", LARGEST >> 20)));
         }
-        check(&bytes).map_err(|what| wrong(what.to_owned()))?;
+        check(&bytes, arch).map_err(|what| wrong(what.to_owned()))?;
         Ok(Self(bytes.leak()))
     }
 
@@ -87,21 +86,16 @@ fn keeps_files(directory: &Path, uid: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether these are the bytes of a static program for this machine.
-fn check(bytes: &[u8]) -> Result<(), &'static str> {
-    let machine: u16 = match std::env::consts::ARCH {
-        "x86_64" => 62,
-        "aarch64" => 183,
-        _ => return Err("guest binaries of this architecture are not known"),
-    };
+/// Whether these are the bytes of a static program for machines of an architecture.
+fn check(bytes: &[u8], arch: Arch) -> Result<(), &'static str> {
     if !bytes.starts_with(MAGIC) {
         return Err("not an ELF program");
     }
-    if bytes.get(4) != Some(&CLASS_64)
-        || bytes.get(5) != Some(&LITTLE_ENDIAN)
-        || number::<2>(bytes, 18).map(u16::from_le_bytes) != Some(machine)
-    {
-        return Err("a program for another architecture");
+    if Arch::of_elf(bytes) != Some(arch) {
+        return Err(match arch {
+            Arch::X86_64 => "a program for another architecture than x86_64",
+            Arch::Aarch64 => "a program for another architecture than aarch64",
+        });
     }
     if !number::<2>(bytes, 16).map(u16::from_le_bytes).is_some_and(|kind| KINDS.contains(&kind)) {
         return Err("not a program: a library or an object file");
@@ -143,7 +137,7 @@ mod tests {
         let path = directory.path().join("guest");
         fs_err::write(&path, bytes).unwrap();
         fs_err::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        GuestBinary::read(&path, rustix::process::getuid().as_raw())
+        GuestBinary::read(&path, rustix::process::getuid().as_raw(), Arch::HOST)
     }
 
     #[test]
@@ -178,21 +172,32 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_of_the_other_architecture_is_taken_for_that_only() {
+        let mut bytes = AGENT.to_vec();
+        bytes[18..20].copy_from_slice(&Arch::FOREIGN.elf_machine().to_le_bytes());
+        assert_eq!(check(&bytes, Arch::FOREIGN), Ok(()));
+        assert!(check(&bytes, Arch::HOST).unwrap_err().ends_with(Arch::HOST.as_str()));
+        assert!(check(AGENT, Arch::FOREIGN).unwrap_err().ends_with(Arch::FOREIGN.as_str()));
+    }
+
+    #[test]
     fn a_file_that_others_may_change_is_refused() {
         assert!(read(AGENT, 0o775).unwrap_err().contains("others may change it"));
         let directory = tempfile::tempdir().unwrap();
         let own = rustix::process::getuid().as_raw();
-        assert!(GuestBinary::read(directory.path(), own).unwrap_err().contains("not a regular file"));
-        assert!(GuestBinary::read(&directory.path().join("none"), own).is_err());
+        assert!(
+            GuestBinary::read(directory.path(), own, Arch::HOST).unwrap_err().contains("not a regular file")
+        );
+        assert!(GuestBinary::read(&directory.path().join("none"), own, Arch::HOST).is_err());
         let fifo = directory.path().join("fifo");
         let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
         assert!(made.success());
-        assert!(GuestBinary::read(&fifo, own).unwrap_err().contains("not a regular file"));
+        assert!(GuestBinary::read(&fifo, own, Arch::HOST).unwrap_err().contains("not a regular file"));
         // A link is followed: what it leads to counts.
         let (file, link) = (directory.path().join("file"), directory.path().join("link"));
         fs_err::write(&file, AGENT).unwrap();
         symlink(&file, &link).unwrap();
-        assert!(GuestBinary::read(&link, own).is_ok());
+        assert!(GuestBinary::read(&link, own, Arch::HOST).is_ok());
         // Who may write to a directory puts another file in its place; but not with the sticky bit.
         let below = directory.path().join("below");
         fs_err::create_dir(&below).unwrap();
@@ -204,18 +209,18 @@ mod tests {
         for (mode, is_refused) in [(0o755, false), (0o775, true), (0o757, true), (0o1777, false)] {
             set(mode);
             for path in [&deep, &beside] {
-                let said = GuestBinary::read(path, own).err().unwrap_or_default();
+                let said = GuestBinary::read(path, own, Arch::HOST).err().unwrap_or_default();
                 assert_eq!(said.contains("others may replace files in it"), is_refused, "{mode:o}: {said}");
             }
         }
         if own == 0 {
             std::os::unix::fs::chown(&below, Some(12345), None).unwrap();
-            let said = GuestBinary::read(&deep, own).unwrap_err();
+            let said = GuestBinary::read(&deep, own, Arch::HOST).unwrap_err();
             assert!(said.contains("below: belongs to user 12345"), "{said}");
             std::os::unix::fs::chown(&file, Some(12345), None).unwrap();
-            let said = GuestBinary::read(&file, own).unwrap_err();
+            let said = GuestBinary::read(&file, own, Arch::HOST).unwrap_err();
             assert!(said.contains("belongs to user 12345"), "{said}");
-            assert!(GuestBinary::read(&file, 12345).is_ok());
+            assert!(GuestBinary::read(&file, 12345, Arch::HOST).is_ok());
         }
     }
 }

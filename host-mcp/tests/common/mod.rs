@@ -156,6 +156,7 @@ pub fn config(state_dir: &Path) -> Config {
         home: None,
         state_dir: state_dir.to_owned(),
         agent: b"",
+        foreign_agent: None,
         shim_binary: PathBuf::from("/nonexistent"),
         driver: DriverSetting::Auto,
         apt_root: "/".into(),

@@ -20,6 +20,7 @@ mod suite;
 mod tests;
 mod version;
 
+use nexus_schema::Arch;
 use nexus_schema::error::chain;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,13 +88,15 @@ const DISTRIBUTIONS: [Distribution; 2] = [
 ];
 
 /// The name of this machine's architecture in Debian.
-const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+const ARCH: &str = Arch::HOST.of_packages();
 
 /// The package archive of the host, limited to what is trusted.
 #[derive(Debug)]
 pub struct Archive {
     fetcher: Fetcher,
     apt_root: PathBuf,
+    /// The architecture of its packages.
+    arch: Arch,
     /// The distributor that kernels and packages come from: one at a time, that of the base suite.
     distribution: &'static Distribution,
     suites: Vec<Suite>,
@@ -192,18 +195,29 @@ pub(crate) fn mirrors(apt_root: &Path) -> Result<Vec<reqwest::Url>, AssetError> 
 }
 
 impl Archive {
-    /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it.
+    /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it, for packages of this machine.
     pub async fn open(
         apt_root: &Path,
         settings: &FetchSettings,
         progress: &Progress,
     ) -> Result<Self, AssetError> {
+        Self::open_for(Arch::HOST, apt_root, settings, progress).await
+    }
+
+    /// The same for packages of an architecture. Sources that apt is told to use for others only are skipped.
+    pub async fn open_for(
+        arch: Arch,
+        apt_root: &Path,
+        settings: &FetchSettings,
+        progress: &Progress,
+    ) -> Result<Self, AssetError> {
         let settings = FetchSettings { deadline: Duration::from_secs(1800), ..settings.clone() };
-        Self::open_with(apt_root, settings, now(), progress).await
+        Self::open_with(arch, apt_root, settings, now(), progress).await
     }
 
     /// The same with explicit settings and an explicit time; apt's proxy replaces that of the settings.
     pub(crate) async fn open_with(
+        arch: Arch,
         apt_root: &Path,
         mut settings: FetchSettings,
         now: signature::Seconds,
@@ -212,7 +226,7 @@ impl Archive {
         memory::keep_lean();
         progress.step("reading the package archive's index");
         let conf = AptConf::read(apt_root);
-        let sources = sources::read(apt_root, ARCH)?;
+        let sources = sources::read(apt_root, arch.of_packages())?;
         let mut problems: Vec<String> = sources.problems.iter().map(|p| chain(p)).collect();
         let proxies = Secret::new(conf.proxies());
         if conf.has_proxy() {
@@ -222,6 +236,7 @@ impl Archive {
         let impatient = settings.clone().for_lists(INDEX_DEADLINE);
         let fetcher = Fetcher::new(settings)?;
         let context = Context {
+            arch,
             apt_root: apt_root.to_owned(),
             fetcher: Fetcher::new(impatient)?,
             check_valid_until: conf.is_on("Acquire::Check-Valid-Until", true),
@@ -246,7 +261,12 @@ impl Archive {
         let distribution = suites[base].distribution;
         let check = Check { valid_until: context.check_valid_until, date: context.check_date };
         let apt_root = context.apt_root;
-        Ok(Self { fetcher, apt_root, distribution, suites, base, proxies, check, problems })
+        Ok(Self { fetcher, apt_root, arch, distribution, suites, base, proxies, check, problems })
+    }
+
+    /// The architecture of its packages.
+    pub fn arch(&self) -> Arch {
+        self.arch
     }
 
     /// Why sources are not used, one sentence each.
@@ -387,11 +407,11 @@ impl Archive {
         &self,
         progress: &Progress,
     ) -> Result<Vec<(String, Package, usize)>, AssetError> {
-        let distribution = self.distribution;
+        let (distribution, arch) = (self.distribution, self.arch.of_packages());
         let uname = move |name: &str| {
             let version = name.strip_prefix(distribution.kernel)?;
             let ending = if distribution.flavour_has_arch {
-                version.strip_suffix(ARCH)?.strip_suffix(distribution.flavour)
+                version.strip_suffix(arch)?.strip_suffix(distribution.flavour)
             } else {
                 version.strip_suffix(distribution.flavour)
             };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nexus_schema::Arch;
 use reqwest::Url;
 use tokio::sync::OnceCell;
 
@@ -11,7 +12,7 @@ use crate::asset::debian::packages::{self, Package};
 use crate::asset::debian::release::Release;
 use crate::asset::debian::signature::{Keyring, MAX_SIGNED, Seconds};
 use crate::asset::debian::sources::Entry;
-use crate::asset::debian::{ARCH, DISTRIBUTIONS, Distribution};
+use crate::asset::debian::{DISTRIBUTIONS, Distribution};
 use crate::asset::error::{IndexProblem, SourceProblem};
 use crate::asset::fetch::{Fetcher, Want};
 use crate::asset::stream::Compression;
@@ -22,6 +23,7 @@ const MAX_LIST: u64 = 128 << 20;
 
 /// What opening a suite needs to know.
 pub(crate) struct Context {
+    pub(crate) arch: Arch,
     pub(crate) apt_root: PathBuf,
     pub(crate) fetcher: Fetcher,
     pub(crate) check_valid_until: bool,
@@ -37,6 +39,8 @@ pub(super) struct Suite {
     pub(super) mirror: Url,
     pub(super) release: Release,
     pub(super) distribution: &'static Distribution,
+    /// The architecture of its packages.
+    arch: Arch,
     /// The verified list of packages, compressed; that is small enough to keep.
     list: OnceCell<(Arc<[u8]>, Compression)>,
 }
@@ -52,12 +56,13 @@ pub(super) async fn open(context: &Context, entry: Entry, progress: &Progress) -
         let want = Want { url, size: None, sha256: None, max_bytes: MAX_SIGNED };
         let fetched = context.fetcher.to_memory(&want, progress).await;
         let verified = match fetched {
-            Ok(signed) => verify(&keyring, &name, signed, context.now).await,
+            Ok(signed) => verify(&keyring, &name, signed, context).await,
             Err(error) => Err(error),
         };
         match verified.and_then(|release| accept(context, &entry, release)) {
             Ok((release, distribution)) => {
-                return Ok(Suite { entry, mirror, release, distribution, list: OnceCell::new() });
+                let arch = context.arch;
+                return Ok(Suite { entry, mirror, release, distribution, arch, list: OnceCell::new() });
             }
             Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
             Err(error) => last = Some(error),
@@ -70,11 +75,17 @@ pub(super) async fn open(context: &Context, entry: Entry, progress: &Progress) -
 }
 
 /// Verifies an index on a blocking thread, because checking signatures takes time.
-async fn verify(keyring: &Keyring, name: &str, signed: Vec<u8>, now: Seconds) -> Result<Release, AssetError> {
+async fn verify(
+    keyring: &Keyring,
+    name: &str,
+    signed: Vec<u8>,
+    context: &Context,
+) -> Result<Release, AssetError> {
     let (keyring, what) = (keyring.clone(), format!("{name} InRelease"));
+    let (now, arch) = (context.now, context.arch.of_packages());
     tokio::task::spawn_blocking(move || {
         let text = keyring.signed_text(&what, &signed, now)?;
-        Release::parse(&text, ARCH).map_err(|problem| AssetError::Index { what, problem })
+        Release::parse(&text, arch).map_err(|problem| AssetError::Index { what, problem })
     })
     .await?
 }
@@ -137,15 +148,16 @@ impl Suite {
         fetcher: &Fetcher,
         progress: &Progress,
     ) -> Result<(Arc<[u8]>, Compression), AssetError> {
+        let arch = self.arch.of_packages();
         let missing = || AssetError::Index {
             what: format!("{} InRelease", self.entry.shown()),
             problem: IndexProblem::NotListed(format!(
-                "{}/binary-{ARCH}/Packages",
+                "{}/binary-{arch}/Packages",
                 self.distribution.component
             )),
         };
         let (path, compression, listed) =
-            self.release.packages(self.distribution.component, ARCH).ok_or_else(missing)?;
+            self.release.packages(self.distribution.component, arch).ok_or_else(missing)?;
         let suite = format!("dists/{}", self.entry.suite);
         let mut places = Vec::new();
         for mirror in self.mirrors() {

@@ -1,9 +1,11 @@
 //! Kernel images: parses a bzImage, and checks whether an ELF file is a kernel.
 //!
-//! Source of the formats: the kernel's `Documentation/arch/x86/boot.rst` (header fields, offsets from the file's start) and
-//! the ELF specification (gABI).
+//! Source of the formats: the kernel's `Documentation/arch/x86/boot.rst` and `Documentation/arch/arm64/booting.rst` (header fields, offsets
+//! from the file's start), and the ELF specification (gABI).
 
 use std::io::Read;
+
+use nexus_schema::Arch;
 
 use crate::asset::error::KernelProblem;
 use crate::asset::stream::{Compression, capped, decompressed};
@@ -27,6 +29,8 @@ pub(crate) struct BzImage<'a> {
 pub(crate) enum Image<'a> {
     Elf,
     BzImage(BzImage<'a>),
+    /// What VMMs boot on arm64: the kernel as it is in memory, with a header.
+    Arm64,
 }
 
 /// Looks at a kernel file.
@@ -37,7 +41,31 @@ pub(crate) fn examine(file: &[u8]) -> Result<Image<'_>, KernelProblem> {
     if file.get(0x202..0x206) == Some(b"HdrS") && file.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) {
         return bz_image(file).map(Image::BzImage);
     }
+    if file.get(0x38..0x3c) == Some(b"ARM\x64") {
+        return arm64(file).map(|()| Image::Arm64);
+    }
     Err(KernelProblem::UnknownFormat)
+}
+
+/// The length of the header of an arm64 image, in bytes.
+const ARM64_HEADER: usize = 64;
+
+/// Checks the header of an arm64 image.
+fn arm64(file: &[u8]) -> Result<(), KernelProblem> {
+    let bad = KernelProblem::Malformed;
+    let u64_at = |at: usize| Some(u64::from_le_bytes(*file.get(at..)?.first_chunk()?));
+    let (size, flags) = u64_at(0x10).zip(u64_at(0x18)).ok_or(bad("it ends too early"))?;
+    if file.len() < ARM64_HEADER {
+        return Err(bad("it ends too early"));
+    }
+    if flags & 1 != 0 {
+        return Err(bad("it is big-endian"));
+    }
+    // The memory that it takes is at least the file.
+    if size < file.len() as u64 {
+        return Err(bad("its header says a size that is smaller than the file"));
+    }
+    Ok(())
 }
 
 fn bz_image(file: &[u8]) -> Result<BzImage<'_>, KernelProblem> {
@@ -98,21 +126,18 @@ impl<'a> BzImage<'a> {
     }
 }
 
-/// The ELF machine number of the host's architecture, and its name.
-const MACHINE: (u16, &str) = if cfg!(target_arch = "aarch64") { (183, "aarch64") } else { (62, "x86_64") };
-
-/// Checks that an ELF file can be a kernel for this machine. `start` is at least its first 64 KiB, `length` the whole length.
-pub(crate) fn check_elf(start: &[u8], length: u64) -> Result<(), KernelProblem> {
-    let wrong = |why| KernelProblem::WrongElf(MACHINE.1, why);
+/// Checks that an ELF file can be a kernel for VMs of this host, and returns its architecture. VMMs boot ELF files of x86_64; those of
+/// arm64 want an image instead. `start` is at least the file's first 64 KiB, `length` its whole length.
+pub(crate) fn check_elf(start: &[u8], length: u64) -> Result<Arch, KernelProblem> {
+    let wrong = |why| KernelProblem::WrongElf(Arch::HOST.as_str(), why);
     let u16_at = |at: usize| Some(u16::from_le_bytes(*start.get(at..)?.first_chunk()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(*start.get(at..)?.first_chunk()?));
     let u64_at = |at: usize| Some(u64::from_le_bytes(*start.get(at..)?.first_chunk()?));
     if start.get(4..6) != Some(&[2, 1]) {
         return Err(wrong("it is not 64-bit little-endian"));
     }
-    if u16_at(0x12) != Some(MACHINE.0) {
-        return Err(wrong("it is for another machine"));
-    }
+    let fits = |arch: &Arch| arch.is_host() || *arch == Arch::X86_64;
+    let arch = Arch::of_elf(start).filter(fits).ok_or_else(|| wrong("it is for another machine"))?;
     if !matches!(u16_at(0x10), Some(2 | 3)) {
         return Err(wrong("it is not executable"));
     }
@@ -136,5 +161,5 @@ pub(crate) fn check_elf(start: &[u8], length: u64) -> Result<(), KernelProblem> 
             loads = true;
         }
     }
-    if loads { Ok(()) } else { Err(wrong("it loads nothing")) }
+    if loads { Ok(arch) } else { Err(wrong("it loads nothing")) }
 }

@@ -1,4 +1,4 @@
-//! Kernels: an ELF file for VMMs to boot, and the modules that it needs to find its drive.
+//! Kernels: a file for VMMs to boot (on x86_64 an ELF file, on arm64 an image), and the modules that it needs to find its drive.
 //!
 //! A kernel's directory holds `vmlinux`, `modules/NN-name.ko` in load order, `modules.ext4` with all modules if the kernel has
 //! any, and `kernel.json` with its metadata. That file is written last: a directory without it is incomplete.
@@ -16,6 +16,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use nexus_schema::Arch;
 use nexus_schema::tools::asset::Verified;
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +37,9 @@ pub(crate) use tree::ModuleTree;
 pub struct KernelFiles {
     /// Its version as in `uname -r`, such as `6.1.0-40-cloud-amd64`; `unknown` if the file does not contain it.
     pub version: String,
-    /// The kernel, an uncompressed ELF file.
+    /// Its architecture.
+    pub arch: Arch,
+    /// The kernel, uncompressed: an ELF file, or an image of arm64.
     pub vmlinux: PathBuf,
     /// The modules needed for booting, unpacked, in load order; empty if everything is built in.
     pub modules: Vec<PathBuf>,
@@ -56,6 +59,9 @@ pub struct KernelFiles {
 #[derive(Debug, Serialize, Deserialize)]
 struct Facts {
     version: String,
+    /// Older files do not say it: their kernels are for the host.
+    #[serde(default)]
+    arch: Arch,
     sha256: String,
     size_bytes: u64,
     verified: Verified,
@@ -82,6 +88,7 @@ impl KernelFiles {
         })?;
         let kernel = Self {
             version: facts.version,
+            arch: facts.arch,
             vmlinux: dir.join(VMLINUX),
             modules: facts.modules.iter().map(|m| dir.join(MODULES).join(m)).collect(),
             module_image: facts.module_image.map(|facts| ModuleImage::of(dir, facts)),
@@ -108,7 +115,7 @@ pub(crate) struct Provenance {
     pub(crate) verified: Verified,
 }
 
-/// Imports a kernel from a file of the host: an ELF file, or a bzImage, which is unpacked. Everything that booting needs is
+/// Imports a kernel from a file of the host: an ELF file, an image of arm64, or a bzImage, which is unpacked. Everything that booting needs is
 /// assumed to be built in. If `sha256` is given, the file must have that digest.
 pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<KernelFiles, AssetError> {
     memory::keep_lean();
@@ -158,7 +165,7 @@ pub(crate) fn is_program(file: &Path) -> std::io::Result<bool> {
     let file = fs::File::open(file)?;
     let length = file.metadata()?.len();
     file.take(64 << 10).read_to_end(&mut start)?;
-    Ok(start.starts_with(b"\x7fELF") && check_elf(&start, length).is_ok())
+    Ok(start.starts_with(b"\x7fELF") && check_elf(&start, length).is_ok_and(|arch| arch.is_host()))
 }
 
 /// Makes a kernel's directory from an already verified file.
@@ -191,8 +198,10 @@ pub(crate) fn install(
     let failed = |problem| AssetError::Kernel { kernel: provenance.origin.clone(), problem };
     let doing = AssetError::io("write a kernel");
     fs::create_dir_all(into).map_err(&doing)?;
-    let (version, unpacked, mut reader): (_, _, Box<dyn Read + '_>) = match examine(image).map_err(failed)? {
-        Image::Elf => (None, image.len() as u64, Box::new(image)),
+    let form = examine(image).map_err(failed)?;
+    let is_arm64 = form == Image::Arm64;
+    let (version, unpacked, mut reader): (_, _, Box<dyn Read + '_>) = match form {
+        Image::Elf | Image::Arm64 => (None, image.len() as u64, Box::new(image)),
         Image::BzImage(packed) => {
             let reader = packed.reader().map_err(failed)?;
             (packed.version.clone(), packed.unpacked(), Box::new(reader))
@@ -218,7 +227,7 @@ pub(crate) fn install(
     if size_bytes != unpacked {
         return Err(failed(KernelProblem::Length { expected: unpacked, found: size_bytes }));
     }
-    check_elf(&start, size_bytes).map_err(failed)?;
+    let arch = if is_arm64 { Arch::Aarch64 } else { check_elf(&start, size_bytes).map_err(failed)? };
     let vmlinux = into.join(VMLINUX);
     publish(temporary, &vmlinux).map_err(&doing)?;
 
@@ -233,6 +242,7 @@ pub(crate) fn install(
     }
     let facts = Facts {
         version: provenance.version.or(version).or(scan.found).unwrap_or_else(|| "unknown".into()),
+        arch,
         sha256: sha256.to_string(),
         size_bytes,
         verified: provenance.verified,

@@ -7,8 +7,8 @@ use crate::asset::stream::OverLimit;
 /// What is wrong with a kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelProblem {
-    /// Neither an ELF file nor a bzImage.
-    #[error("it is neither an ELF file nor a bzImage")]
+    /// Neither an ELF file nor a bzImage, nor an image of arm64.
+    #[error("it is neither an ELF file nor a bzImage, nor an Image of arm64")]
     UnknownFormat,
     /// A header that points outside the file or is inconsistent.
     #[error("its header is malformed: {0}")]

@@ -5,7 +5,7 @@ use std::io::Write;
 use super::bzimage::examine;
 use super::*;
 use crate::asset::stream::Compression;
-use crate::asset::testing::{bz_image, elf_kernel, module};
+use crate::asset::testing::{arm64_image, bz_image, elf_kernel, module};
 
 const VERSION: &str = "6.1.0-40-cloud-amd64";
 
@@ -60,6 +60,36 @@ fn an_elf_file_is_taken_as_it_is_and_says_its_version_itself() {
 
     let (_dir, result) = import(&elf_kernel(b"says nothing"), None);
     assert_eq!(result.unwrap().version, "unknown");
+}
+
+#[test]
+fn an_image_of_arm64_is_taken_as_it_is_on_every_host() {
+    let image = arm64_image(b"code\0Linux version 6.12.1-cloud-arm64 (x@y) #1\0");
+    let (dir, result) = import(&image, None);
+    let kernel = result.unwrap();
+    assert_eq!((kernel.arch, kernel.version.as_str()), (Arch::Aarch64, "6.12.1-cloud-arm64"));
+    assert_eq!(std::fs::read(&kernel.vmlinux).unwrap(), image);
+    assert_eq!(KernelFiles::load(&dir.path().join("kernel")).unwrap(), kernel);
+    let (_dir, result) = import(&elf(), None);
+    assert_eq!(result.unwrap().arch, Arch::HOST);
+
+    let mut big_endian = image.clone();
+    big_endian[24] = 1;
+    assert!(matches!(problem(&big_endian), KernelProblem::Malformed("it is big-endian")));
+    let mut short = image.clone();
+    short[16..24].copy_from_slice(&63_u64.to_le_bytes());
+    assert!(matches!(problem(&short), KernelProblem::Malformed(_)));
+    assert!(matches!(problem(&image[..60]), KernelProblem::Malformed(_)));
+}
+
+#[test]
+fn a_kernel_of_an_earlier_version_is_for_the_host() {
+    let (dir, result) = import(&elf(), None);
+    let facts = dir.path().join("kernel/kernel.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&facts).unwrap()).unwrap();
+    assert_eq!(json.as_object_mut().unwrap().remove("arch"), Some(Arch::HOST.as_str().into()));
+    std::fs::write(&facts, json.to_string()).unwrap();
+    assert_eq!(KernelFiles::load(&dir.path().join("kernel")).unwrap(), result.unwrap());
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use nexus_schema::tools::asset::AssetKind;
-use nexus_schema::{DriverKind, ErrorCode, Name};
+use nexus_schema::{Arch, DriverKind, ErrorCode, Name};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -208,7 +208,7 @@ impl Provider {
 
     /// The values for this machine's architecture, without a version.
     pub(crate) fn values(&self, mirror: &str) -> Result<Values, ProviderProblem> {
-        let own = std::env::consts::ARCH;
+        let own = Arch::HOST.as_str();
         let mut values = match self.arch.get(own) {
             Some(values) => values.clone(),
             None if self.arch.is_empty() => Values::new(),

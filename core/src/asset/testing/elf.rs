@@ -2,17 +2,16 @@
 
 use std::io::Write;
 
+use nexus_schema::Arch;
+
 use crate::asset::stream::Compression;
 
-/// The ELF machine number of this architecture.
-const MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
-
-/// An ELF file that loads itself, with `body` after its headers.
+/// An ELF file of this architecture that loads itself, with `body` after its headers.
 pub(crate) fn elf_kernel(body: &[u8]) -> Vec<u8> {
     let mut elf = vec![0; 64 + 56];
     elf[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
     elf[0x10..0x12].copy_from_slice(&2u16.to_le_bytes());
-    elf[0x12..0x14].copy_from_slice(&MACHINE.to_le_bytes());
+    elf[0x12..0x14].copy_from_slice(&Arch::HOST.elf_machine().to_le_bytes());
     elf[0x20..0x28].copy_from_slice(&64u64.to_le_bytes());
     elf[0x36..0x38].copy_from_slice(&56u16.to_le_bytes());
     elf[0x38..0x3a].copy_from_slice(&1u16.to_le_bytes());
@@ -21,6 +20,15 @@ pub(crate) fn elf_kernel(body: &[u8]) -> Vec<u8> {
     elf[64 + 32..64 + 40].copy_from_slice(&length.to_le_bytes());
     elf.extend_from_slice(body);
     elf
+}
+
+/// An image of arm64 with `body` after its header.
+pub(crate) fn arm64_image(body: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 64];
+    image[56..60].copy_from_slice(b"ARM\x64");
+    image[16..24].copy_from_slice(&(64 + body.len() as u64).to_le_bytes());
+    image.extend_from_slice(body);
+    image
 }
 
 /// A module whose `.modinfo` has these entries.

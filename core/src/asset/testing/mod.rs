@@ -5,5 +5,5 @@ pub(crate) mod keys;
 mod server;
 pub(crate) mod tls;
 
-pub(crate) use elf::{bz_image, elf_kernel, lz4_legacy, module, pack, pack_in_blocks};
+pub(crate) use elf::{arm64_image, bz_image, elf_kernel, lz4_legacy, module, pack, pack_in_blocks};
 pub(crate) use server::{Fault, Server};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use nexus_schema::ByteSize;
 use nexus_schema::link::ImageConfig;
+use nexus_schema::{Arch, ByteSize};
 use serde::Deserialize;
 
 use super::OciError;
@@ -123,11 +123,7 @@ impl Document {
 
 /// The name of this machine's architecture in images.
 pub(crate) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
+    Arch::HOST.of_packages()
 }
 
 /// Chooses an image for this machine from an index, by name if one is given.

@@ -5,12 +5,12 @@ mod layer;
 
 use std::path::{Path, PathBuf};
 
-use nexus_schema::Timestamp;
 use nexus_schema::link::ImageConfig;
+use nexus_schema::{Arch, Timestamp};
 use serde_json::{Value, json};
 
 use super::digest::Digest;
-use super::document::{Blob, architecture};
+use super::document::Blob;
 use crate::image::ImageError;
 use crate::progress::Progress;
 
@@ -25,6 +25,8 @@ pub(crate) struct About<'a> {
     pub(crate) name: &'a str,
     /// How it should be run.
     pub(crate) config: Option<&'a ImageConfig>,
+    /// The architecture of its programs.
+    pub(crate) arch: Arch,
     /// When it was made.
     pub(crate) created: Timestamp,
 }
@@ -33,6 +35,7 @@ pub(crate) struct About<'a> {
 #[derive(Debug)]
 pub(crate) struct Exported {
     name: String,
+    arch: Arch,
     pub(super) layer: Blob,
     pub(super) layer_file: PathBuf,
     pub(super) config: Vec<u8>,
@@ -70,7 +73,8 @@ pub(crate) fn export(
         "layers": [descriptor(LAYER_TYPE, &blob.digest, blob.size)],
     });
     let manifest = manifest.to_string().into_bytes();
-    Ok(Exported { name: about.name.to_owned(), layer: blob, layer_file, config, manifest, notes })
+    let (name, arch) = (about.name.to_owned(), about.arch);
+    Ok(Exported { name, arch, layer: blob, layer_file, config, manifest, notes })
 }
 
 fn descriptor(media_type: &str, digest: &Digest, size: u64) -> Value {
@@ -95,7 +99,7 @@ fn configuration(about: &About<'_>, diff_id: &Digest) -> Value {
     }
     let created = about.created.to_string();
     json!({
-        "architecture": architecture(),
+        "architecture": about.arch.of_packages(),
         "os": "linux",
         "created": created,
         "config": config,
@@ -121,10 +125,11 @@ mod tests {
             cmd: vec!["--serve".into(), String::new()],
         };
         let diff_id = Digest::of(b"layer");
-        for config in [config, ImageConfig::default()] {
-            let about = About { name: "web", config: Some(&config), created: Timestamp::from_millis(0) };
+        for (config, arch) in [(config, Arch::HOST), (ImageConfig::default(), Arch::FOREIGN)] {
+            let about =
+                About { name: "web", config: Some(&config), arch, created: Timestamp::from_millis(0) };
             let written = configuration(&about, &diff_id).to_string();
-            let read = Configuration::parse(written.as_bytes(), architecture()).unwrap();
+            let read = Configuration::parse(written.as_bytes(), arch.of_packages()).unwrap();
             assert_eq!(read.config, config);
             assert_eq!(read.diff_ids, std::slice::from_ref(&diff_id));
             assert_eq!(configuration(&about, &diff_id).to_string(), written);

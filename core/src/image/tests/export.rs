@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nexus_schema::link::ImageConfig;
-use nexus_schema::{ErrorCode, Timestamp};
+use nexus_schema::{Arch, ErrorCode, Timestamp};
 use serde_json::json;
 
 use super::faithful::populate;
@@ -44,7 +44,12 @@ fn config() -> ImageConfig {
 fn packed(image: &Built, scratch: &Path) -> Exported {
     fs::create_dir(scratch).unwrap();
     let config = config();
-    let about = About { name: "prepared", config: Some(&config), created: Timestamp::from_millis(0) };
+    let about = About {
+        name: "prepared",
+        config: Some(&config),
+        arch: Arch::HOST,
+        created: Timestamp::from_millis(0),
+    };
     export(&image.path, &about, scratch, &Progress::default()).unwrap()
 }
 
@@ -89,7 +94,7 @@ async fn a_cancelled_export_ends_soon() {
     let image = awkward(base.path()).await;
     let token = tokio_util::sync::CancellationToken::new();
     token.cancel();
-    let about = About { name: "a", config: None, created: Timestamp::from_millis(0) };
+    let about = About { name: "a", config: None, arch: Arch::HOST, created: Timestamp::from_millis(0) };
     let error = export(&image.path, &about, base.path(), &Progress::new(token)).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Cancelled, "{error}");
 }
@@ -101,7 +106,7 @@ async fn a_name_that_would_hide_files_is_refused() {
     fs::create_dir(&root).unwrap();
     fs::write(root.join(".wh.etc"), "").unwrap();
     let image = make(Source::Directory(root), &base.path().join("image")).await.unwrap();
-    let about = About { name: "a", config: None, created: Timestamp::from_millis(0) };
+    let about = About { name: "a", config: None, arch: Arch::HOST, created: Timestamp::from_millis(0) };
     let error = export(&image.path, &about, base.path(), &Progress::default()).unwrap_err();
     assert!(error.to_string().contains(".wh."), "{error}");
 }

@@ -203,7 +203,7 @@ impl Actor {
     pub(super) async fn needs(&self, from: Option<&RestoreFrom>) -> Result<Needs, ToolError> {
         let choice = match from {
             Some(from) => checkpoint::choose(&self.shared, &from.manifest).await?,
-            None => self.shared.choose_driver(&self.record.spec).await?,
+            None => self.shared.choose_driver_of(&self.record).await?,
         };
         let leased = match self.record.spec.network.mode {
             NetworkMode::Nat => {

@@ -174,7 +174,7 @@ impl Actor {
 
     /// Fails if mode `nat` is not possible, before anything changes.
     async fn check_nat(&self) -> Result<(), ToolError> {
-        let choice = self.shared.choose_driver(&self.record.spec).await?;
+        let choice = self.shared.choose_driver_of(&self.record).await?;
         network::check(&*self.shared.host(false).await?, &choice)?;
         network::lease(&self.shared, self.record.id).await.map(drop)
     }

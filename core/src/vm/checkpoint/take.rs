@@ -227,7 +227,7 @@ fn copies(drives: &[DriveRecord]) -> Vec<CheckpointDrive> {
 /// What the VM ran on: of its VMM what its shim says, of the host what is so now.
 pub(in crate::vm) async fn host_facts(shared: &Shared, taken: &Taken) -> Result<HostFacts, ToolError> {
     let record = &taken.record;
-    let choice = shared.choose_driver(&record.spec).await?;
+    let choice = shared.choose_driver_of(record).await?;
     let facts = spawn_blocking(move || facts_of(&choice)).await;
     let facts = facts.map_err(|e| ToolError::internal(format!("look at the host: {e}")))?;
     Ok(HostFacts {

@@ -3,6 +3,7 @@
 //! [`examine`] examines the host (quickly, with deadlines), and [`Host`] has the findings. The results of its methods depend only on
 //! these findings.
 
+mod foreign;
 mod kvm;
 mod probe;
 mod walls;
@@ -11,8 +12,9 @@ use std::path::PathBuf;
 
 use nexus_schema::tools::system::{Doctor, DoctorCheck, DoctorStatus};
 use nexus_schema::tools::vm::DriverChoice;
-use nexus_schema::{ByteSize, DriverKind, ErrorCode, ToolError};
+use nexus_schema::{Arch, ByteSize, DriverKind, ErrorCode, ToolError};
 
+use self::foreign::Foreign;
 use self::kvm::Kvm;
 use self::probe::Program;
 use self::walls::Walls;
@@ -21,6 +23,7 @@ use super::plan::Accel;
 use super::version::Version;
 use crate::config::{Config, DriverSetting};
 use crate::os::subids::Lacking;
+pub(crate) use foreign::GUEST_FIX;
 
 /// Minimum available memory to run a VM, in bytes.
 const MEMORY_MIN: u64 = 256 << 20;
@@ -35,6 +38,8 @@ pub struct Host {
     walls: Walls,
     /// The VMMs of the drivers that have one, in the order of [`DRIVERS`](super::driver::DRIVERS).
     vmms: Vec<FoundVmm>,
+    /// What runs VMs of the other architecture.
+    foreign: Foreign,
     e2fsck: Option<PathBuf>,
     debugfs: Option<PathBuf>,
     mmdebstrap: Option<PathBuf>,
@@ -75,6 +80,8 @@ struct Complaint {
 pub struct Choice {
     /// The driver.
     pub driver: DriverKind,
+    /// The VM's architecture.
+    pub arch: Arch,
     /// How instructions are executed.
     pub accel: Accel,
     /// The VMM's binary.
@@ -100,6 +107,7 @@ impl Host {
             (None, DriverSetting::Process { guest }) => {
                 return Ok(Choice {
                     driver: DriverKind::Process,
+                    arch: Arch::HOST,
                     accel: Accel::Tcg,
                     binary: guest.clone(),
                     version: "process".to_owned(),
@@ -157,6 +165,7 @@ impl Host {
         match self.usable(found) {
             Ok((binary, version)) => Ok(Choice {
                 driver: found.kind,
+                arch: Arch::HOST,
                 accel: if no_kvm.is_none() { Accel::Kvm } else { Accel::Tcg },
                 binary: binary.clone(),
                 version: version.to_string(),
@@ -269,6 +278,8 @@ impl Host {
                 check(&more.name, more.status, more.found, more.fix);
             }
         }
+        let (status, found, fix) = self.foreign.check();
+        check(Arch::FOREIGN.qemu(), status, found, fix);
         let (status, found, fix) = self.walls.check(self.is_root);
         check("walls", status, found, fix);
         match &self.nat {

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nexus_net_wire::{Check, Lack};
-use nexus_schema::DriverKind;
+use nexus_schema::{Arch, DriverKind};
 
 use super::kvm::Kvm;
 use super::walls::Walls;
-use super::{Complaint, FoundNat, FoundVmm, Host};
+use super::{Complaint, Foreign, FoundNat, FoundVmm, Host};
 use crate::config::Config;
 use crate::os::paths::{PROGRAM_DIRECTORIES, Paths, TUN};
 use crate::os::site::{Site, may_change_network};
@@ -90,7 +90,12 @@ pub(super) fn examine(config: &Config) -> Host {
             .map(|(kind, vmm, look)| look.join().unwrap_or_else(|_| missing(kind, vmm)))
             .collect()
     });
+    let foreign = Foreign {
+        program: Program::look(Arch::FOREIGN.qemu(), None),
+        has_guest: config.foreign_agent.is_some(),
+    };
     Host {
+        foreign,
         setting: config.driver.clone(),
         kvm: Kvm::look(Path::new("/")),
         force_kvm: config.force_kvm,

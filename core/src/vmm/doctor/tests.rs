@@ -4,6 +4,7 @@ fn config() -> Config {
     Config {
         state_dir: "/nowhere".into(),
         agent: b"",
+        foreign_agent: None,
         shim_binary: "/nowhere".into(),
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
@@ -46,7 +47,7 @@ fn host_with_firecracker(firecracker: Program) -> Host {
     Host { vmms: vmms(firecracker, qemu), ..host() }
 }
 
-fn host() -> Host {
+pub(super) fn host() -> Host {
     Host {
         setting: DriverSetting::Auto,
         kvm: Kvm::Usable,
@@ -61,6 +62,7 @@ fn host() -> Host {
             Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
             Program::Found { binary: "/bin/qemu".into(), version: Version(7, 2, 22) },
         ),
+        foreign: Foreign { program: Program::Missing, has_guest: false },
         e2fsck: Some("/bin/e2fsck".into()),
         debugfs: Some("/bin/debugfs".into()),
         mmdebstrap: Some("/bin/mmdebstrap".into()),

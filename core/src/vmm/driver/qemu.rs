@@ -1,8 +1,9 @@
-//! The driver `qemu`: the microvm machine, under KVM or by software emulation (TCG).
+//! The driver `qemu`: its smallest machine of each architecture, under KVM or by software emulation (TCG).
 
 #[cfg(test)]
 mod fake;
 mod link;
+mod machine;
 mod memory;
 mod pipe;
 #[cfg(test)]
@@ -19,10 +20,11 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nexus_schema::{ByteSize, DriverKind};
+use nexus_schema::{Arch, ByteSize, DriverKind};
 use serde_json::json;
 
 use self::link::GuestLink;
+use self::machine::Machine as Board;
 use self::restore::Incoming;
 use self::save::Saver;
 use super::qmp::Monitor;
@@ -49,14 +51,20 @@ pub(super) static FACTS: Facts = Facts {
     // The vsock device in the shim does.
     dials: false,
     vmm: Some(Vmm {
-        programs: &["qemu-system-x86_64"],
+        programs: PROGRAMS,
         min_version: Version(6, 0, 0),
-        fix: "apt-get install qemu-system-x86",
+        fix: match Arch::HOST {
+            Arch::X86_64 => "apt-get install qemu-system-x86",
+            Arch::Aarch64 => "apt-get install qemu-system-arm",
+        },
         needs_kvm: false,
         look_closer: |_| Closer::default(),
     }),
     make: || Box::new(Qemu),
 };
+
+/// For VMs of the host's architecture.
+const PROGRAMS: &[&str] = &[Arch::HOST.qemu()];
 
 const CAPS: Caps = Caps {
     max_vcpus: 32,
@@ -179,7 +187,7 @@ fn jail(job: &Job) -> Result<Jail, JailError> {
     let real = std::fs::canonicalize(binary).map_err(file("find", binary))?;
     let mut more: Vec<PathBuf> = QEMU_FILES.map(PathBuf::from).into();
     if let Some(prefix) = real.parent().and_then(Path::parent) {
-        let modules = format!("lib/{}-linux-gnu/qemu", std::env::consts::ARCH);
+        let modules = format!("lib/{}-linux-gnu/qemu", Arch::HOST);
         let own = ["lib/qemu", "lib64/qemu", &modules, "share/qemu", "share/qemu-firmware", "share/seabios"];
         more.extend(own.map(|name| prefix.join(name)));
     }
@@ -197,10 +205,8 @@ fn command(job: &Job, files: &Files) -> CommandLine {
         arguments.push(name.into());
         arguments.push(value.into());
     };
-    // Keep the PC's interrupt controllers, timer and clock: kernels boot faster with them than without.
-    option("-machine", format!("microvm,accel={},memory-backend=mem0", plan.accel.as_str()));
-    // Under emulation, fast string instructions copy one byte at a time; without these features Linux copies eight at a time.
-    option("-cpu", if plan.accel == Accel::Kvm { "host" } else { "max,erms=off,fsrm=off" }.to_owned());
+    let mut board = Board::new(plan.arch, plan.accel);
+    board.options(&mut option);
     option("-smp", plan.vcpus.to_string());
     option("-m", format!("{mib}M"));
     // Shared, so that the shim can access it: its vsock device, or to save it.
@@ -213,7 +219,7 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     option("-display", "none".to_owned());
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
     if plan.restore.is_none() {
-        option("-append", kernel_command_line(job));
+        option("-append", kernel_command_line(job, &board));
     }
     option("-chardev", "stdio,id=console,signal=off".to_owned());
     option("-serial", "chardev:console".to_owned());
@@ -225,14 +231,14 @@ fn command(job: &Job, files: &Files) -> CommandLine {
         let [file, format] = block_nodes(index, path, drive.read_only);
         option("-blockdev", file);
         option("-blockdev", format);
-        option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
+        option("-device", board.device(&format!("virtio-blk-device,drive=disk{index},id=drive{index}")));
     }
     if let Some(interface) = &plan.interface {
         option("-netdev", format!("tap,id=net0,fd={}", numbers.tap));
-        option("-device", format!("virtio-net-device,netdev=net0,mac={}", interface.mac));
+        option("-device", board.device(&format!("virtio-net-device,netdev=net0,mac={}", interface.mac)));
     }
-    option("-device", "virtio-rng-device".to_owned());
-    link::devices(plan.link, numbers.link, &mut option);
+    option("-device", board.device("virtio-rng-device"));
+    link::devices(plan.link, numbers.link, &mut board, &mut option);
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
     }
@@ -271,22 +277,8 @@ fn block_nodes(index: usize, path: &Path, read_only: bool) -> [String; 2] {
     [file.to_string(), format.to_string()]
 }
 
-fn kernel_command_line(job: &Job) -> String {
-    // Reboot by a triple fault, which ends the VMM with every kernel; the kernel's default methods may take half a minute on this machine.
-    // Under emulation, warnings stay on: one of them says that the guest has lost its timer.
-    let loudness = if job.plan.accel == Accel::Tcg { "loglevel=5" } else { "quiet" };
-    let mut words: Vec<String> =
-        ["console=ttyS0", loudness, "panic=-1", "reboot=t"].map(str::to_owned).to_vec();
-    if job.plan.accel == Accel::Tcg {
-        // Clearing each page and buffer before its use takes an emulated processor about a tenth of its time in a stream.
-        let quicker = ["mitigations=off", "nokaslr", "no_timer_check", "init_on_alloc=0"];
-        words.extend(quicker.map(str::to_owned));
-        // On a busy host the guest's own measurement can fail, and without a known rate the guest hangs forever.
-        if let Some(khz) = job.tsc_khz {
-            words.push(format!("tsc_early_khz={khz}"));
-        }
-        words.push("tsc=reliable".to_owned());
-    }
+fn kernel_command_line(job: &Job, board: &Board) -> String {
+    let mut words = board.kernel_words(job.tsc_khz);
     if job.plan.link == Link::Serial {
         words.push(nexus_vsock::serial::WORD.to_owned());
     }
@@ -427,6 +419,34 @@ mod tests {
         plan.vcpus = 4;
         plan.drives.clear();
         insta::assert_snapshot!("qemu_kvm", text(&command_of(plan)));
+    }
+
+    #[test]
+    fn command_line_of_a_vm_of_arm64() {
+        let mut plan = crate::vmm::plan::LaunchPlan { arch: Arch::Aarch64, ..plan() };
+        plan.interface = Some(crate::vmm::plan::tests::interface());
+        plan.drives.push(plan.drives[0].clone());
+        let files = Files::of(&plan);
+        let text = text(&command(&Job { plan, tsc_khz: Some(2_445_432) }, &files));
+        let devices: Vec<&str> = text.lines().filter(|line| line.starts_with("-device ")).collect();
+        assert_eq!(
+            devices,
+            [
+                "-device virtio-blk-device,drive=disk0,id=drive0,bus=virtio-mmio-bus.0",
+                "-device virtio-blk-device,drive=disk1,id=drive1,bus=virtio-mmio-bus.1",
+                "-device virtio-net-device,netdev=net0,mac=02:4e:58:00:00:01,bus=virtio-mmio-bus.2",
+                "-device virtio-rng-device,bus=virtio-mmio-bus.3",
+                "-device vhost-user-vsock-device,chardev=vsock,bus=virtio-mmio-bus.4",
+            ]
+        );
+        for option in [
+            "\n-machine virt,accel=tcg,gic-version=max,memory-backend=mem0\n",
+            "\n-append console=ttyAMA0 loglevel=5 panic=-1 mitigations=off nokaslr init_on_alloc=0 nexus.init=agent nexus.root=/dev/vda\n",
+            "\n-serial chardev:console\n",
+            "\n-kernel /var/lib/nexus/assets/k/vmlinux\n",
+        ] {
+            assert!(text.contains(option), "{option} in {text}");
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nexus_schema::Arch;
+
 use crate::asset::debian::{ARCH, Archive};
 use crate::asset::error::AssetError;
 use crate::asset::fetch::FetchSettings;
@@ -119,6 +121,7 @@ pub(super) struct SuiteToBe {
     pub(super) more: String,
     pub(super) by_hash: bool,
     pub(super) list: Compression,
+    pub(super) arch: Arch,
     pub(super) packages: Vec<Package>,
 }
 
@@ -134,6 +137,7 @@ impl SuiteToBe {
             more: "Version: 12.15\n".into(),
             by_hash: true,
             list: Compression::Xz,
+            arch: Arch::HOST,
             packages,
         }
     }
@@ -148,7 +152,8 @@ impl SuiteToBe {
 
     pub(super) fn list_by_hash(&self) -> String {
         let digest = Sha256::of(&self.packed_list());
-        format!("{}/dists/{}/main/binary-{ARCH}/by-hash/SHA256/{digest}", self.root, self.suite)
+        let arch = self.arch.of_packages();
+        format!("{}/dists/{}/main/binary-{arch}/by-hash/SHA256/{digest}", self.root, self.suite)
     }
 
     pub(super) fn deb_path(&self, number: usize) -> String {
@@ -162,14 +167,14 @@ impl SuiteToBe {
             Compression::Zstd => ".zst",
             _ => ".xz",
         };
-        format!("main/binary-{ARCH}/Packages{extension}")
+        format!("main/binary-{}/Packages{extension}", self.arch.of_packages())
     }
 
     pub(super) fn packed_list(&self) -> Vec<u8> {
-        let mut text = String::new();
+        let (mut text, arch) = (String::new(), self.arch.of_packages());
         for package in &self.packages {
             text.push_str(&format!(
-                "Package: {}\nVersion: {}\nArchitecture: {ARCH}\nDescription: none\nFilename: {}\nSize: {}\nSHA256: {}\n\n",
+                "Package: {}\nVersion: {}\nArchitecture: {arch}\nDescription: none\nFilename: {}\nSize: {}\nSHA256: {}\n\n",
                 package.name,
                 package.version,
                 filename(package),
@@ -181,12 +186,12 @@ impl SuiteToBe {
     }
 
     pub(super) fn release(&self) -> String {
-        let list = self.packed_list();
+        let (list, arch) = (self.packed_list(), self.arch.of_packages());
         let until = self.valid_until.map(|t| format!("Valid-Until: {}\n", date(t))).unwrap_or_default();
         let suite = if self.origin == "Ubuntu" { self.suite.as_str() } else { "stable" };
         let by_hash = if self.by_hash { "Acquire-By-Hash: yes\n" } else { "" };
         format!(
-            "Origin: {}\nLabel: Test\nSuite: {suite}\nCodename: {}\n{}{until}Date: {}\n{by_hash}Architectures: {ARCH}\n\
+            "Origin: {}\nLabel: Test\nSuite: {suite}\nCodename: {}\n{}{until}Date: {}\n{by_hash}Architectures: {arch}\n\
              Components: main\nSHA256:\n {} {} {}\n",
             self.origin,
             self.codename,
@@ -275,6 +280,11 @@ impl Host {
     }
 
     pub(super) async fn open(&self) -> Result<Archive, AssetError> {
+        self.open_for(Arch::HOST).await
+    }
+
+    /// Opens the archive for packages of an architecture.
+    pub(super) async fn open_for(&self, arch: Arch) -> Result<Archive, AssetError> {
         let settings = FetchSettings {
             connect_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(20),
@@ -283,7 +293,7 @@ impl Host {
             trust: self.trust.clone(),
             ..FetchSettings::default()
         };
-        Archive::open_with(self.path(), settings, NOW_SECONDS, &self.progress).await
+        Archive::open_with(arch, self.path(), settings, NOW_SECONDS, &self.progress).await
     }
 
     /// Opens an archive that must be refused, and returns the error.

@@ -1,5 +1,6 @@
 //! From apt's sources to the files of a kernel, with every way in which the chain can break.
 
+use nexus_schema::Arch;
 use nexus_schema::error::chain;
 use pgp::crypto::hash::HashAlgorithm;
 
@@ -11,7 +12,7 @@ use crate::asset::error::{AssetError, IndexProblem};
 use crate::asset::stream::{Compression, Sha256};
 use crate::asset::testing::keys::{DAY, Key, Manner, NOW, Shape};
 use crate::asset::testing::tls::Authority;
-use crate::asset::testing::{Fault, Server};
+use crate::asset::testing::{Fault, Server, arm64_image};
 use crate::config::FetchSettings;
 
 fn suite() -> SuiteToBe {
@@ -101,6 +102,25 @@ async fn newer_releases_have_all_below_usr_and_packed_modules() {
             archive.fetch_package_file("busybox-static", "./bin/busybox", host.path(), &host.progress).await;
         assert_eq!(std::fs::read(busybox.unwrap().path).unwrap(), b"usr");
     }
+}
+
+#[tokio::test]
+async fn a_kernel_of_an_architecture_is_in_that_ones_list() {
+    let uname = "6.1.0-9-cloud-arm64";
+    let image = arm64_image(b"a kernel");
+    let needed = ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "ext4"];
+    let builtin = needed.map(|module| format!("kernel/{module}.ko\n")).concat();
+    let (boot, list) = (format!("./boot/vmlinuz-{uname}"), format!("./lib/modules/{uname}/modules.builtin"));
+    let files = [(boot.as_str(), image.as_slice()), (list.as_str(), builtin.as_bytes())];
+    let package = Package::new(&format!("linux-image-{uname}"), "6.1.100-1", &files, Compression::Xz);
+    let suite = SuiteToBe { arch: Arch::Aarch64, ..SuiteToBe::new(vec![package]) };
+    let host = Host::serving(&suite);
+    let archive = host.open_for(Arch::Aarch64).await.unwrap();
+    let kernel = archive.fetch_kernel(None, &host.path().join("k"), &host.progress).await.unwrap();
+    assert_eq!((kernel.arch, kernel.version.as_str()), (Arch::Aarch64, uname));
+    assert_eq!(std::fs::read(&kernel.vmlinux).unwrap(), image);
+    let error = host.open_for(Arch::X86_64).await.unwrap().kernels().await.unwrap_err();
+    assert!(chain(&error).contains("main/binary-amd64/Packages"), "{error:?}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use fs_err as fs;
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
 
-use super::{Exported, MANIFEST_TYPE, architecture, descriptor};
+use super::{Exported, MANIFEST_TYPE, descriptor};
 use crate::image::ImageError;
 use crate::image::oci::blobs::name_of;
 use crate::image::oci::digest::Digest;
@@ -49,7 +49,7 @@ impl Exported {
     fn index(&self, manifest: &Blob) -> String {
         let mut entry = descriptor(MANIFEST_TYPE, &manifest.digest, manifest.size);
         if let Some(entry) = entry.as_object_mut() {
-            let platform = json!({ "architecture": architecture(), "os": "linux" });
+            let platform = json!({ "architecture": self.arch.of_packages(), "os": "linux" });
             entry.insert("platform".to_owned(), platform);
             let name = json!({ "org.opencontainers.image.ref.name": "latest" });
             entry.insert("annotations".to_owned(), name);

@@ -184,7 +184,7 @@ async fn a_token_to_push_is_asked_for_and_uploads_go_to_the_registry_only() {
     fs::write(root.join("file"), "content").unwrap();
     let image = make(Source::Directory(root), &base.path().join("image")).await.unwrap();
     let created = nexus_schema::Timestamp::from_millis(0);
-    let about = crate::image::oci::About { name: "a", config: None, created };
+    let about = crate::image::oci::About { name: "a", config: None, arch: nexus_schema::Arch::HOST, created };
     let exported = crate::image::oci::export(&image.path, &about, base.path(), &Progress::default()).unwrap();
     let address = answering(move |own, path, authorization| {
         if path.starts_with("/token") {

@@ -6,6 +6,7 @@ use std::path::Path;
 use nexus_vsock::Nonce;
 use nexus_vsock::serial::PORTS;
 
+use super::machine::Machine;
 use crate::os::paths::vm_files;
 use crate::os::socket::connect_in;
 use crate::vmm::driver::DriverError;
@@ -61,15 +62,16 @@ pub(super) const fn descriptors(link: Link) -> i32 {
 }
 
 /// Adds the devices to a command line. `first` is the number of the first descriptor in QEMU.
-pub(super) fn devices(link: Link, first: i32, mut option: impl FnMut(&str, String)) {
+pub(super) fn devices(link: Link, first: i32, board: &mut Machine, mut option: impl FnMut(&str, String)) {
     match link {
         Link::Vsock => {
             option("-chardev", format!("socket,id=vsock,fd={first}"));
-            option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+            option("-device", board.device("vhost-user-vsock-device,chardev=vsock"));
         }
         Link::Serial => {
             // Port 0 is kept for a console.
-            option("-device", format!("virtio-serial-device,id=link,max_ports={}", PORTS.len() + 1));
+            let device = format!("virtio-serial-device,id=link,max_ports={}", PORTS.len() + 1);
+            option("-device", board.device(&device));
             for (index, (name, fd)) in PORTS.into_iter().zip(first..).enumerate() {
                 let number = index + 1;
                 option("-chardev", format!("socket,id=port{number},fd={fd}"));
