@@ -145,7 +145,7 @@ async fn like(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<V
         VmCreateParams { from: Some(from.to_owned()), checkpoints: Some(true), ..VmCreateParams::default() };
     let mut spec = spec::check(&params, &name, defaults)?;
     let progress = Progress::default();
-    let kernel = shared.provision.kernel(&spec.kernel, DAEMON, &progress).await?;
+    let kernel = shared.provision.kernel(&spec.kernel, Arch::HOST, DAEMON, &progress).await?;
     let image = shared.provision.image(&spec.from, DAEMON, &progress).await?;
     spec.disk = create::disk_of(&spec, &image)?;
     if spec.init == InitMode::Agent {
