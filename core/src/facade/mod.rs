@@ -219,6 +219,7 @@ impl Nexus {
             tally: Tally::default(),
             lifetimes: Arc::default(),
             checkpoints: crate::context::InUse::default(),
+            upkeep: Arc::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,
@@ -247,6 +248,7 @@ impl Nexus {
         tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
         tokio::spawn(pressure::watch(Arc::downgrade(&shared)));
         tokio::spawn(crate::vm::lifetime::keep(Arc::downgrade(&shared)));
+        tokio::spawn(crate::vm::checkpoint::keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 
@@ -255,6 +257,7 @@ impl Nexus {
         for handle in self.shared.vms.all() {
             handle.commands.send(Command::Detach).await.ok();
         }
+        self.shared.checkpoints.end_packing();
         self.shared.ops.drain(Duration::from_secs(2)).await;
         self.shared.events.close().await;
         self.shared.calls.close().await;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use nexus_schema::tools::vm::DriverChoice;
 use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
+use super::packed::has_memory;
 use crate::context::Shared;
 use crate::os::paths::checkpoint_files;
 use crate::os::{cpu, tsc};
@@ -126,7 +127,8 @@ pub(crate) async fn choose(shared: &Shared, manifest: &Manifest) -> Result<Choic
 /// What is known to keep a checkpoint from being restored here; quick, for lists.
 pub(crate) async fn problem(shared: &Shared, checkpoint: &CheckpointRecord) -> Option<String> {
     let manifest = checkpoint.manifest.as_ref()?;
-    if !shared.paths.checkpoint(checkpoint.id).join(checkpoint_files::RAM).exists() {
+    let directory = shared.paths.checkpoint(checkpoint.id);
+    if !tokio::task::spawn_blocking(move || has_memory(&directory)).await.ok()? {
         return Some("its files are missing; checkpoint_delete it".into());
     }
     let choice = match choose(shared, manifest).await {

@@ -8,6 +8,7 @@ use nexus_schema::id::{BootId, CheckpointId};
 use nexus_schema::{ErrorCode, Name, Timestamp, ToolError};
 use tokio::task::spawn_blocking;
 
+use super::caps;
 use super::check::facts_of;
 use crate::access::Charge;
 use crate::context::{Command, Handle, Shared, Take, Taken};
@@ -92,6 +93,8 @@ pub(crate) async fn take(
             if let Err(error) = ask(handle, |reply| Command::Checkpointed { checkpoint, reply }).await {
                 tracing::info!(vm = %row.vm_name, %error, "a vm does not know that a checkpoint of it was taken");
             }
+            Box::pin(caps::apply(shared, Some(row.vm))).await;
+            shared.upkeep.notify_one();
             Ok(row)
         }
         Err(error) => {
