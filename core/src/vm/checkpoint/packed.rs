@@ -21,7 +21,7 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::check::CheckError;
+use super::check::{CheckError, check_host};
 use super::restore::begin_use;
 use crate::context::{Shared, Turn, Used};
 use crate::drive::KEEP_FREE;
@@ -32,6 +32,9 @@ use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::vmm;
+
+#[cfg(test)]
+mod tests;
 
 /// The longest rest between two pieces.
 const REST_MAX: Duration = Duration::from_millis(500);
@@ -221,6 +224,8 @@ pub(super) async fn begin_restore(
     if !is_packed.await.map_err(stopped)? {
         return Ok(used);
     }
+    // Before work that may be in vain.
+    check_host(shared, checkpoint).await?;
     progress.step("unpacking the checkpoint");
     let turn = tokio::select! {
         turn = shared.checkpoints.turn() => turn,
