@@ -36,7 +36,8 @@ use crate::vmm;
 #[cfg(test)]
 mod tests;
 
-/// The longest rest between two pieces.
+/// How long the work goes on without a rest, and the longest rest.
+const REST_MIN: Duration = Duration::from_millis(5);
 const REST_MAX: Duration = Duration::from_millis(500);
 
 /// The files of a memory.
@@ -145,7 +146,7 @@ pub(super) async fn pack(shared: &Shared, checkpoint: &CheckpointRecord) -> Resu
     Ok(bytes)
 }
 
-/// Has work that looks at it after each piece rest for as long as that piece took.
+/// Has work that looks at it after each piece rest for as long as it took since the last rest.
 struct Pace {
     stop: CancellationToken,
     since: Cell<Instant>,
@@ -156,6 +157,9 @@ impl Pace {
     /// Rests, and returns whether the work goes on.
     fn goes_on(&self) -> bool {
         let rest = self.since.get().elapsed().min(REST_MAX);
+        if rest < REST_MIN {
+            return !self.stop.is_cancelled();
+        }
         let stopped =
             self.runtime.block_on(async { tokio::time::timeout(rest, self.stop.cancelled()).await });
         self.since.set(Instant::now());
