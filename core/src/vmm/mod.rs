@@ -37,7 +37,7 @@ pub(crate) use driver::downloaded_programs;
 pub use exit::{Exit, MachineEnd, read_exit};
 pub(crate) use jail::vmm_uid as uid_of;
 pub use known::is_of_vm;
-pub(crate) use packed::{header as packed_header, pack, sha256_of_packed, unpack};
+pub(crate) use packed::{Memory, header as packed_header, pack, pack_changes, unpack};
 pub use plan::{Accel, LaunchPlan, Link, PlanDrive, PlanInterface, Restore, SavedKind};
 pub(crate) use ram::{occupied, sha256_of_file, sha256_of_memory};
 pub use shim::shim_main;

@@ -44,7 +44,7 @@ pub(super) struct Digest(Sha256);
 impl Digest {
     /// Adds pages in a row, which begin at an offset.
     pub(super) fn add(&mut self, at: u64, pages: &[u8]) {
-        for (at, page) in (at..).step_by(PAGE).zip(pages.chunks(PAGE)) {
+        for (at, page) in numbered(at, pages) {
             self.0.update(at.to_le_bytes());
             self.0.update(page);
         }
@@ -54,6 +54,11 @@ impl Digest {
     pub(super) fn finish(self) -> String {
         data_encoding::HEXLOWER.encode(&self.0.finalize())
     }
+}
+
+/// Pages in a row, each with its offset.
+pub(super) fn numbered(at: u64, pages: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    (at..).step_by(PAGE).zip(pages.chunks(PAGE))
 }
 
 /// Copies the memory in `from` to `to`, a new file, which becomes as long. Pages of zeros become holes. `is_wanted` is asked before each piece;

@@ -11,6 +11,7 @@
 //! A directory without a row that is `ready`, and a row without a whole directory, are of a daemon that ended: [`sweep`] removes both. The content of
 //! a checkpoint never changes, and a restored VM has copies of its own: nothing hangs from a checkpoint once its restores are done.
 
+mod base;
 mod caps;
 mod check;
 mod diff;

@@ -4,6 +4,7 @@
 //! pack     ram ─> ram.packed.part, read again and compared ─> synced ─> renamed to ram.packed ─> ram removed ─> row
 //! unpack   ram.packed ─> ram.part, compared ─> synced ─> renamed to ram ─> row ─> ram.packed removed
 //! ```
+//! A packed memory may be only what differs from that of another checkpoint of the same boot, its base, which has a whole one ([`base`]).
 //! What is compared is the digest of the manifest, so both forms are that of one memory. As long as `ram` is there it is whole and what counts: the
 //! start of the daemon removes what else an earlier one left ([`settle`]). When a memory was used last is the time of `ram`.
 
@@ -21,6 +22,7 @@ use tokio::runtime;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use super::base::{self, Base};
 use super::check::{CheckError, check_host};
 use super::restore::begin_use;
 use crate::context::{Shared, Turn, Used};
@@ -31,25 +33,25 @@ use crate::os::{disk, failpoint};
 use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::store::checkpoints::{self, CheckpointRecord};
-use crate::vmm;
+use crate::vmm::{self, Memory};
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// How long the work goes on without a rest, and the longest rest.
 const REST_MIN: Duration = Duration::from_millis(5);
 const REST_MAX: Duration = Duration::from_millis(500);
 
 /// The files of a memory.
-struct Files {
-    ram: PathBuf,
+pub(super) struct Files {
+    pub(super) ram: PathBuf,
     ram_part: PathBuf,
-    packed: PathBuf,
-    packed_part: PathBuf,
+    pub(super) packed: PathBuf,
+    pub(super) packed_part: PathBuf,
 }
 
 impl Files {
-    fn of(directory: &Path) -> Self {
+    pub(super) fn of(directory: &Path) -> Self {
         Self {
             ram: directory.join(checkpoint_files::RAM),
             ram_part: directory.join(checkpoint_files::RAM_PART),
@@ -58,7 +60,7 @@ impl Files {
         }
     }
 
-    fn is_packed(&self) -> bool {
+    pub(super) fn is_packed(&self) -> bool {
         !self.ram.exists() && self.packed.exists()
     }
 }
@@ -105,8 +107,8 @@ pub(super) enum NotPacked {
     /// It cannot be read or written.
     #[error("read and write files")]
     File(#[from] io::Error),
-    /// It cannot be recorded.
-    #[error("record it")]
+    /// It cannot be recorded, or the others not be looked at.
+    #[error("read and write rows")]
     Store(#[from] StoreError),
 }
 
@@ -135,10 +137,11 @@ pub(super) async fn pack(shared: &Shared, checkpoint: &CheckpointRecord) -> Resu
     let (id, stop) = (checkpoint.id, CancellationToken::new());
     let used = shared.checkpoints.pack(id, stop.clone()).ok_or(NotPacked::InUse)?;
     let directory = shared.paths.checkpoint(id);
+    let base = base::choose(shared, checkpoint).await?;
     let work = spawn_blocking(move || {
         let pace = Pace { stop, since: Cell::new(Instant::now()), runtime: runtime::Handle::current() };
-        // It is in use until this has ended.
-        (used, write_packed(&directory, &sha256, &make, &|_| pace.goes_on()))
+        // Both are in use until this has ended.
+        (used, write_packed(&directory, &sha256, base.as_ref(), &make, &|_| pace.goes_on()))
     });
     let (_used, packed) = work.await.map_err(io::Error::other)?;
     let bytes = packed?;
@@ -168,9 +171,10 @@ impl Pace {
 }
 
 /// Puts the packed form in the place of a memory with this digest; returns what it occupies, in bytes. `make` makes its file. Blocks.
-fn write_packed(
+pub(super) fn write_packed(
     directory: &Path,
     sha256: &str,
+    base: Option<&Base>,
     make: &dyn Fn(&Path) -> io::Result<File>,
     is_wanted: &dyn Fn(u64) -> bool,
 ) -> Result<u64, NotPacked> {
@@ -185,12 +189,21 @@ fn write_packed(
         }
         let to = make(&files.packed_part)?;
         failpoint::reach("checkpoint-packing");
-        if vmm::pack(from.file(), &to, is_wanted)? != sha256 {
+        let (from, _) = from.into_parts();
+        let changes = match base {
+            Some(base) => base::write_changes(&from, base, &to, is_wanted)?,
+            None => None,
+        };
+        let packed = match changes {
+            Some(packed) => packed,
+            None => vmm::pack(&Memory::Plain(from), &to, is_wanted)?,
+        };
+        if packed != sha256 {
             return Err(NotPacked::Damaged);
         }
         to.sync_all()?;
-        let again = vmm::sha256_of_packed(fs_err::File::open(&files.packed_part)?.file(), is_wanted)?;
-        if again != sha256 {
+        let again = base::open_packed(&files.packed_part, base.map(|base| base.directory.as_path()))?;
+        if again.sha256(is_wanted)? != sha256 {
             return Err(io::Error::other("what was written is read as something else").into());
         }
         let after = disk::allocated_bytes(&files.packed_part)?;
@@ -252,10 +265,11 @@ async fn unpack(
     turn: Turn,
 ) -> Result<Used, ToolError> {
     let (id, directory) = (checkpoint.id, shared.paths.checkpoint(checkpoint.id));
+    let base = base::of(&shared, &checkpoint).await?;
     let (own, row) = (directory.clone(), checkpoint.clone());
     let written = spawn_blocking(move || -> Result<Option<u64>, ToolError> {
         match Files::of(&own).is_packed() {
-            true => write_unpacked(&own, &row, &progress).map(Some),
+            true => write_unpacked(&own, base.as_ref(), &row, &progress).map(Some),
             false => Ok(None),
         }
     });
@@ -273,8 +287,9 @@ async fn unpack(
 }
 
 /// Writes the memory of a checkpoint beside its packed form; returns what it occupies, in bytes. Blocks.
-fn write_unpacked(
+pub(super) fn write_unpacked(
     directory: &Path,
+    base: Option<&Base>,
     checkpoint: &CheckpointRecord,
     progress: &Progress,
 ) -> Result<u64, ToolError> {
@@ -282,14 +297,14 @@ fn write_unpacked(
     let sha256 = checkpoint.manifest.as_ref().map(|manifest| manifest.ram_sha256.as_str());
     let written = || -> io::Result<Result<u64, ToolError>> {
         remove_if_there(&files.ram_part)?;
-        let from = fs_err::File::open(&files.packed)?;
-        let occupied = vmm::packed_header(from.file())?.occupied;
+        let occupied = vmm::packed_header(fs_err::File::open(&files.packed)?.file())?.occupied;
+        let from = base::open_packed(&files.packed, base.map(|base| base.directory.as_path()))?;
         let (needed, free) = (occupied.saturating_add(KEEP_FREE), disk::free_bytes(directory)?);
         if free < needed {
             return Ok(Err(no_room(checkpoint, needed, free)));
         }
         let to = make(&files.ram_part)?;
-        let digest = vmm::unpack(from.file(), &to, &|done| {
+        let digest = vmm::unpack(&from, &to, &|done| {
             progress.advance(done, Some(occupied));
             progress.check().is_ok()
         })?;
@@ -323,7 +338,8 @@ fn write_unpacked(
 }
 
 /// What to do about a disk that has no room for an unpacked memory.
-const ROOM: &str = "free space, for example with checkpoint_delete or prune; checkpoint_list shows sizes";
+pub(super) const ROOM: &str =
+    "free space, for example with checkpoint_delete or prune; checkpoint_list shows sizes";
 
 fn no_room(checkpoint: &CheckpointRecord, needed: u64, free: u64) -> ToolError {
     let message = format!(
@@ -388,12 +404,12 @@ fn mark_used(directory: &Path) {
 }
 
 /// Makes a new file that only this user can read.
-fn make(path: &Path) -> io::Result<File> {
+pub(super) fn make(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Removes a file; returns whether it was there.
-fn remove_if_there(path: &Path) -> io::Result<bool> {
+pub(super) fn remove_if_there(path: &Path) -> io::Result<bool> {
     match fs_err::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -401,10 +417,10 @@ fn remove_if_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn sync(directory: &Path) -> io::Result<()> {
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
     fs_err::File::open(directory)?.sync_all()
 }
 
-fn stopped(error: tokio::task::JoinError) -> ToolError {
+pub(super) fn stopped(error: tokio::task::JoinError) -> ToolError {
     ToolError::internal(format!("work on a checkpoint's memory: {error}"))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nexus_schema::{ErrorCode, ToolError};
 
+use super::base;
 use super::packed::settle;
 use crate::context::Shared;
 use crate::op::store_error;
@@ -19,6 +20,7 @@ pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Re
         let message = format!("checkpoint {} is in use: a VM is being restored from it", checkpoint.name);
         return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
     };
+    base::release(shared, checkpoint).await?;
     shared.store.write(move |tx| checkpoints::delete(tx, id)).await.map_err(store_error)?;
     failpoint::reach("checkpoint-forgotten");
     files::tree(&shared.paths.checkpoint(id)).await;

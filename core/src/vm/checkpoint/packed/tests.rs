@@ -10,7 +10,7 @@ use crate::vmm::sha256_of_memory;
 const OTHERS: [&str; 3] = ["drives", "manifest.json", "state"];
 
 /// A checkpoint with a memory of 8 MiB, of which this is in the middle; its row.
-fn saved(content: &[u8]) -> (TempDir, CheckpointRecord) {
+pub(in crate::vm::checkpoint) fn saved(content: &[u8]) -> (TempDir, CheckpointRecord) {
     let (directory, mut manifest) = written();
     let path = directory.path().join(checkpoint_files::RAM);
     let ram = File::create(&path).unwrap();
@@ -25,12 +25,12 @@ fn saved(content: &[u8]) -> (TempDir, CheckpointRecord) {
 }
 
 /// What compresses well.
-fn lines() -> Vec<u8> {
+pub(in crate::vm::checkpoint) fn lines() -> Vec<u8> {
     (0..40_000).flat_map(|number| format!("this is line {number}\n").into_bytes()).collect()
 }
 
 /// What does not compress at all.
-fn noise() -> Vec<u8> {
+pub(in crate::vm::checkpoint) fn noise() -> Vec<u8> {
     let mut state = 1_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -39,12 +39,12 @@ fn noise() -> Vec<u8> {
     (0..1 << 20).map(|_| next()).collect()
 }
 
-fn sha256(row: &CheckpointRecord) -> String {
+pub(in crate::vm::checkpoint) fn sha256(row: &CheckpointRecord) -> String {
     row.manifest.as_ref().unwrap().ram_sha256.clone()
 }
 
 /// The names in a checkpoint's directory that are of its memory.
-fn memories(directory: &TempDir) -> Vec<String> {
+pub(in crate::vm::checkpoint) fn memories(directory: &TempDir) -> Vec<String> {
     let entries = std::fs::read_dir(directory.path()).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.filter(|name| !OTHERS.contains(&name.as_str())).collect();
@@ -53,7 +53,7 @@ fn memories(directory: &TempDir) -> Vec<String> {
 }
 
 fn packed(directory: &TempDir, row: &CheckpointRecord) -> Result<u64, NotPacked> {
-    write_packed(directory.path(), &sha256(row), &make, &|_| true)
+    write_packed(directory.path(), &sha256(row), None, &make, &|_| true)
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_memory_is_packed_and_comes_back_as_it_was() {
     assert!(has_memory(directory.path()) && due_in(directory.path(), Duration::ZERO).is_none());
 
     let progress = Progress::default();
-    let bytes = write_unpacked(directory.path(), &row, &progress).unwrap();
+    let bytes = write_unpacked(directory.path(), None, &row, &progress).unwrap();
     // Its packed form goes once the row is written.
     assert_eq!(memories(&directory), ["ram", "ram.packed"]);
     assert!(std::fs::read(&ram).unwrap() == before);
@@ -93,14 +93,14 @@ fn what_cannot_be_packed_stays_and_nothing_else_is_left() {
         assert_eq!(memories(&directory), ["ram"]);
         assert_eq!(sha256_of_memory(&directory.path().join("ram")).unwrap(), sha256);
     };
-    let error = write_packed(directory.path(), &sha256, &full, &|_| true).unwrap_err();
+    let error = write_packed(directory.path(), &sha256, None, &full, &|_| true).unwrap_err();
     assert!(matches!(&error, NotPacked::File(error) if disk::is_full(error)), "{error}");
     assert!(!error.is_final() && !error.gives_way());
     stays();
-    let error = write_packed(directory.path(), &sha256, &make, &|_| false).unwrap_err();
+    let error = write_packed(directory.path(), &sha256, None, &make, &|_| false).unwrap_err();
     assert!(error.gives_way() && !error.is_final(), "{error}");
     stays();
-    let error = write_packed(directory.path(), "00", &make, &|_| true).unwrap_err();
+    let error = write_packed(directory.path(), "00", None, &make, &|_| true).unwrap_err();
     assert!(matches!(error, NotPacked::Damaged) && error.is_final());
     stays();
     // What an earlier one left is no obstacle.
@@ -123,7 +123,7 @@ fn what_cannot_be_unpacked_stays_packed() {
     let path = directory.path().join("ram.packed");
     let middle = std::fs::metadata(&path).unwrap().len() / 2;
     flip(&path, middle);
-    let error = write_unpacked(directory.path(), &row, &Progress::default()).unwrap_err();
+    let error = write_unpacked(directory.path(), None, &row, &Progress::default()).unwrap_err();
     assert_eq!(error.code, ErrorCode::VerificationFailed, "{error}");
     assert!(error.message.contains("ram.packed"), "{error}");
     assert_eq!(memories(&directory), ["ram.packed"]);
@@ -131,15 +131,15 @@ fn what_cannot_be_unpacked_stays_packed() {
     // A whole one of another memory.
     let mut other = row.clone();
     other.manifest.as_mut().unwrap().ram_sha256 = "00".into();
-    let error = write_unpacked(directory.path(), &other, &Progress::default()).unwrap_err();
+    let error = write_unpacked(directory.path(), None, &other, &Progress::default()).unwrap_err();
     assert_eq!(error.code, ErrorCode::VerificationFailed, "{error}");
     let cancelled = Progress::default();
     cancelled.token().cancel();
-    let error = write_unpacked(directory.path(), &row, &cancelled).unwrap_err();
+    let error = write_unpacked(directory.path(), None, &row, &cancelled).unwrap_err();
     assert_eq!(error.code, ErrorCode::Cancelled, "{error}");
     assert_eq!(memories(&directory), ["ram.packed"]);
     std::fs::write(directory.path().join("ram.part"), "left").unwrap();
-    write_unpacked(directory.path(), &row, &Progress::default()).unwrap();
+    write_unpacked(directory.path(), None, &row, &Progress::default()).unwrap();
     assert_eq!(memories(&directory), ["ram", "ram.packed"]);
 }
 
