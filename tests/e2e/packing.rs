@@ -18,19 +18,31 @@ use serde_json::{Value, json};
 const PACKED: Duration = Duration::from_mins(3);
 
 fn row(client: &mut Client) -> Value {
-    client.must("checkpoint_list", json!({ "vm": "web" }))["checkpoints"][0].clone()
+    rows(client).swap_remove(0)
 }
 
-/// Has the only checkpoint packed; returns its row.
+/// Has all checkpoints packed; returns the row of the first one.
 #[track_caller]
 fn pack(client: &mut Client) -> Value {
+    pack_all(client).swap_remove(0)
+}
+
+fn rows(client: &mut Client) -> Vec<Value> {
+    let listed = client.must("checkpoint_list", json!({ "vm": "web" }));
+    listed["checkpoints"].as_array().expect("a list").clone()
+}
+
+/// The same; returns all rows.
+#[track_caller]
+fn pack_all(client: &mut Client) -> Vec<Value> {
     let after = |client: &mut Client, time: &str| {
         client.must("settings_set", json!({ "values": { "checkpoint.pack_after": time } }));
     };
     after(client, "1s");
-    let packed = until(PACKED, || Some(row(client)).filter(|row| row["unpacked_bytes"].is_u64()));
+    let are_packed = |rows: &Vec<Value>| rows.iter().all(|row| row["unpacked_bytes"].is_u64());
+    let packed = until(PACKED, || Some(rows(client)).filter(are_packed));
     after(client, "off");
-    packed.unwrap_or_else(|| panic!("{} is not packed", row(client)))
+    packed.unwrap_or_else(|| panic!("not packed: {:?}", rows(client)))
 }
 
 /// The names of a checkpoint's files that are of its memory.
@@ -116,6 +128,28 @@ fn machines_go_on_from_a_packed_memory_exactly_as_it_was() {
     file.write_all_at(&byte, middle).expect("a byte is written");
     roll_back(&mut client, "web", "clean");
     assert_eq!(client.run("web", "md5sum /run/noise").stdout, noise);
+    client.must_confirmed("checkpoint_delete", json!({ "checkpoint": "clean" }));
+
+    // A later one of the same boot is packed as what differs from the first, and is whole when that is deleted.
+    checkpoint(&mut client, "web", "first");
+    let more = client.run("web", "head -c 100000 /dev/urandom > /run/more; md5sum /run/more").stdout;
+    checkpoint(&mut client, "web", "second");
+    let before = pack_all(&mut client);
+    let sizes: Vec<u64> = before.iter().map(|row| bytes(row, "memory_bytes")).collect();
+    assert!(sizes[1] < sizes[0] / 2, "{sizes:?}");
+    let both = format!("{noise}{more}");
+    for name in ["d", "e"] {
+        let fork = json!({ "checkpoint": "second", "names": [name], "wait_s": 45 });
+        client.to_the_end("vm_fork", fork, BOOT);
+        assert_eq!(client.run(name, "md5sum /run/noise /run/more").stdout, both, "{name}");
+        goes_on(&mut client, name);
+        client.must_confirmed("vm_delete", json!({ "vm": name, "force": true }));
+        if name == "d" {
+            pack_all(&mut client);
+            client.must_confirmed("checkpoint_delete", json!({ "checkpoint": "first" }));
+            assert!(bytes(&row(&mut client), "memory_bytes") > sizes[0] / 2);
+        }
+    }
     assert_files(&daemon, &mut client);
     pack(&mut client);
     delete_all(&daemon, &mut client);

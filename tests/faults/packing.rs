@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use nexus_tests::client::Client;
+use nexus_tests::saved::kill_at;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -53,13 +54,19 @@ fn occupied(path: &Path) -> u64 {
 
 /// Plants a checkpoint of `web` with a memory of so many MiB, after as many of zeros, that was used two hours ago; returns its id.
 fn plant_memory(world: &World, number: i64, name: &str, mebibytes: u64) -> String {
+    plant_changed(world, number, name, mebibytes, 0)
+}
+
+/// The same with so many pages that are others than those of memories of the same size.
+fn plant_changed(world: &World, number: i64, name: &str, mebibytes: u64, changed: u64) -> String {
     let id = plant(world, "web", number, name, "uid:0");
     let ram = place(world, &id).join("ram");
     let file = File::create(&ram).expect("the memory");
     let zeros = mebibytes << 20;
     file.set_len(2 * zeros).expect("its length");
     for at in (zeros..2 * zeros).step_by(PAGE) {
-        file.write_all_at(&page(at), at).expect("a page is written");
+        let is_other = at < zeros + changed * PAGE as u64;
+        file.write_all_at(&page(if is_other { at + 1 } else { at }), at).expect("a page is written");
     }
     file.sync_all().expect("it is on the disk");
     let manifest = place(world, &id).join("manifest.json");
@@ -224,6 +231,42 @@ fn a_memory_is_not_packed_on_a_mounted_disk_without_room_for_both_forms() {
     until_packed(&world, &id);
     client.must_confirmed("checkpoint_delete", json!({ "checkpoint": id }));
     drop(small);
+    world.assert_in_order();
+}
+
+#[test]
+fn a_memory_is_packed_by_what_differs_from_an_earlier_one_until_that_is_deleted() {
+    let mut world = World::new();
+    let mut client = world.client();
+    world.create(&mut client, "web");
+    pack_after(&mut client, "off");
+    let first = plant_memory(&world, 1001, "first", 8);
+    let others = [(1002, "second", 3), (1003, "third", 100)];
+    let others = others.map(|(number, name, changed)| plant_changed(&world, number, name, 8, changed));
+    pack_after(&mut client, "1h");
+    for id in others.iter().chain([&first]) {
+        until_packed(&world, id);
+    }
+    let packed = |world: &World, id: &str| occupied(&place(world, id).join("ram.packed"));
+    let whole = packed(&world, &first);
+    for id in &others {
+        assert!(packed(&world, id) < whole / 4, "{} and {whole}", packed(&world, id));
+    }
+    // One that is deleted is nothing that others need.
+    client.must_confirmed("checkpoint_delete", json!({ "checkpoint": others[1] }));
+    assert_eq!(packed(&world, &first), whole);
+    // The one that they need is deleted once they are whole; cut off before that, all is as it was.
+    let delete = json!({ "checkpoint": first });
+    let small = packed(&world, &others[0]);
+    let mut client = kill_at(&mut world.daemon, "checkpoint-made-whole", "web", "checkpoint_delete", delete);
+    assert_eq!(memories(&world, &others[0]), ["ram.packed"]);
+    assert_eq!((packed(&world, &first), packed(&world, &others[0])), (whole, small));
+    client.must_confirmed("checkpoint_delete", json!({ "checkpoint": first }));
+    assert!(!place(&world, &first).exists());
+    let now = packed(&world, &others[0]);
+    assert!(now > whole / 2, "{now} and {whole}");
+    assert_eq!(row(&mut client, &others[0])["memory_bytes"], json!(now));
+    assert!(!world.daemon.log().contains("is lost with its base"), "{}", world.daemon.log());
     world.assert_in_order();
 }
 
