@@ -17,7 +17,10 @@ use crate::store::{StoreError, now};
 pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
     let id = checkpoint.id;
     let Some(_removal) = shared.checkpoints.remove(id).await else {
-        let message = format!("checkpoint {} is in use: a VM is being restored from it", checkpoint.name);
+        let message = format!(
+            "checkpoint {} is in use: a VM is being restored from it, or it is compared with another one",
+            checkpoint.name
+        );
         return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
     };
     base::release(shared, checkpoint).await?;
