@@ -59,6 +59,8 @@ pub(crate) async fn take(
     policy::checkpoint(vm.name.as_str(), vm.state)?;
     policy::checkpointable(&vm)?;
     let (memory_bytes, disk_bytes) = estimate(shared, &drives, vm.processes).await?;
+    let sizes = format!("up to {} MiB of memory and {} MiB of drives", memory_bytes >> 20, disk_bytes >> 20);
+    progress.step(format!("taking a checkpoint: {sizes}"));
     let row = CheckpointRecord {
         seq: 0,
         id: wanted.id,

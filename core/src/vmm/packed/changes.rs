@@ -11,8 +11,11 @@ use super::{Digest, Each, Header, Memory, PAGE, Records, begin, damaged, end, ra
 /// The largest set of bits that is read, in bytes: that of a memory of 2 TiB.
 const KEPT_MAX: u64 = 64 << 20;
 
+/// What a base may occupy, in bytes: 24 bytes of memory are used for each of its pages.
+const COMPARED_MAX: u64 = 8 << 30;
+
 /// Packs what differs between a memory and a base, another memory; returns the digest of the whole memory. `None`, and nothing is written, if less than
-/// half of its pages are as in the base. As [`super::pack`] otherwise. Blocks.
+/// half of its pages are as in the base, or that is too large. As [`super::pack`] otherwise. Blocks.
 pub(crate) fn pack_changes(
     from: &File,
     (id, base): (CheckpointId, &Memory),
@@ -21,7 +24,8 @@ pub(crate) fn pack_changes(
 ) -> io::Result<Option<String>> {
     let memory = Memory::Plain(from.try_clone()?);
     let header = Header { base: Some(id), ..memory.header()? };
-    if base.header()?.length != header.length {
+    let of_base = base.header()?;
+    if of_base.length != header.length || of_base.occupied > COMPARED_MAX {
         return Ok(None);
     }
     let Some(kept) = same(&memory, base, header.length, is_wanted)? else { return Ok(None) };
