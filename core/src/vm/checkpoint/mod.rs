@@ -9,7 +9,8 @@
 //! beyond what the settings keep of a VM ([`caps`]).
 //!
 //! A directory without a row that is `ready`, and a row without a whole directory, are of a daemon that ended: [`sweep`] removes both. The content of
-//! a checkpoint never changes, and a restored VM has copies of its own: nothing hangs from a checkpoint once its restores are done.
+//! a checkpoint never changes, and a restored VM has copies of its own: no VM hangs from a checkpoint once its restores are done, but memories of other
+//! checkpoints may, and are made whole before it is removed ([`base`]).
 
 mod base;
 mod caps;
