@@ -28,7 +28,7 @@ struct Inner {
 enum Use {
     /// So many read it.
     Read(u32),
-    /// It is being packed, until somebody else needs it: cancelled then.
+    /// It is being packed, or another one with it, until somebody else needs it: cancelled then.
     Packed(CancellationToken),
     /// It is being removed.
     Removed,
@@ -72,7 +72,7 @@ impl InUse {
         }
     }
 
-    /// Begins to pack a checkpoint, until `stop` is cancelled, which others do. `None` if it is in use, or the daemon is ending.
+    /// Begins to pack a checkpoint, or another one with it, until `stop` is cancelled, which others do. `None` if it is in use, or the daemon is ending.
     pub(crate) fn pack(&self, id: CheckpointId, stop: CancellationToken) -> Option<Used> {
         let used = self.begin(id, Use::Packed(stop)).ok()?;
         (!self.0.is_closed.load(Ordering::SeqCst)).then_some(used)

@@ -30,7 +30,7 @@ mod tests;
 /// How many memories hang from one base, at most: its removal rewrites them, and somebody waits for it.
 const HANGING_MAX: usize = 7;
 
-/// A base in use: it is not removed meanwhile.
+/// A base in use: it is neither removed nor packed meanwhile.
 #[derive(Debug)]
 pub(super) struct Base {
     id: CheckpointId,
@@ -48,10 +48,12 @@ fn base_in(directory: &Path) -> Option<CheckpointId> {
     vmm::packed_header(&File::open(&files.packed).ok()?).ok()?.base
 }
 
-/// Chooses the base for a checkpoint's memory that is to be packed, and begins to use it. `None` if it is to be packed whole.
+/// Chooses the base for a checkpoint's memory that is to be packed, and begins to use it until `stop` is cancelled, which others do that need it. `None` if
+/// the memory is to be packed whole.
 pub(super) async fn choose(
     shared: &Shared,
     checkpoint: &CheckpointRecord,
+    stop: &CancellationToken,
 ) -> Result<Option<Base>, NotPacked> {
     let vm = checkpoint.vm;
     let rows = shared.store.read(move |db| checkpoints::list(db, Some(vm), None, u32::MAX)).await?;
@@ -74,7 +76,7 @@ pub(super) async fn choose(
         rows.iter().rev().find(fits).map(|row| row.id)
     });
     let Some(id) = chosen.await.map_err(io::Error::other)? else { return Ok(None) };
-    let used = shared.checkpoints.read(id).await;
+    let used = shared.checkpoints.pack(id, stop.clone());
     Ok(used.map(|used| Base { id, directory: shared.paths.checkpoint(id), _used: Some(used) }))
 }
 

@@ -137,7 +137,7 @@ pub(super) async fn pack(shared: &Shared, checkpoint: &CheckpointRecord) -> Resu
     let (id, stop) = (checkpoint.id, CancellationToken::new());
     let used = shared.checkpoints.pack(id, stop.clone()).ok_or(NotPacked::InUse)?;
     let directory = shared.paths.checkpoint(id);
-    let base = base::choose(shared, checkpoint).await?;
+    let base = base::choose(shared, checkpoint, &stop).await?;
     let work = spawn_blocking(move || {
         let pace = Pace { stop, since: Cell::new(Instant::now()), runtime: runtime::Handle::current() };
         // Both are in use until this has ended.

@@ -18,7 +18,7 @@ pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Re
     let id = checkpoint.id;
     let Some(_removal) = shared.checkpoints.remove(id).await else {
         let message = format!(
-            "checkpoint {} is in use: a VM is being restored from it, or it is compared with another one",
+            "checkpoint {} is in use: a VM is being restored from it, or from one that needs it",
             checkpoint.name
         );
         return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
