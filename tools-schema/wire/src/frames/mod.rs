@@ -10,7 +10,8 @@
 //! done    6   JSON: how it ended; the last frame of its direction
 //! ```
 //! Data and stderr need credit. Each side starts with [`WINDOW`], and gets more as the other side consumes its bytes. So a receiver never buffers
-//! more than the credit that it gave, and a slow reader only blocks its own stream. A protocol violation closes the connection: [`Receiver`] checks
+//! more than the credit that it gave, and a slow reader only blocks its own stream. A sender that has little credit left waits for more, rather than
+//! send small frames; a receiver gives new credit at the latest when it has consumed three quarters of [`WINDOW`]. A protocol violation closes the connection: [`Receiver`] checks
 //! each frame before it buffers anything.
 
 mod copy;
@@ -37,6 +38,11 @@ pub use waiting::Waiting;
 pub const HEADER: usize = 4;
 /// The maximum payload of data and stderr, in bytes.
 pub const PAYLOAD_MAX: usize = 256 << 10;
+/// How much one packet of vsock holds, in bytes: a longer write is cut into several, and each of them costs both sides more than its bytes do.
+pub const PACKET: usize = 64 << 10;
+/// The largest payload that a [`Sender`] makes, in bytes: with its header, the frame fills whole packets. It also fits into the buffer of a vsock
+/// connection, so that its end need not wait until its beginning was read.
+pub const PIECE: usize = PAYLOAD_MAX - HEADER;
 /// The maximum payload of control and done, in bytes.
 pub const MESSAGE_MAX: usize = 64 << 10;
 /// The initial credit of each side, in bytes.
@@ -110,6 +116,17 @@ impl fmt::Display for Kind {
             Self::Control => "control",
             Self::Done => "done",
         })
+    }
+}
+
+/// Returns the payload of the largest frame that fills whole packets, if so many bytes are there; [`PIECE`] if they do not fill one.
+pub const fn whole(there: usize) -> usize {
+    let packets = there.saturating_add(HEADER) / PACKET;
+    let most = (PIECE + HEADER) / PACKET;
+    match packets {
+        0 => PIECE,
+        packets if packets < most => packets * PACKET - HEADER,
+        _ => PIECE,
     }
 }
 
