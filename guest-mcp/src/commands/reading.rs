@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::tools::command::LogFacts;
+use nexus_wire::frames::{HEADER, PACKET, PIECE, whole};
 
 use super::attach::Sink;
 use super::command::{Command, Stream};
@@ -17,8 +18,12 @@ use super::streams::End;
 use super::table::Table;
 use crate::os::reason;
 
-/// The size of one read, in bytes: the capacity of a pipe.
-const CHUNK: usize = 256 << 10;
+/// The size of one read, in bytes: one frame, and nearly the capacity of a pipe.
+const CHUNK: usize = PIECE;
+/// What fills a packet of a client's stream, in bytes.
+const FULL: usize = PACKET - HEADER;
+/// How long the rest of much output waits for more: a packet with little of it costs a client's stream nearly as much as a full one.
+const GATHERING: Duration = Duration::from_millis(1);
 /// How long a stream of an ended command must be silent before reading stops.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 /// How long such a stream is read at most.
@@ -79,15 +84,17 @@ impl Log {
 /// Reads one stream until it ends.
 pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Table>) {
     let stream = &command.streams[usize::from(at)];
-    let mut own = Vec::new();
+    let (mut own, mut is_bulk) = (Vec::new(), false);
     loop {
+        let is_rest = is_bulk && end.gather(FULL, GATHERING).await;
         // The only failure of a pipe is its end.
         let most = stream.room(command.limits.keep).await.min(CHUNK);
         let Ok(Piece { length: length @ 1.., until, sink }) =
-            read_some(&end, &command, at, &table, &mut own, most).await
+            read_some(&end, &command, at, &table, &mut own, (most, is_rest)).await
         else {
             break;
         };
+        is_bulk = sink.is_some() && length >= FULL;
         if let Some(sink) = sink {
             sink.deliver(at, &own[..length]).await;
             stream.was_read(until);
@@ -111,14 +118,15 @@ struct Piece {
     sink: Option<Arc<Sink>>,
 }
 
-/// Reads what is available and keeps it; if a client gets every byte, also leaves it in `own`.
+/// Reads what is available and keeps it; if a client gets every byte, also leaves it in `own`, and of much output reads only what fills packets. With
+/// `is_rest` there may be something without news of it.
 async fn read_some(
     end: &End,
     command: &Command,
     at: u8,
     table: &Table,
     own: &mut Vec<u8>,
-    most: usize,
+    (most, is_rest): (usize, bool),
 ) -> std::io::Result<Piece> {
     thread_local! {
         /// One buffer for all: there is no await between filling and emptying it.
@@ -127,8 +135,8 @@ async fn read_some(
     let stream = &command.streams[usize::from(at)];
     let mut piece = Piece { length: 0, until: 0, sink: None };
     let mut taken = Vec::new();
-    end.read_with(|read| {
-        let mut take = |chunk: &mut [u8]| {
+    end.read_rest_with(is_rest, |read| {
+        let mut take = |chunk: &mut [u8], most: usize| {
             piece.length = read(&mut chunk[..most])?;
             if command.log.is_some() {
                 taken = chunk[..piece.length].to_vec();
@@ -144,11 +152,12 @@ async fn read_some(
         match &*sink {
             Some(sink) => {
                 own.resize(CHUNK, 0);
-                let length = take(own)?;
+                let there = usize::try_from(end.unread()).unwrap_or(usize::MAX);
+                let length = take(own, most.min(whole(there)))?;
                 piece.sink = Some(sink.clone());
                 Ok(length)
             }
-            None => CHUNKS.with_borrow_mut(|chunk| take(chunk)),
+            None => CHUNKS.with_borrow_mut(|chunk| take(chunk, most)),
         }
     })
     .await?;
