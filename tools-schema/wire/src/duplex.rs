@@ -22,6 +22,13 @@ pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
     Ok((Reader { socket: reader }, Writer { socket: Peer(socket), room: None, is_shared: false }))
 }
 
+/// Puts the halves of a socket together again, without shutting it down. What was not read stays in it.
+pub fn join((reader, mut writer): (Reader, Writer)) -> io::Result<OwnedFd> {
+    writer.is_shared = true;
+    drop(writer);
+    Arc::into_inner(reader.socket.into_inner()).ok_or_else(|| io::ErrorKind::Other.into())
+}
+
 fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the descriptor stays open, and refers to the same socket, as long as any owner of it lives.
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
@@ -230,6 +237,23 @@ mod tests {
         near_read.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "thanks");
         drop(writing.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn halves_are_put_together_without_an_end() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = split(near.into()).unwrap();
+        std::io::Write::write_all(&mut far, b"onetwo").unwrap();
+        let mut three = [0; 3];
+        reader.read_exact(&mut three).await.unwrap();
+        assert_eq!(&three, b"one");
+        let mut near = UnixStream::from(join((reader, writer)).unwrap());
+        assert!(!is_unread(&far), "nothing was shut down");
+        std::io::Read::read_exact(&mut near, &mut three).unwrap();
+        assert_eq!(&three, b"two");
+        std::io::Write::write_all(&mut near, b"six").unwrap();
+        std::io::Read::read_exact(&mut far, &mut three).unwrap();
+        assert_eq!(&three, b"six");
     }
 
     #[test]

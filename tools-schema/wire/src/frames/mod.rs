@@ -187,6 +187,17 @@ pub fn over<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     over_with(reader, writer, read, WINDOW)
 }
 
+/// Creates the two ends of a stream on which `early` bytes of data were sent already, together with the line that opens it: at most [`WINDOW`].
+pub fn over_after<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: R,
+    writer: W,
+    read: BytesMut,
+    early: u32,
+) -> (Receiver<R>, Sender<W>) {
+    let flow = Arc::new(rules::Flow::after(WINDOW, early));
+    (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
+}
+
 /// Creates the two ends with another initial credit than [`WINDOW`].
 pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: R,
@@ -194,7 +205,7 @@ pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     read: BytesMut,
     window: u32,
 ) -> (Receiver<R>, Sender<W>) {
-    let flow = Arc::new(rules::Flow::new(window));
+    let flow = Arc::new(rules::Flow::after(window, 0));
     (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
 }
 

@@ -23,9 +23,10 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(window: u32) -> Self {
+    /// Creates the state of a stream on which `sent` bytes were sent already.
+    pub(super) fn after(window: u32, sent: u32) -> Self {
         Self {
-            credit: watch::Sender::new(Some(window)),
+            credit: watch::Sender::new(Some(window.saturating_sub(sent))),
             granted: AtomicU64::new(window.into()),
             taken: AtomicU64::new(0),
             window,
