@@ -75,12 +75,12 @@ impl<O: Serialize> Reply<O> {
         let facts = serde_json::to_value(&self.facts)
             .map_err(|error| super::agent_failed(format!("write the result of {}: {error}", T::NAME)))?;
         let mut content = Vec::with_capacity(1 + self.blocks.len());
-        content.push(Text::new(format!("{vm} · {}", without_controls(&self.header))));
+        content.push(Text::new(format!("{vm} · {}", without_controls(self.header))));
         for block in self.blocks {
             // Content of a stream or file is passed unchanged.
             let mut text = Text::new(match block.stream {
                 Some(_) => block.text,
-                None => without_controls(&block.text),
+                None => without_controls(block.text),
             });
             if let Some(stream) = block.stream {
                 text.meta = Some(meta(STREAM_META, Value::from(stream)));
@@ -100,8 +100,8 @@ impl<O: Serialize> Reply<O> {
 pub(super) fn failed(error: ToolError) -> CallResult {
     debug_assert!(error.code.may_be_of_guest(), "the host does not accept this code from a guest: {error}");
     let error = ToolError {
-        message: without_controls(&error.message),
-        hint: error.hint.as_deref().map(without_controls),
+        message: without_controls(error.message),
+        hint: error.hint.map(without_controls),
         ..error
     };
     let content = vec![Text::new(error.to_string())];
@@ -110,8 +110,12 @@ pub(super) fn failed(error: ToolError) -> CallResult {
 }
 
 /// Replaces each control character except tab and newline, which file names may contain, by a mark.
-fn without_controls(text: &str) -> String {
+fn without_controls(text: String) -> String {
     let is_bad = |c: char| c.is_control() && c != '\t' && c != '\n';
+    // Most text has none.
+    if !text.contains(is_bad) {
+        return text;
+    }
     text.chars().map(|c| if is_bad(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
