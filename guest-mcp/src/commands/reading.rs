@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::tools::command::LogFacts;
-use nexus_wire::frames::{HEADER, PACKET, PIECE, whole};
+use nexus_wire::frames::{FULL, PIECE, whole};
 
 use super::attach::Sink;
 use super::command::{Command, Stream};
@@ -20,8 +20,6 @@ use crate::os::reason;
 
 /// The size of one read, in bytes: one frame, and nearly the capacity of a pipe.
 const CHUNK: usize = PIECE;
-/// What fills a packet of a client's stream, in bytes.
-const FULL: usize = PACKET - HEADER;
 /// How long the rest of much output waits for more: a packet with little of it costs a client's stream nearly as much as a full one.
 const GATHERING: Duration = Duration::from_millis(1);
 /// How long a stream of an ended command must be silent before reading stops.
@@ -86,6 +84,10 @@ pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Tab
     let stream = &command.streams[usize::from(at)];
     let (mut own, mut is_bulk) = (Vec::new(), false);
     loop {
+        if is_bulk && end.unread() < FULL as u64 {
+            // On a single processor the command writes as much as it can now, instead of being interrupted after each of its writes.
+            rustix::thread::sched_yield();
+        }
         let is_rest = is_bulk && end.gather(FULL, GATHERING).await;
         // The only failure of a pipe is its end.
         let most = stream.room(command.limits.keep).await.min(CHUNK);

@@ -40,6 +40,8 @@ pub const HEADER: usize = 4;
 pub const PAYLOAD_MAX: usize = 256 << 10;
 /// How much one packet of vsock holds, in bytes: a longer write is cut into several, and each of them costs both sides more than its bytes do.
 pub const PACKET: usize = 64 << 10;
+/// The payload of a frame that fills one packet, in bytes.
+pub const FULL: usize = PACKET - HEADER;
 /// The largest payload that a [`Sender`] makes, in bytes: with its header, the frame fills whole packets. It also fits into the buffer of a vsock
 /// connection, so that its end need not wait until its beginning was read.
 pub const PIECE: usize = PAYLOAD_MAX - HEADER;
