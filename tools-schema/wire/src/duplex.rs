@@ -143,17 +143,21 @@ impl AsFd for Writer {
 }
 
 impl Writer {
-    /// Calls `write`, and waits while there is no room.
+    /// Calls `write` for `length` bytes, and waits while there is no room.
     fn poll_with(
         &mut self,
         cx: &mut Context<'_>,
+        length: usize,
         write: impl Fn(&Peer) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
             match write(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
-                    self.room = None;
+                    // After a part of them it is full again, and soon waited for again.
+                    if !matches!(&result, Ok(written) if *written < length) {
+                        self.room = None;
+                    }
                     return Poll::Ready(result);
                 }
             }
@@ -171,7 +175,7 @@ impl Writer {
 
 impl AsyncWrite for Writer {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_with(cx, |peer| peer.try_write(bytes))
+        self.get_mut().poll_with(cx, bytes.len(), |peer| peer.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -179,7 +183,8 @@ impl AsyncWrite for Writer {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_with(cx, |peer| peer.try_write_vectored(pieces))
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        self.get_mut().poll_with(cx, length, |peer| peer.try_write_vectored(pieces))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -291,6 +296,20 @@ mod tests {
         assert_eq!(all[filled..], *b"last");
 
         let mut near_write = writing.await.unwrap().unwrap();
+        assert!(near_write.room.is_none(), "all was written, so room is of no interest");
+        // What is written in parts waits for room all the time.
+        let large = vec![8; 32 * filled];
+        let writing = tokio::spawn(async move {
+            let first = near_write.write(&large).await.unwrap();
+            let second = near_write.write(&large[first..]).await.unwrap();
+            assert!(first + second < large.len() && near_write.room.is_some());
+            near_write.write_all(&large[first + second..]).await.unwrap();
+            near_write
+        });
+        let mut all = vec![0; 32 * filled];
+        far_read.read_exact(&mut all).await.unwrap();
+        assert!(all.iter().all(|byte| *byte == 8));
+        let mut near_write = writing.await.unwrap();
         drop((far_read, far_write));
         assert_eq!(near_write.write_all(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(peer.try_write(b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
