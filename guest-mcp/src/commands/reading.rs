@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nexus_schema::tools::command::LogFacts;
+use nexus_wire::block::Block;
 use nexus_wire::frames::{FULL, PIECE, whole};
 
 use super::attach::Sink;
@@ -82,7 +84,7 @@ impl Log {
 /// Reads one stream until it ends.
 pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Table>) {
     let stream = &command.streams[usize::from(at)];
-    let (mut own, mut is_bulk) = (Vec::new(), false);
+    let mut is_bulk = false;
     loop {
         if is_bulk && end.unread() < FULL as u64 {
             // On a single processor the command writes as much as it can now, instead of being interrupted after each of its writes.
@@ -92,13 +94,13 @@ pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Tab
         // The only failure of a pipe is its end.
         let most = stream.room(command.limits.keep).await.min(CHUNK);
         let Ok(Piece { length: length @ 1.., until, sink }) =
-            read_some(&end, &command, at, &table, &mut own, (most, is_rest)).await
+            read_some(&end, &command, at, &table, (most, is_rest)).await
         else {
             break;
         };
         is_bulk = sink.is_some() && length >= FULL;
-        if let Some(sink) = sink {
-            sink.deliver(at, &own[..length]).await;
+        if let Some((sink, bytes)) = sink {
+            sink.deliver(at, &bytes).await;
             stream.was_read(until);
         }
         command.seen.fetch_add(length as u64, Ordering::AcqRel);
@@ -116,18 +118,17 @@ struct Piece {
     length: usize,
     /// The offset of its end in the stream.
     until: u64,
-    /// The client that gets every byte.
-    sink: Option<Arc<Sink>>,
+    /// The client that gets every byte, and the bytes.
+    sink: Option<(Arc<Sink>, Bytes)>,
 }
 
-/// Reads what is available and keeps it; if a client gets every byte, also leaves it in `own`, and of much output reads only what fills packets. With
+/// Reads what is available and keeps it; if a client gets every byte, also returns it, and of much output reads only what fills packets. With
 /// `is_rest` there may be something without news of it.
 async fn read_some(
     end: &End,
     command: &Command,
     at: u8,
     table: &Table,
-    own: &mut Vec<u8>,
     (most, is_rest): (usize, bool),
 ) -> std::io::Result<Piece> {
     thread_local! {
@@ -138,28 +139,36 @@ async fn read_some(
     let mut piece = Piece { length: 0, until: 0, sink: None };
     let mut taken = Vec::new();
     end.read_rest_with(is_rest, |read| {
-        let mut take = |chunk: &mut [u8], most: usize| {
-            piece.length = read(&mut chunk[..most])?;
-            if command.log.is_some() {
-                taken = chunk[..piece.length].to_vec();
-            }
-            if !command.is_forgotten.load(Ordering::Acquire) {
-                table.keep(stream, &chunk[..piece.length]);
-            }
-            piece.until = stream.kept().total();
-            Ok(piece.length)
-        };
+        let is_kept = !command.is_forgotten.load(Ordering::Acquire);
         // An attaching client gets what is kept at that moment, and everything that is read later.
         let sink = command.exact();
         match &*sink {
             Some(sink) => {
-                own.resize(CHUNK, 0);
                 let there = usize::try_from(end.unread()).unwrap_or(usize::MAX);
-                let length = take(own, most.min(whole(there)))?;
-                piece.sink = Some(sink.clone());
+                let mut block = Block::new();
+                let length = read(&mut block.room()[..most.min(whole(there))])?;
+                block.fill(length);
+                let bytes = block.freeze();
+                if command.log.is_some() {
+                    taken = bytes.to_vec();
+                }
+                if is_kept {
+                    table.keep(stream, |kept| kept.share(&bytes));
+                }
+                piece = Piece { length, until: stream.kept().total(), sink: Some((sink.clone(), bytes)) };
                 Ok(length)
             }
-            None => CHUNKS.with_borrow_mut(|chunk| take(chunk, most)),
+            None => CHUNKS.with_borrow_mut(|chunk| -> std::io::Result<usize> {
+                let length = read(&mut chunk[..most])?;
+                if command.log.is_some() {
+                    taken = chunk[..length].to_vec();
+                }
+                if is_kept {
+                    table.keep(stream, |kept| kept.push(&chunk[..length]));
+                }
+                piece = Piece { length, until: stream.kept().total(), sink: None };
+                Ok(length)
+            }),
         }
     })
     .await?;
