@@ -9,8 +9,8 @@
 //!   frames  <───────────────────────────────────────>      both ways at once: `nexus_wire::frames`
 //!                     <─────────────  done                 `Done`; then both close the connection
 //! ```
-//! The host sends no frame before it has read the answer, except data of a TCP connection to guests that offer [`crate::link::EARLY_DATA`]. A side that disconnects before `done` abandons the stream; each kind of [`Open`] says what
-//! happens then.
+//! The host sends no frame before it has read the answer, except data of a TCP connection to guests that offer [`crate::link::EARLY_DATA`]. A side that
+//! disconnects before `done` abandons the stream; each kind of [`Open`] says what happens then.
 
 mod tree;
 

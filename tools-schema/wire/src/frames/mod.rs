@@ -11,8 +11,8 @@
 //! ```
 //! Data and stderr need credit. Each side starts with [`WINDOW`], and gets more as the other side consumes its bytes. So a receiver never buffers
 //! more than the credit that it gave, and a slow reader only blocks its own stream. A sender that has little credit left waits for more, rather than
-//! send small frames; a receiver gives new credit at the latest when it has consumed three quarters of [`WINDOW`]. A protocol violation closes the connection: [`Receiver`] checks
-//! each frame before it buffers anything.
+//! send small frames; a receiver gives new credit at the latest when it has consumed three quarters of [`WINDOW`]. A protocol violation closes the
+//! connection: [`Receiver`] checks each frame before it buffers anything.
 
 mod copy;
 mod receiver;
