@@ -9,10 +9,12 @@ use std::ptr;
 
 /// The size of the smallest blocks in lists, and the alignment of all of them, in bytes. Each further list has blocks of twice the size.
 const SMALLEST: usize = 16;
-/// The number of lists: the largest blocks have 1 KiB.
-const LISTS: usize = 7;
-/// How many free blocks each list keeps.
+/// The number of lists: the largest blocks have 8 KiB.
+const LISTS: usize = 10;
+/// How many free blocks each list keeps at most.
 const KEPT: usize = 64;
+/// The same in bytes.
+const KEPT_BYTES: usize = 32 << 10;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -62,12 +64,12 @@ impl List {
         first.cast()
     }
 
-    /// Keeps a block unless there are enough; returns whether it did.
+    /// Keeps a block unless there are `most` already; returns whether it did.
     ///
     /// # Safety
     /// The block has this list's size and the alignment of all lists, and nobody uses it.
-    unsafe fn keep(&self, block: *mut u8) -> bool {
-        if self.length.get() == KEPT {
+    unsafe fn keep(&self, block: *mut u8, most: usize) -> bool {
+        if self.length.get() >= most {
             return false;
         }
         let block = block.cast::<Block>();
@@ -86,6 +88,11 @@ fn list_of(layout: Layout) -> Option<usize> {
     }
     let smallest = layout.size().div_ceil(SMALLEST).max(1);
     Some(smallest.next_power_of_two().trailing_zeros() as usize)
+}
+
+/// Returns how many free blocks a list keeps.
+fn most_of(list: usize) -> usize {
+    KEPT.min(KEPT_BYTES / (SMALLEST << list))
 }
 
 /// Returns the layout of a list's blocks.
@@ -119,7 +126,7 @@ unsafe impl GlobalAlloc for Allocator {
         };
         let is_kept = FREE.with(|free| {
             // SAFETY: `alloc` took it with the layout of this list, and the caller does not use it any more.
-            free.is_kept.get() && unsafe { free.lists[list].keep(block) }
+            free.is_kept.get() && unsafe { free.lists[list].keep(block, most_of(list)) }
         });
         if !is_kept {
             // SAFETY: `alloc` took it with this layout.
@@ -181,7 +188,9 @@ mod tests {
             (512, 8, Some(5)),
             (513, 8, Some(6)),
             (1024, 16, Some(6)),
-            (1025, 1, None),
+            (1025, 1, Some(7)),
+            (8192, 8, Some(9)),
+            (8193, 8, None),
             (16, 32, None),
             (1 << 20, 8, None),
         ] {
@@ -208,6 +217,9 @@ mod tests {
             assert!(many.iter().enumerate().all(|(n, block)| block.iter().all(|byte| *byte == n as u8)));
             drop(many);
             assert_eq!(FREE.with(|free| free.lists[2].length.get()), KEPT);
+            let large: Vec<Vec<u8>> = (0..6).map(|_| Vec::with_capacity(8000)).collect();
+            drop(large);
+            assert_eq!(FREE.with(|free| free.lists[9].length.get()), 4);
         })
         .join()
         .unwrap();
