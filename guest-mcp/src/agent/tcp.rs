@@ -35,7 +35,8 @@ impl AsyncRead for OfServer<'_> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let is_bulk = std::mem::take(&mut self.is_bulk);
-        if is_bulk && rustix::io::ioctl_fionread(self.read.as_ref()).is_ok_and(|left| left < FULL as u64) {
+        let socket: &TcpStream = self.read.as_ref();
+        if is_bulk && rustix::io::ioctl_fionread(socket).is_ok_and(|left| left < FULL as u64) {
             rustix::thread::sched_yield();
         }
         let before = buf.filled().len();
