@@ -209,9 +209,10 @@ mod tests {
             drop(first);
             let second = Box::new([2_u8; 500]);
             assert_eq!(second.as_ptr(), place);
-            let zeros = vec![0_u8; 400];
             drop(second);
-            assert!(zeros.iter().chain(&vec![0_u8; 480]).all(|byte| *byte == 0));
+            let zeros = vec![0_u8; 400].into_boxed_slice();
+            assert_eq!(zeros.as_ptr(), place);
+            assert!(zeros.iter().all(|byte| *byte == 0), "nothing is left of what was there");
             // More than are kept.
             let many: Vec<Box<[u8; 40]>> = (0..3 * KEPT).map(|n| Box::new([n as u8; 40])).collect();
             assert!(many.iter().enumerate().all(|(n, block)| block.iter().all(|byte| *byte == n as u8)));

@@ -145,13 +145,13 @@ async fn a_little_credit_is_not_used_up_by_a_small_frame() {
 
 #[tokio::test]
 async fn data_that_was_sent_early_costs_credit() {
-    let early = 1000;
+    const EARLY: usize = 1000;
     let (near, far) = duplex(8 << 20);
     let (read, write) = tokio::io::split(near);
-    let (_near, sender) = over_after(read, write, BytesMut::new(), early as u32);
+    let (_near, sender) = over_after(read, write, BytesMut::new(), EARLY as u32);
     let (read, write) = tokio::io::split(far);
     // It was read together with the line before it.
-    let buffer = BytesMut::from(&frame(1, &vec![0; early])[..]);
+    let buffer = BytesMut::from(&frame(1, &[0; EARLY])[..]);
     let (mut receiver, _far) = over(read, write, buffer);
     let sending = tokio::spawn(async move { sender.data(&vec![1; WINDOW as usize]).await });
     let (mut taken, all) = (0, WINDOW as usize);
