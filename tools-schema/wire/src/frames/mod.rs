@@ -125,11 +125,7 @@ impl fmt::Display for Kind {
 pub const fn whole(there: usize) -> usize {
     let packets = there.saturating_add(HEADER) / PACKET;
     let most = (PIECE + HEADER) / PACKET;
-    match packets {
-        0 => PIECE,
-        packets if packets < most => packets * PACKET - HEADER,
-        _ => PIECE,
-    }
+    if 0 < packets && packets < most { packets * PACKET - HEADER } else { PIECE }
 }
 
 /// Why a stream of frames failed.
