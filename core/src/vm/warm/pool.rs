@@ -14,7 +14,7 @@ use nexus_schema::id::{BootId, DriveId, VmId};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmState};
-use nexus_schema::{Name, ToolError};
+use nexus_schema::{Arch, Name, ToolError};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
