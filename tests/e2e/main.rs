@@ -15,6 +15,7 @@ mod first_vm;
 mod guest;
 mod nat;
 mod oci;
+mod packing;
 mod prepared;
 mod recovery;
 mod releases;

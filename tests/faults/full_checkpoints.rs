@@ -18,10 +18,10 @@ use crate::full::LoopDisk;
 const DATA: u64 = 560;
 
 /// A small filesystem over the directory of checkpoints; unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(daemon: &Daemon, mebibytes: u64) -> Self {
+    pub(crate) fn mount(daemon: &Daemon, mebibytes: u64) -> Self {
         let at = daemon.state().join("checkpoints");
         Self::over(at, mebibytes)
     }

@@ -35,6 +35,7 @@ mod otlp;
 mod own;
 mod own_kernels;
 mod packages;
+mod packing;
 mod panics;
 mod pauses;
 mod prepared;

@@ -28,7 +28,7 @@ pub(crate) use activity::Activity;
 pub use activity::Busy;
 pub(crate) use calls::{CallLog, record as record_calls};
 pub(crate) use command::{Attach, Change, Command, CopyDrives, Decision, RestoreFrom, Take, Taken};
-pub(crate) use in_use::{InUse, Used};
+pub(crate) use in_use::{InUse, Turn, Used};
 pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
@@ -89,8 +89,10 @@ pub(crate) struct Shared {
     pub(crate) tally: Tally,
     /// Notified when the life or the idle time of a VM may end sooner than before.
     pub(crate) lifetimes: Arc<Notify>,
-    /// The checkpoints and prepared machines that are being restored or removed.
+    /// The checkpoints and prepared machines that are being restored, packed or removed.
     pub(crate) checkpoints: InUse,
+    /// Notified when checkpoints are to be looked at sooner: whether one is to be packed or removed.
+    pub(crate) upkeep: Arc<Notify>,
     /// The machines that are being prepared for warm starts.
     pub(crate) warming: Warming,
     /// Access tokens.

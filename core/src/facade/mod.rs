@@ -226,6 +226,7 @@ impl Nexus {
             lifetimes: Arc::default(),
             checkpoints: crate::context::InUse::default(),
             warming: crate::context::Warming::default(),
+            upkeep: Arc::default(),
             tokens,
             confirmations: Confirmations::default(),
             instance,
@@ -255,6 +256,7 @@ impl Nexus {
         tokio::spawn(pressure::watch(Arc::downgrade(&shared)));
         tokio::spawn(crate::vm::lifetime::keep(Arc::downgrade(&shared)));
         tokio::spawn(warm::pool::keep(Arc::downgrade(&shared)));
+        tokio::spawn(crate::vm::checkpoint::keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 
@@ -273,6 +275,7 @@ impl Nexus {
                 "a vm's task is still at work at the end of nexusd; the next one takes up what is left"
             );
         }
+        self.shared.checkpoints.end_packing();
         self.shared.ops.drain(Duration::from_secs(2)).await;
         self.shared.events.close().await;
         self.shared.calls.close().await;

@@ -17,7 +17,7 @@ use crate::op::store_error;
 use crate::provision::{self, Change, Refusal};
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::{StoreError, settings::Row};
-use crate::vm::defaults::{DEFAULT_NETWORK, PACKAGES, SETTINGS, SUBNET, Values};
+use crate::vm::defaults::{DEFAULT_NETWORK, OF_CHECKPOINTS, PACKAGES, SETTINGS, SUBNET, Values};
 use crate::vm::{network, packages};
 
 impl Nexus {
@@ -192,6 +192,7 @@ impl Shared {
         let providers = self.provision.changer(providers.into_iter().filter_map(become_).collect(), who);
         let who = who.to_owned();
         let has_packages = changes.contains_key(PACKAGES);
+        let has_upkeep = changes.keys().any(|key| key.starts_with(OF_CHECKPOINTS));
         self.store
             .write(move |tx| -> Result<(), Refusal> {
                 let now = settings::at(tx, i64::MAX)?;
@@ -204,6 +205,9 @@ impl Shared {
             })
             .await?;
         self.warming.look();
+        if has_upkeep {
+            self.upkeep.notify_one();
+        }
         if has_packages {
             packages::refresh(self).await?;
         }

@@ -323,6 +323,7 @@ impl Shared {
             [
                 ("images", paths.images()),
                 ("drives", paths.drives()),
+                ("checkpoints", paths.checkpoints()),
                 ("assets", paths.assets()),
                 ("vms", paths.vms()),
                 ("builds", paths.builds()),

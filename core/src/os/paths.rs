@@ -289,6 +289,12 @@ pub mod checkpoint_files {
     pub const STATE: &str = "state";
     /// The VM's memory, a sparse file.
     pub const RAM: &str = "ram";
+    /// The same in its packed form, in place of it.
+    pub const PACKED: &str = "ram.packed";
+    /// A packed form that is being made.
+    pub const PACKED_PART: &str = "ram.packed.part";
+    /// A memory that is being unpacked.
+    pub const RAM_PART: &str = "ram.part";
     /// The directory of the copies of its drives.
     pub const DRIVES: &str = "drives";
     /// Which VMs go on from it, as JSON; only of a machine that is prepared for new VMs. Its time of modification is that of the last use.

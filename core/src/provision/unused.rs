@@ -2,7 +2,7 @@
 
 use nexus_schema::id::{AssetId, ImageId};
 use nexus_schema::tools::asset::AssetKind;
-use nexus_schema::{Arch, Reference, ToolError};
+use nexus_schema::{Reference, ToolError};
 
 use super::kernel::arch_of_version;
 use super::rootfs::newest_of;

@@ -229,6 +229,13 @@ pub fn made(
     Ok(())
 }
 
+/// Records what a checkpoint's memory occupies by now, in bytes.
+pub fn set_memory_bytes(tx: &Connection, id: CheckpointId, bytes: u64) -> Result<(), StoreError> {
+    let sql = "UPDATE checkpoints SET memory_bytes = ?1 WHERE id = ?2";
+    tx.execute(sql, params![signed(bytes), id.as_i64()])?;
+    Ok(())
+}
+
 /// Removes a checkpoint. Those that came after it hang from its parent from then on.
 pub fn delete(tx: &Connection, id: CheckpointId) -> Result<(), StoreError> {
     let parent = "(SELECT parent_id FROM checkpoints WHERE id = ?1)";

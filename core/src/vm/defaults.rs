@@ -1,4 +1,4 @@
-//! The defaults for new VMs: settings that a caller may change at run time.
+//! Settings that a caller may change at run time: the defaults for new VMs, and what is kept of what.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use nexus_net_wire::Cidr;
 use nexus_schema::network::{NetworkMode, NetworkRule, PACKAGES_MAX, Target, name};
 use nexus_schema::{ByteSize, TimeSpan, ToolError};
 
+use super::checkpoint::{Caps, Upkeep};
 use super::spec::{self, Defaults};
 use crate::net::{SEARCH_MAX, parse_subnet};
 use crate::op::store_error;
@@ -14,6 +15,13 @@ use crate::store::Store;
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::vms::TmpPlace;
 
+/// How the keys begin that say what is done with checkpoints by themselves.
+pub(crate) const OF_CHECKPOINTS: &str = "checkpoint.";
+pub(crate) const CAP_NAMED: &str = "checkpoint.cap_named";
+pub(crate) const MAX_AGE: &str = "checkpoint.max_age";
+pub(crate) const MAX_BYTES: &str = "checkpoint.max_bytes";
+pub(crate) const MAX_COUNT: &str = "checkpoint.max_count";
+pub(crate) const PACK_AFTER: &str = "checkpoint.pack_after";
 pub(crate) const DEFAULT_VCPUS: &str = "default.vcpus";
 pub(crate) const DEFAULT_MEMORY: &str = "default.memory";
 pub(crate) const DEFAULT_CHECKPOINTS: &str = "default.checkpoints";
@@ -41,7 +49,32 @@ const POOL_MAX: u32 = 16;
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 22] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 27] = [
+    (
+        CAP_NAMED,
+        "false",
+        "whether checkpoint.max_age, max_bytes and max_count remove checkpoints that were given a name, too: `true` or `false`",
+    ),
+    (
+        MAX_AGE,
+        "0",
+        "how long after it was taken a checkpoint without a given name is deleted, such as `7d`; 0: never",
+    ),
+    (
+        MAX_BYTES,
+        "0",
+        "how much of the disk the checkpoints of one VM may occupy before the oldest without a given name are deleted; 0: any amount",
+    ),
+    (
+        MAX_COUNT,
+        "64",
+        "how many checkpoints one VM may have before the oldest without a given name are deleted",
+    ),
+    (
+        PACK_AFTER,
+        "1h",
+        "how long after its last use the memory of a checkpoint is compressed, such as `10m`; `off` or 0: never",
+    ),
     (
         DEFAULT_CHECKPOINTS,
         "",
@@ -133,6 +166,11 @@ pub(crate) async fn history(store: &Store) -> Result<Kept, ToolError> {
     Ok(values(store).await?.1)
 }
 
+/// Reads what is done with checkpoints by themselves.
+pub(crate) async fn upkeep(store: &Store) -> Result<Upkeep, ToolError> {
+    Ok(values(store).await?.3)
+}
+
 /// Settings of the shared network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SharedNetwork {
@@ -164,17 +202,19 @@ async fn values(store: &Store) -> Result<Values, ToolError> {
 }
 
 /// Parsed settings.
-pub(crate) struct Values(Defaults, Kept, SharedNetwork);
+pub(crate) struct Values(Defaults, Kept, SharedNetwork, Upkeep);
 
 impl Default for Values {
     fn default() -> Self {
-        Self(Defaults::built_in(), Kept { days: 90, per_vm: 1000 }, SharedNetwork::default())
+        let caps = Caps { count: 64, age: TimeSpan::seconds(0), bytes: ByteSize::bytes(0), has_named: false };
+        let upkeep = Upkeep { pack_after: TimeSpan::seconds(60 * 60), caps };
+        Self(Defaults::built_in(), Kept { days: 90, per_vm: 1000 }, SharedNetwork::default(), upkeep)
     }
 }
 
 impl Values {
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), ToolError> {
-        let Self(defaults, kept, network) = self;
+        let Self(defaults, kept, network, upkeep) = self;
         match key {
             DEFAULT_IMAGE => value.clone_into(&mut defaults.image),
             DEFAULT_KERNEL => value.clone_into(&mut defaults.kernel),
@@ -257,6 +297,17 @@ impl Values {
                     "" => None,
                     subnet => Some(parse_subnet(subnet).map_err(ToolError::invalid)?),
                 };
+            }
+            CAP_NAMED => {
+                upkeep.caps.has_named = value
+                    .parse()
+                    .map_err(|_| ToolError::invalid(format!("`{value}` is neither `true` nor `false`")))?;
+            }
+            MAX_AGE => upkeep.caps.age = span(value)?,
+            MAX_BYTES => upkeep.caps.bytes = size(value)?,
+            MAX_COUNT => upkeep.caps.count = between(value, 2, 100_000)?,
+            PACK_AFTER => {
+                upkeep.pack_after = if value == "off" { TimeSpan::seconds(0) } else { span(value)? };
             }
             HISTORY_DAYS => kept.days = between(value, 1, 36_500)?,
             HISTORY_PER_VM => kept.per_vm = between(value, 20, 100_000)?,
@@ -348,8 +399,8 @@ mod tests {
         for (key, default, _) in SETTINGS {
             values.set(key, default).unwrap();
         }
-        let Values(built_in, kept, network) = Values::default();
-        assert_eq!((values.0, values.1, values.2), (built_in, kept, network));
+        let Values(built_in, kept, network, upkeep) = Values::default();
+        assert_eq!((values.0, values.1, values.2, values.3), (built_in, kept, network, upkeep));
         assert!(SETTINGS.is_sorted_by_key(|(key, ..)| *key));
     }
 
@@ -381,6 +432,11 @@ mod tests {
             (DEFAULT_IDLE_ACTION, "pause"),
             (DEFAULT_IDLE_STOP, ""),
             (DEFAULT_CHECKPOINTS, "yes"),
+            (CAP_NAMED, "yes"),
+            (MAX_AGE, "soon"),
+            (MAX_BYTES, "1.5GiB"),
+            (MAX_COUNT, "1"),
+            (PACK_AFTER, "never"),
             (HISTORY_DAYS, "0"),
             (HISTORY_PER_VM, "19"),
             (HISTORY_PER_VM, "many"),
@@ -398,6 +454,10 @@ mod tests {
         }
         values.set(WARM_POOL, r#"{"debian": 10, "busybox": 6}"#).unwrap();
         assert_eq!(values.0.warm_pool["busybox"], 6);
+        for (value, seconds) in [("10m", 600), ("off", 0), ("0", 0)] {
+            values.set(PACK_AFTER, value).unwrap();
+            assert_eq!(values.3.pack_after, TimeSpan::seconds(seconds));
+        }
         values.set(PACKAGES, "a.example:443, *.b.example").unwrap();
         assert_eq!(values.2.packages.len(), 2);
         values.set(SEARCH, "Corp.example., lab.example").unwrap();

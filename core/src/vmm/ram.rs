@@ -1,4 +1,4 @@
-//! A guest's memory as a file: copies that leave out pages of zeros.
+//! A guest's memory as a file: its pages that are not all zeros, and copies that leave out the others.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -12,9 +12,9 @@ use sha2::{Digest as _, Sha256};
 use crate::os::process;
 
 /// Size of the pages that are left out if they are all zeros, in bytes.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Size of the pieces that are read at once, in bytes; a multiple of [`PAGE`].
-const PIECE: usize = 1 << 20;
+pub(super) const PIECE: usize = 1 << 20;
 
 /// The name of the file that is the memory of a guest that can be saved.
 pub(super) const MEMFD: &str = "guest-memory";
@@ -37,39 +37,51 @@ pub(super) struct Copied {
     pub sha256: String,
 }
 
-/// Copies the memory in `from` to `to`, a new file, which becomes as long. Pages of zeros become holes. `is_wanted` is asked after each piece;
+/// The digest of a memory, over its pages that are not all zeros, in order: the offset of each (64 bits, little-endian), then its content.
+#[derive(Debug, Default)]
+pub(super) struct Digest(Sha256);
+
+impl Digest {
+    /// Adds pages in a row, which begin at an offset.
+    pub(super) fn add(&mut self, at: u64, pages: &[u8]) {
+        for (at, page) in numbered(at, pages) {
+            self.0.update(at.to_le_bytes());
+            self.0.update(page);
+        }
+    }
+
+    /// The digest, in hexadecimal.
+    pub(super) fn finish(self) -> String {
+        data_encoding::HEXLOWER.encode(&self.0.finalize())
+    }
+}
+
+/// Pages in a row, each with its offset.
+pub(super) fn numbered(at: u64, pages: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    (at..).step_by(PAGE).zip(pages.chunks(PAGE))
+}
+
+/// Copies the memory in `from` to `to`, a new file, which becomes as long. Pages of zeros become holes. `is_wanted` is asked before each piece;
 /// once it is not, the copy ends with [`io::ErrorKind::Interrupted`].
 pub(super) fn copy(from: &File, to: &File, is_wanted: &dyn Fn() -> bool) -> io::Result<Copied> {
-    let (mut bytes, mut hasher) = (0, Sha256::new());
-    copy_pages(from, to, is_wanted, &mut |at, page| {
-        hasher.update(at.to_le_bytes());
-        hasher.update(page);
-        bytes += page.len() as u64;
+    let (mut bytes, mut digest) = (0, Digest::default());
+    to.set_len(from.metadata()?.len())?;
+    pages(from, is_wanted, &mut |at, pages| {
+        digest.add(at, pages);
+        bytes += pages.len() as u64;
+        to.write_all_at(pages, at)
     })?;
-    Ok(Copied { bytes, sha256: data_encoding::HEXLOWER.encode(&hasher.finalize()) })
+    Ok(Copied { bytes, sha256: digest.finish() })
 }
 
 /// Returns the digest of a saved memory: that of [`Copied`]. Blocks.
 pub(crate) fn sha256_of_memory(file: &Path) -> io::Result<String> {
-    let file = File::open(file)?;
-    let length = file.metadata()?.len();
-    let (mut hasher, mut buffer, mut at) = (Sha256::new(), vec![0; PIECE], 0);
-    while let Some((start, end)) = next_data(&file, at, length)? {
-        at = start;
-        while at < end {
-            let want = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            let piece = &mut buffer[..want];
-            file.read_exact_at(piece, at)?;
-            for page in piece.chunks(PAGE) {
-                if page != &ZEROS[..page.len()] {
-                    hasher.update(at.to_le_bytes());
-                    hasher.update(page);
-                }
-                at += page.len() as u64;
-            }
-        }
-    }
-    Ok(data_encoding::HEXLOWER.encode(&hasher.finalize()))
+    let mut digest = Digest::default();
+    pages(&File::open(file)?, &|| true, &mut |at, pages| {
+        digest.add(at, pages);
+        Ok(())
+    })?;
+    Ok(digest.finish())
 }
 
 /// Returns the SHA-256 of a whole file, in hexadecimal. Blocks.
@@ -88,18 +100,18 @@ pub(crate) fn sha256_of_file(file: &Path) -> io::Result<String> {
 
 /// Fills `to`, a memory of zeros, with what is in `from`.
 pub(super) fn fill(from: &File, to: &File) -> io::Result<()> {
-    copy_pages(from, to, &|| true, &mut |_, _| {})
+    to.set_len(from.metadata()?.len())?;
+    pages(from, &|| true, &mut |at, pages| to.write_all_at(pages, at))
 }
 
-/// Copies, and calls `each` with each page that is not all zeros and its offset.
-fn copy_pages(
+/// Calls `each` with the pages of a memory that are not all zeros, in order: those in a row at once, at most [`PIECE`] bytes, with the offset of the
+/// first.
+pub(super) fn pages(
     from: &File,
-    to: &File,
     is_wanted: &dyn Fn() -> bool,
-    each: &mut dyn FnMut(u64, &[u8]),
+    each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let length = from.metadata()?.len();
-    to.set_len(length)?;
     let mut buffer = vec![0; PIECE];
     let mut at = 0;
     while let Some((start, end)) = next_data(from, at, length)? {
@@ -111,7 +123,7 @@ fn copy_pages(
             let want = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
             let piece = &mut buffer[..want];
             from.read_exact_at(piece, at)?;
-            copy_piece(piece, at, to, each)?;
+            pages_of(piece, at, each)?;
             at += want as u64;
         }
     }
@@ -134,23 +146,22 @@ fn next_data(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>
     Ok(Some((start.max(at), end.next_multiple_of(PAGE as u64).min(length))))
 }
 
-/// Writes the pages of a piece that are not all zeros, those in a row at once.
-fn copy_piece(piece: &[u8], at: u64, to: &File, each: &mut dyn FnMut(u64, &[u8])) -> io::Result<()> {
-    let write = |start: usize, end: usize| to.write_all_at(&piece[start..end], at + start as u64);
-    // The start of the pages that are not written yet.
+/// Calls `each` with the pages of a piece that are not all zeros, those in a row at once.
+fn pages_of(piece: &[u8], at: u64, each: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut give = |start: usize, end: usize| each(at + start as u64, &piece[start..end]);
+    // The start of the pages that were not given yet.
     let mut pending: Option<usize> = None;
     for (number, page) in piece.chunks(PAGE).enumerate() {
         let start = number * PAGE;
         if page == &ZEROS[..page.len()] {
             if let Some(first) = pending.take() {
-                write(first, start)?;
+                give(first, start)?;
             }
         } else {
-            each(at + start as u64, page);
             pending.get_or_insert(start);
         }
     }
-    pending.map_or(Ok(()), |first| write(first, piece.len()))
+    pending.map_or(Ok(()), |first| give(first, piece.len()))
 }
 
 static ZEROS: [u8; PAGE] = [0; PAGE];

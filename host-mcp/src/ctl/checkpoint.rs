@@ -281,12 +281,13 @@ fn table(checkpoints: &[CheckpointDetails], now: Timestamp) -> Table {
     for checkpoint in checkpoints {
         let parent = checkpoint.parent_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let name = checkpoint.name.to_string();
+        let memory = format::size(checkpoint.memory_bytes);
         table.row([
             if checkpoint.current { format!("{name} (current)") } else { name }.into(),
             checkpoint.id.to_string().into(),
             checkpoint.vm_name.to_string().into(),
             parent.into(),
-            format::size(checkpoint.memory_bytes).into(),
+            if checkpoint.unpacked_bytes.is_some() { format!("{memory} packed") } else { memory }.into(),
             format::size(checkpoint.disk_bytes).into(),
             format::ago(checkpoint.created_at, now).into(),
             checkpoint.expires_at.map_or_else(|| "-".to_owned(), |at| at.to_string()).into(),

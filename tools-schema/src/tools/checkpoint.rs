@@ -53,6 +53,9 @@ pub struct CheckpointDetails {
     pub memory: ByteSize,
     /// What its memory occupies on the host's disk, in bytes.
     pub memory_bytes: u64,
+    /// If its memory is compressed since it was not used for a while: what it will occupy once it is used again, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpacked_bytes: Option<u64>,
     /// What its drives occupy there, in bytes; blocks shared with other drives count as well.
     pub disk_bytes: u64,
     /// Whether the guest's commands stood still and its filesystems were synced when it was taken. If not, restored VMs may run for some

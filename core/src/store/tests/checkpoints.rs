@@ -101,6 +101,10 @@ async fn half_made_ones_are_seen_by_no_caller_and_names_are_of_one_vm() {
         // What is being made counts for its owner, too.
         let used = tokens::usage(tx, &["uid:0".to_owned()], None)?;
         assert_eq!(used.disk, 2 * 120);
+        // And what its memory occupies by now.
+        checkpoints::set_memory_bytes(tx, half.id, 30)?;
+        let used = tokens::usage(tx, &["uid:0".to_owned()], None)?;
+        assert_eq!(used.disk, 2 * 120 - 70);
         Ok(())
     });
     tested.await.unwrap();

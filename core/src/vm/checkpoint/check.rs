@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use nexus_schema::tools::vm::DriverChoice;
 use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
+use super::packed::has_memory;
 use crate::context::Shared;
 use crate::os::paths::checkpoint_files;
 use crate::os::{cpu, tsc};
@@ -126,16 +127,27 @@ pub(crate) async fn choose(shared: &Shared, manifest: &Manifest) -> Result<Choic
 /// What is known to keep a checkpoint from being restored here; quick, for lists.
 pub(crate) async fn problem(shared: &Shared, checkpoint: &CheckpointRecord) -> Option<String> {
     let manifest = checkpoint.manifest.as_ref()?;
-    if !shared.paths.checkpoint(checkpoint.id).join(checkpoint_files::RAM).exists() {
+    let directory = shared.paths.checkpoint(checkpoint.id);
+    if !tokio::task::spawn_blocking(move || has_memory(&directory)).await.ok()? {
         return Some("its files are missing; checkpoint_delete it".into());
     }
-    let choice = match choose(shared, manifest).await {
-        Ok(choice) => choice,
-        Err(error) => return Some(error.message),
-    };
-    let manifest = manifest.clone();
-    let looked = tokio::task::spawn_blocking(move || same_host(&manifest.host, &facts_of(&choice)));
-    looked.await.ok()?.err().map(|error| error.to_string())
+    match look_at_host(shared, manifest).await {
+        Ok(looked) => looked.err().map(|error| error.to_string()),
+        Err(error) => Some(error.message),
+    }
+}
+
+/// Checks that this host can restore a checkpoint, as far as that is known without reading files.
+pub(super) async fn check_host(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
+    let Some(manifest) = &checkpoint.manifest else { return Ok(()) };
+    look_at_host(shared, manifest).await?.map_err(|error| error.told(checkpoint))
+}
+
+async fn look_at_host(shared: &Shared, manifest: &Manifest) -> Result<Result<(), CheckError>, ToolError> {
+    let choice = choose(shared, manifest).await?;
+    let facts = manifest.host.clone();
+    let looked = tokio::task::spawn_blocking(move || same_host(&facts, &facts_of(&choice)));
+    looked.await.map_err(|e| ToolError::internal(format!("look at the host: {e}")))
 }
 
 /// Checks everything of a checkpoint before its restore; returns its manifest. Reads all of its memory, but not the copies of drives, whose sizes
@@ -221,7 +233,7 @@ pub(super) fn check_files(directory: &Path, expected: &Manifest) -> Result<(), C
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::FileExt;
 
     use nexus_schema::link::{Hello, InitMode};
@@ -242,7 +254,7 @@ mod tests {
     }
 
     /// A whole checkpoint of one page of memory.
-    fn written() -> (tempfile::TempDir, Manifest) {
+    pub(in crate::vm::checkpoint) fn written() -> (tempfile::TempDir, Manifest) {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::create_dir(at(checkpoint_files::DRIVES)).unwrap();
@@ -290,7 +302,7 @@ mod tests {
         (directory, manifest)
     }
 
-    fn flip(file: &Path, at: u64) {
+    pub(in crate::vm::checkpoint) fn flip(file: &Path, at: u64) {
         let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();

@@ -14,7 +14,8 @@ use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Timestamp, ToolError};
 
 use super::check::check;
-use super::restore::{begin_use, error_of_restore, file_of, restored};
+use super::packed::begin_restore;
+use super::restore::{error_of_restore, file_of, restored};
 use crate::access::Charge;
 use crate::context::{Command, Handle, RestoreFrom, Shared, drive_error};
 use crate::op::store_error;
@@ -59,7 +60,7 @@ pub(crate) async fn fork(
     forking: Forking,
     progress: &Progress,
 ) -> Result<Vec<RestoredVm>, ToolError> {
-    let _used = begin_use(shared, checkpoint)?;
+    let _used = begin_restore(shared, checkpoint, progress).await?;
     progress.step("checking the checkpoint");
     let manifest = check(shared, checkpoint).await?;
     let id = checkpoint.id;

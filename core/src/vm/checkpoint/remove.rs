@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use nexus_schema::{ErrorCode, ToolError};
 
+use super::base;
+use super::packed::settle;
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::os::{failpoint, remove as files};
@@ -14,10 +16,14 @@ use crate::store::{StoreError, now};
 /// Removes a checkpoint, unless it is being restored. The row goes first: what is left of the files is removed at the next start.
 pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
     let id = checkpoint.id;
-    let Some(_removal) = shared.checkpoints.remove(id) else {
-        let message = format!("checkpoint {} is in use: a VM is being restored from it", checkpoint.name);
+    let Some(_removal) = shared.checkpoints.remove(id).await else {
+        let message = format!(
+            "checkpoint {} is in use: a VM is being restored from it, or from one that needs it",
+            checkpoint.name
+        );
         return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
     };
+    base::release(shared, checkpoint).await?;
     shared.store.write(move |tx| checkpoints::delete(tx, id)).await.map_err(store_error)?;
     failpoint::reach("checkpoint-forgotten");
     files::tree(&shared.paths.checkpoint(id)).await;
@@ -43,14 +49,15 @@ pub(crate) async fn expire(shared: &Arc<Shared>) {
     }
 }
 
-/// For the start of the daemon: removes what an earlier one left half made.
+/// For the start of the daemon: removes what an earlier one left half made, packed or unpacked.
 pub(crate) async fn sweep(shared: &Shared) -> Result<(), ToolError> {
-    let kept = shared.store.write(|tx| -> Result<HashSet<String>, StoreError> {
+    let kept = shared.store.write(|tx| -> Result<Vec<CheckpointRecord>, StoreError> {
         let (ready, half): (Vec<_>, Vec<_>) = checkpoints::all(tx)?.into_iter().partition(|row| row.ready);
         half.iter().try_for_each(|row| checkpoints::delete(tx, row.id))?;
-        Ok(ready.iter().map(|row| row.id.to_string()).collect())
+        Ok(ready)
     });
-    let kept = kept.await.map_err(store_error)?;
+    let rows = kept.await.map_err(store_error)?;
+    let kept: HashSet<String> = rows.iter().map(|row| row.id.to_string()).collect();
     let names = |directory: &std::path::Path| -> Vec<String> {
         let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
@@ -61,5 +68,5 @@ pub(crate) async fn sweep(shared: &Shared) -> Result<(), ToolError> {
             files::tree(&shared.paths.checkpoints().join(name)).await;
         }
     }
-    Ok(())
+    settle(shared, rows).await
 }

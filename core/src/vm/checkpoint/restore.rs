@@ -14,9 +14,9 @@ use crate::os::paths::checkpoint_files;
 use crate::store::checkpoints::{CheckpointDrive, CheckpointRecord, Manifest};
 use crate::store::vms::GuestRecord;
 
-/// Begins to use a checkpoint, which is not removed meanwhile.
-pub(super) fn begin_use(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<Used, ToolError> {
-    shared.checkpoints.read(checkpoint.id).ok_or_else(|| {
+/// Begins to use a checkpoint, which is not removed meanwhile. Its memory may be packed.
+pub(super) async fn begin_use(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<Used, ToolError> {
+    shared.checkpoints.read(checkpoint.id).await.ok_or_else(|| {
         let message = format!("checkpoint {} is being removed", checkpoint.name);
         ToolError::new(ErrorCode::CheckpointNotFound, message).hint("use another one of checkpoint_list")
     })

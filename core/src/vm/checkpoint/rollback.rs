@@ -9,7 +9,8 @@ use nexus_schema::tools::checkpoint::RestoredVm;
 use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::check::{check, is_there};
-use super::restore::{begin_use, error_of_restore, file_of, restored, same_card};
+use super::packed::begin_restore;
+use super::restore::{error_of_restore, file_of, restored, same_card};
 use crate::context::{Command, Handle, RestoreFrom, Shared, Used};
 use crate::op::store_error;
 use crate::os::failpoint;
@@ -30,12 +31,12 @@ pub(crate) struct Target {
 
 /// Checks that a VM can be rolled back to one of its checkpoints. Reads all of its memory.
 pub(crate) async fn target(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     handle: &Handle,
     checkpoint: CheckpointRecord,
     progress: &Progress,
 ) -> Result<Target, ToolError> {
-    let used = begin_use(shared, &checkpoint)?;
+    let used = begin_restore(shared, &checkpoint, progress).await?;
     progress.step("checking the checkpoint");
     let manifest = check(shared, &checkpoint).await?;
     let id = checkpoint.id;

@@ -8,6 +8,7 @@ use nexus_schema::id::{BootId, CheckpointId};
 use nexus_schema::{ErrorCode, Name, Timestamp, ToolError};
 use tokio::task::spawn_blocking;
 
+use super::caps;
 use super::check::facts_of;
 use crate::access::Charge;
 use crate::context::{Command, Handle, Shared, Take, Taken};
@@ -58,6 +59,8 @@ pub(crate) async fn take(
     policy::checkpoint(vm.name.as_str(), vm.state)?;
     policy::checkpointable(&vm)?;
     let (memory_bytes, disk_bytes) = estimate(shared, &drives, vm.processes).await?;
+    let sizes = format!("up to {} MiB of memory and {} MiB of drives", memory_bytes >> 20, disk_bytes >> 20);
+    progress.step(format!("taking a checkpoint: {sizes}"));
     let row = CheckpointRecord {
         seq: 0,
         id: wanted.id,
@@ -92,6 +95,8 @@ pub(crate) async fn take(
             if let Err(error) = ask(handle, |reply| Command::Checkpointed { checkpoint, reply }).await {
                 tracing::info!(vm = %row.vm_name, %error, "a vm does not know that a checkpoint of it was taken");
             }
+            Box::pin(caps::apply(shared, Some(row.vm))).await;
+            shared.upkeep.notify_one();
             Ok(row)
         }
         Err(error) => {

@@ -321,7 +321,7 @@ async fn boot_and_save(
     record.driver_version = Some(choice.version.clone());
     record.accel = Some(choice.accel.as_str().into());
     let (record, drives) = (&machine.record, std::slice::from_ref(&machine.drive));
-    let configured = boot::configure(shared, record, drives, boot_id, &token, None);
+    let configured = boot::configure(shared, record, drives, boot_id, &token, None, Vec::new());
     let configure = Configure { template: true, ..configured };
     let plan = boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs);
     let directory = plan.directory.clone();

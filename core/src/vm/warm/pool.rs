@@ -14,7 +14,7 @@ use nexus_schema::id::{BootId, DriveId, VmId};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmState};
-use nexus_schema::{Name, ToolError};
+use nexus_schema::{Arch, Name, ToolError};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
@@ -145,7 +145,7 @@ async fn like(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<V
         VmCreateParams { from: Some(from.to_owned()), checkpoints: Some(true), ..VmCreateParams::default() };
     let mut spec = spec::check(&params, &name, defaults)?;
     let progress = Progress::default();
-    let kernel = shared.provision.kernel(&spec.kernel, DAEMON, &progress).await?;
+    let kernel = shared.provision.kernel(&spec.kernel, Arch::HOST, DAEMON, &progress).await?;
     let image = shared.provision.image(&spec.from, DAEMON, &progress).await?;
     spec.disk = create::disk_of(&spec, &image)?;
     if spec.init == InitMode::Agent {

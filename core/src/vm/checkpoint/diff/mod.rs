@@ -110,9 +110,9 @@ pub(crate) async fn diff(
     wish: Wish,
 ) -> Result<Found, ToolError> {
     // None of them is removed meanwhile.
-    let _used = begin_use(shared, from)?;
+    let _used = begin_use(shared, from).await?;
     let _other = match &with {
-        With::Checkpoint(to) => Some(begin_use(shared, to)?),
+        With::Checkpoint(to) => Some(begin_use(shared, to).await?),
         With::Now(_) => None,
     };
     let turn = match tokio::time::timeout(TURN_MAX, COMPARISONS.acquire()).await {
