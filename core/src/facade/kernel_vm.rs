@@ -45,6 +45,8 @@ const DISK: ByteSize = ByteSize::gib(24);
 const VCPUS_MAX: usize = 16;
 /// How long the VM of a build that did not end stays.
 const KEPT: TimeSpan = TimeSpan::seconds(7 * 86400);
+/// How long it runs on without a command, such as after the end of the daemon that built in it.
+const LEFT_ALONE: TimeSpan = TimeSpan::seconds(3600);
 /// The maximum sizes of what comes out of it, in bytes.
 const CONFIG_MAX: u64 = 4 << 20;
 const KERNEL_MAX: u64 = 1 << 30;
@@ -141,6 +143,7 @@ impl Nexus {
             disk: Some(DISK),
             network: Some(NetworkParams { mode: Some(NetworkMode::None), ..NetworkParams::default() }),
             ttl: Some(KEPT),
+            idle_stop: Some(LEFT_ALONE),
             ..VmCreateParams::default()
         };
         let op = create::begin(shared, who, params).await?;
