@@ -30,7 +30,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long the last spans may take.
 const EXPORT_MAX: Duration = Duration::from_secs(3);
 /// How long running work may take to finish.
-const SETTLE_MAX: Duration = Duration::from_secs(10);
+const SETTLE_MAX: Duration = Duration::from_secs(15);
 /// How long another daemon that is just starting may take to make its socket available.
 const START_MAX: Duration = Duration::from_secs(10);
 /// How often open streams are checked when nothing else keeps the daemon running.

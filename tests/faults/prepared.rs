@@ -50,6 +50,7 @@ fn an_image_of_a_vm_outlives_it_and_makes_others() {
         let vm = client.create(arguments);
         let image = client.inspect(vm["name"].as_str().expect("a name"))["image"].take();
         assert_eq!(image["lineage"][0].as_str().expect("where it is from").split(' ').next(), Some(&*base));
+        assert_eq!(image["source"], "vm", "who sees this VM need not see the other: {image}");
     }
     assert!(images(&mut client).contains(&"stopped".to_owned()));
     world.assert_in_order();

@@ -64,11 +64,21 @@ impl NewFile {
         }
     }
 
+    /// Whether the draft of this name is this file.
+    fn has(&self, draft: &OsStr) -> bool {
+        let named = rustix::fs::statat(&self.directory, draft, AtFlags::SYMLINK_NOFOLLOW);
+        let place = |file: rustix::fs::Stat| (file.st_dev, file.st_ino);
+        rustix::fs::fstat(&self.file).is_ok_and(|own| named.is_ok_and(|named| place(own) == place(named)))
+    }
+
     fn put_in_place(&mut self) -> io::Result<()> {
         match &self.draft {
             None => {
                 let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 rustix::fs::linkat(CWD, own, &self.directory, &self.name, AtFlags::SYMLINK_FOLLOW)?;
+            }
+            Some(draft) if !self.has(draft) => {
+                return Err(io::Error::other("another process took its draft away"));
             }
             Some(draft) => {
                 let (at, flags) = (&self.directory, RenameFlags::NOREPLACE);
@@ -82,7 +92,7 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Some(draft) = &self.draft {
+        if let Some(draft) = self.draft.as_ref().filter(|draft| self.has(draft)) {
             rustix::fs::unlinkat(&self.directory, draft, AtFlags::empty()).ok();
         }
     }
@@ -107,7 +117,7 @@ fn open(directory: &OwnedFd, name: &OsStr) -> Result<(OwnedFd, Option<OsString>)
 fn open_draft(directory: &OwnedFd, name: &OsStr) -> Result<(OwnedFd, OsString), Errno> {
     let mut draft = OsString::from(".");
     draft.push(name);
-    draft.push(".part");
+    draft.push(".nexus-part");
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let make = || {
         let made = flags | OFlags::CREATE | OFlags::EXCL;
@@ -186,19 +196,33 @@ mod tests {
     fn a_draft_that_a_process_left_behind_is_removed_and_one_that_is_written_is_not() {
         let root = tempfile::tempdir().unwrap();
         let directory = OwnedFd::from(File::open(root.path()).unwrap());
-        let draft = root.path().join(".web.tar.part");
+        let draft = root.path().join(".web.tar.nexus-part");
         std::fs::write(&draft, "left").unwrap();
         let (file, name) = open_draft(&directory, OsStr::new("web.tar")).unwrap();
-        assert_eq!(name, ".web.tar.part");
+        assert_eq!(name, ".web.tar.nexus-part");
         assert_eq!(
             std::fs::metadata(&draft).map(|meta| (meta.len(), meta.mode() & 0o777)).unwrap(),
             (0, 0o600)
         );
         assert_eq!(open_draft(&directory, OsStr::new("web.tar")).unwrap_err(), Errno::EXIST);
         drop(file);
-        open_draft(&directory, OsStr::new("web.tar")).unwrap();
+        let (file, draft) = open_draft(&directory, OsStr::new("web.tar")).unwrap();
+        let (name, path) = (OsString::from("web.tar"), root.path().join("web.tar"));
+        let begun = NewFile {
+            directory: directory.try_clone().unwrap(),
+            name,
+            path,
+            file: file.into(),
+            draft: Some(draft),
+        };
+        // One that somebody put there instead is neither taken for it nor removed.
+        let other = root.path().join(".web.tar.nexus-part");
+        std::fs::remove_file(&other).unwrap();
+        std::fs::write(&other, "other").unwrap();
+        assert!(begun.finish().is_err());
+        assert!(other.exists() && !root.path().join("web.tar").exists());
         // What is no file of its own is left alone.
-        std::os::unix::fs::symlink("/dev/null", root.path().join(".link.part")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", root.path().join(".link.nexus-part")).unwrap();
         assert_eq!(open_draft(&directory, OsStr::new("link")).unwrap_err(), Errno::EXIST);
     }
 }

@@ -52,6 +52,7 @@ pub(crate) async fn begin(
     let arch = shared.provision.arch_of_image(&spec.from).await?;
     let choice = shared.choose_driver_for(&spec, arch).await?;
     spec.checkpoints = defaults.allow_checkpoints(params.checkpoints, &choice.caps);
+    let asked = defaults.asks_for_checkpoints(params.checkpoints);
     if !spec.checkpoints {
         spec.idle_action = IdleAction::Stop;
     }
@@ -136,25 +137,26 @@ pub(crate) async fn begin(
             shared.lifetimes.notify_one();
             let shared = shared.clone();
             shared.clone().ops.run(op_id, move |progress| async move {
-                Box::pin(create(&shared, handle, *record, charges, op_id, progress)).await
+                Box::pin(create(&shared, handle, *record, (charges, asked), op_id, progress)).await
             });
             Ok(op_id)
         }
     }
 }
 
-/// Runs the operation. A failure before the VM is `created` removes it; after a later failure the VM stays, as `failed`.
+/// Runs the operation. `asked` is whether somebody wants checkpoints. A failure before the VM is `created` removes it; after a later failure the VM
+/// stays, as `failed`.
 async fn create(
     shared: &Arc<Shared>,
     handle: Handle,
     record: VmRecord,
-    charges: Vec<Charge>,
+    (charges, asked): (Vec<Charge>, bool),
     op: OpId,
     progress: Progress,
 ) -> Result<VmDetails, ToolError> {
     let mut made = Vec::new();
     let prepared = tokio::select! {
-        prepared = caught("the creation", prepare(shared, record.clone(), charges, &mut made, &progress)) => prepared,
+        prepared = caught("the creation", prepare(shared, record.clone(), (charges, asked), &mut made, &progress)) => prepared,
         () = progress.cancelled() => Err(cancelled(&record.name)),
     };
     let created = match prepared {
@@ -233,7 +235,7 @@ async fn unless_run(handle: &Handle, error: ToolError) -> ToolError {
 async fn prepare(
     shared: &Arc<Shared>,
     mut record: VmRecord,
-    charges: Vec<Charge>,
+    (charges, asked): (Vec<Charge>, bool),
     made: &mut Vec<DriveId>,
     progress: &Progress,
 ) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
@@ -246,7 +248,7 @@ async fn prepare(
         false => None,
     };
     let image = shared.provision.image(&from, &record.owner, progress).await?;
-    let kernel = Box::pin(take_arch(shared, &mut record, kernel, &image, progress)).await?;
+    let kernel = Box::pin(take_arch(shared, (&mut record, asked), kernel, &image, progress)).await?;
     if record.spec.init == nexus_schema::link::InitMode::System && image.has_init == Some(false) {
         return Err(ToolError::invalid(format!(
             "init is `system`, but image {} has no init system (no /sbin/init)",
@@ -325,10 +327,11 @@ async fn prepare(
     Ok((record, vec![ready]))
 }
 
-/// Makes the VM one of its image's architecture, and returns a kernel of that. Fails if this host has nothing to run it.
+/// Makes the VM one of its image's architecture, and returns a kernel of that. Fails if this host has nothing to run it, or no checkpoints of it
+/// although they were asked for.
 async fn take_arch(
     shared: &Shared,
-    record: &mut VmRecord,
+    (record, asked): (&mut VmRecord, bool),
     kernel: Option<AssetRecord>,
     image: &ImageRecord,
     progress: &Progress,
@@ -347,6 +350,11 @@ async fn take_arch(
             .hint(format!("give a kernel for {arch}, such as `debian`, or one from asset_list")));
     }
     if arch != Arch::HOST {
+        if !asked {
+            // They cost nothing with the driver of the host's own VMs.
+            record.spec.checkpoints = false;
+            record.spec.idle_action = IdleAction::Stop;
+        }
         shared.choose_driver_for(&record.spec, arch).await?;
     }
     Ok(Some(kernel))

@@ -198,6 +198,11 @@ impl Defaults {
     pub(crate) fn allow_checkpoints(&self, asked: Option<bool>, driver: &Caps) -> bool {
         asked.or(self.checkpoints).unwrap_or(driver.checkpoint && driver.saves_vsock)
     }
+
+    /// Returns whether somebody said that checkpoints of a VM are to be possible, by its arguments or by a setting.
+    pub(crate) fn asks_for_checkpoints(&self, asked: Option<bool>) -> bool {
+        asked.or(self.checkpoints).unwrap_or(false)
+    }
 }
 
 impl Defaults {
@@ -312,6 +317,10 @@ mod tests {
         assert!(allowed(Some(true), None, &qemu) && !allowed(Some(false), None, &firecracker));
         assert!(allowed(Some(false), Some(true), &qemu));
         assert!(!allowed(Some(true), Some(false), &firecracker));
+        let asks =
+            |setting, asked| Defaults { checkpoints: setting, ..defaults() }.asks_for_checkpoints(asked);
+        assert!(asks(Some(true), None) && asks(None, Some(true)));
+        assert!(!asks(None, None) && !asks(Some(true), Some(false)));
     }
 
     fn defaults() -> Defaults {

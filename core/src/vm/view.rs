@@ -137,7 +137,6 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
     let handle = shared.vms.of_daemon(vm)?;
     let (view, idle) = (handle.view.borrow().clone(), handle.activity.idle());
     let (vm, image_id, kernel_id) = (view.record.id, view.record.image_id, view.record.kernel_id);
-    let owner = view.record.owner.clone();
     let (image, kernel, lineage, published) = shared
         .store
         .read(move |db| -> Result<_, StoreError> {
@@ -152,8 +151,7 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
             {
                 let Some(ancestor) = images::get(db, &Reference::Id(id))? else { break };
                 parent = ancestor.parent_id;
-                let origin = ancestor.origin(ancestor.owner == owner);
-                lineage.push(format!("{} ({origin})", ancestor.name));
+                lineage.push(format!("{} ({})", ancestor.name, ancestor.origin(false)));
             }
             let kernel = match kernel_id {
                 Some(id) => assets::get(db, &Reference::Id(id))?,
@@ -168,7 +166,8 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
         name: view.record.image_name.clone(),
         distro: image.as_ref().and_then(|i| i.distro.clone()),
         config: image.as_ref().and_then(|i| i.config.clone()),
-        source: image.map(|i| i.origin(i.owner == view.record.owner).to_owned()),
+        // Whoever sees this VM need not see the one that its image was made of.
+        source: image.map(|i| i.origin(false).to_owned()),
         lineage,
     };
     let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());

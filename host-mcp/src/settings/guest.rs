@@ -1,9 +1,10 @@
 //! A guest binary that is used in place of the one in nexusd.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use nexus_schema::Arch;
@@ -14,6 +15,8 @@ const LARGEST: u64 = 64 << 20;
 const MAGIC: &[u8] = b"\x7fELF";
 const KINDS: [u16; 2] = [2, 3]; // an executable; one that is loaded anywhere
 const INTERPRETER: u32 = 3;
+/// How many links are followed, as by the kernel.
+const LINKS_MAX: usize = 40;
 
 /// The contents of a guest binary, for the rest of the process. Cheap to copy.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,13 +30,7 @@ impl GuestBinary {
     /// What is wrong with the file.
     pub(super) fn read(path: &Path, uid: u32, arch: Arch) -> Result<Self, String> {
         let wrong = |what: String| format!("{}: {what}", path.display());
-        let whole = path.canonicalize().map_err(|e| wrong(e.to_string()))?;
-        // Where links lead, and where the last one of them is.
-        let given = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let given = given.canonicalize().map_err(|e| wrong(e.to_string()))?;
-        for directory in whole.ancestors().skip(1).chain(given.ancestors()) {
-            keeps_files(directory, uid)?;
-        }
+        let whole = follow(path, uid)?;
         // A FIFO is not waited for, and refused below.
         let flags = rustix::fs::OFlags::NONBLOCK.bits();
         let file = fs_err::OpenOptions::new()
@@ -70,6 +67,43 @@ impl fmt::Debug for GuestBinary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
     }
+}
+
+/// Returns where a path leads, without links. Refuses one that others than root and the daemon's user may lead elsewhere: by a directory on the way, of
+/// links too, or by a link of theirs.
+fn follow(path: &Path, uid: u32) -> Result<PathBuf, String> {
+    let parts = |path: &Path| -> Vec<OsString> {
+        path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let given = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let (mut left, mut at, mut links) = (parts(&given), PathBuf::from("/"), 0);
+    while let Some(part) = left.pop() {
+        match part.as_encoded_bytes() {
+            b"/" => at = PathBuf::from("/"),
+            b"." => {}
+            b".." => {
+                at.pop();
+            }
+            _ => {
+                keeps_files(&at, uid)?;
+                let next = at.join(&part);
+                let facts = fs_err::symlink_metadata(&next).map_err(|e| e.to_string())?;
+                if !facts.is_symlink() {
+                    at = next;
+                    continue;
+                }
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(format!("{}: too many links", path.display()));
+                }
+                if facts.uid() != 0 && facts.uid() != uid {
+                    return Err(format!("the link {}: belongs to user {}", next.display(), facts.uid()));
+                }
+                left.extend(parts(&fs_err::read_link(&next).map_err(|e| e.to_string())?));
+            }
+        }
+    }
+    Ok(at)
 }
 
 /// Refuses a directory in which others than root and the daemon's user may replace what these have there.
@@ -213,10 +247,31 @@ mod tests {
                 assert_eq!(said.contains("others may replace files in it"), is_refused, "{mode:o}: {said}");
             }
         }
+        // Wherever a link is on the way: one to a directory, or one that another link leads to.
+        let safe = directory.path().join("safe");
+        fs_err::create_dir(&safe).unwrap();
+        fs_err::write(safe.join("file"), AGENT).unwrap();
+        symlink("../safe", below.join("place")).unwrap();
+        let first = safe.join("first");
+        symlink(&beside, &first).unwrap();
+        for (mode, is_refused) in [(0o755, false), (0o757, true)] {
+            set(mode);
+            for path in [&below.join("place/file"), &first] {
+                let said = GuestBinary::read(path, own, Arch::HOST).err().unwrap_or_default();
+                assert_eq!(said.contains("others may replace files in it"), is_refused, "{mode:o}: {said}");
+            }
+        }
+        set(0o755);
+        symlink("ring", directory.path().join("ring")).unwrap();
+        let said = GuestBinary::read(&directory.path().join("ring"), own, Arch::HOST).unwrap_err();
+        assert!(said.contains("too many links"), "{said}");
         if own == 0 {
             std::os::unix::fs::chown(&below, Some(12345), None).unwrap();
             let said = GuestBinary::read(&deep, own, Arch::HOST).unwrap_err();
             assert!(said.contains("below: belongs to user 12345"), "{said}");
+            std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
+            let said = GuestBinary::read(&link, own, Arch::HOST).unwrap_err();
+            assert!(said.contains("link: belongs to user 12345"), "{said}");
             std::os::unix::fs::chown(&file, Some(12345), None).unwrap();
             let said = GuestBinary::read(&file, own, Arch::HOST).unwrap_err();
             assert!(said.contains("belongs to user 12345"), "{said}");

@@ -251,7 +251,9 @@ impl Actor {
                 self.record.expires_at = before.expires_at;
                 self.record.spec.network = before.spec.network;
                 self.record.spec.idle_stop = before.spec.idle_stop;
-                self.record.spec.idle_action = before.spec.idle_action;
+                if self.record.spec.checkpoints {
+                    self.record.spec.idle_action = before.spec.idle_action;
+                }
                 self.drives = drives;
                 let result = self.transition(VmState::Created, None, "drives created", DAEMON).await;
                 reply.send(result).ok();

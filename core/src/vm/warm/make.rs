@@ -310,7 +310,7 @@ async fn boot_and_save(
     machine: &mut Machine,
     part: &Path,
 ) -> Result<(Saved, GuestRecord), Failure> {
-    let choice = shared.choose_driver(&machine.record.spec).await?;
+    let choice = shared.choose_driver_of(&machine.record).await?;
     let kernel = shared.kernel_files(&machine.record).await?;
     let initramfs = shared.initramfs(kernel.as_ref()).await?;
     let (boot_id, token): (BootId, String) = (random_id(), random::token());

@@ -97,7 +97,7 @@ async fn sort_of(shared: &Shared, record: &VmRecord) -> Result<Option<Sort>, Too
     if !is_plain || !spec.checkpoints || !spec.start {
         return Ok(None);
     }
-    let choice = shared.choose_driver(spec).await?;
+    let choice = shared.choose_driver_of(record).await?;
     if !choice.caps.fork {
         return Ok(None);
     }

@@ -104,6 +104,10 @@ async fn add(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<bo
         return Ok(false);
     }
     let record = like(shared, from, defaults).await?;
+    // Those of another architecture are emulated, and cannot be saved.
+    if record.arch != Arch::HOST.as_str() {
+        return Ok(false);
+    }
     let prepared = match find(shared, &record).await {
         Some(prepared) => prepared,
         None => {
@@ -160,7 +164,7 @@ async fn like(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<V
         owner: DAEMON.to_owned(),
         tags: std::collections::BTreeMap::new(),
         protected: false,
-        arch: std::env::consts::ARCH.into(),
+        arch: image.arch.clone(),
         cid: CID_FIRST,
         spec,
         image_id: Some(image.id),

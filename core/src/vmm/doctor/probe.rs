@@ -76,7 +76,8 @@ fn downloaded(config: &Config, name: &str) -> Option<PathBuf> {
 }
 
 pub(super) fn examine(config: &Config) -> Host {
-    let vmms = std::thread::scope(|scope| {
+    let (vmms, program) = std::thread::scope(|scope| {
+        let foreign = scope.spawn(|| Program::look(Arch::FOREIGN.qemu(), None));
         let look = |kind, vmm: &'static Vmm| scope.spawn(move || look_at(config, kind, vmm));
         let looks: Vec<_> = DRIVERS
             .iter()
@@ -85,15 +86,13 @@ pub(super) fn examine(config: &Config) -> Host {
             .collect();
         let missing =
             |kind, vmm| FoundVmm { kind, vmm, program: Program::Missing, closer: Closer::default() };
-        looks
+        let found = looks
             .into_iter()
             .map(|(kind, vmm, look)| look.join().unwrap_or_else(|_| missing(kind, vmm)))
-            .collect()
+            .collect();
+        (found, foreign.join().unwrap_or(Program::Missing))
     });
-    let foreign = Foreign {
-        program: Program::look(Arch::FOREIGN.qemu(), None),
-        has_guest: config.foreign_agent.is_some(),
-    };
+    let foreign = Foreign { program, has_guest: config.foreign_agent.is_some() };
     Host {
         foreign,
         setting: config.driver.clone(),

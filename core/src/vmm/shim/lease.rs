@@ -16,7 +16,10 @@ use super::say;
 use crate::os::random;
 use crate::vmm::ask_agent::ask;
 
-/// Timeout of the agent's answer. Without it the guest is held all the same.
+/// Timeout of the agent's answer before the guest is held. Without it the guest is held all the same, and its commands wait for a daemon. An emulated
+/// guest on a busy host is slow.
+const HOLD_TRY: Duration = Duration::from_secs(2);
+/// Timeout of the agent's answer afterwards. It is asked again.
 const TRY: Duration = Duration::from_millis(500);
 /// Delay before the agent is asked again that did not answer: after a save, connections may break.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -43,7 +46,8 @@ impl Lease {
     pub(super) fn begin(&mut self) {
         let secret = random::token();
         (self.secret, self.due) = (None, None);
-        if self.ask(&LeaseRequest::Hold { secret: secret.clone() }).is_ok_and(|answer| answer.known) {
+        let answer = self.ask(&LeaseRequest::Hold { secret: secret.clone() }, HOLD_TRY);
+        if answer.is_ok_and(|answer| answer.known) {
             self.secret = Some(secret);
         }
     }
@@ -72,7 +76,7 @@ impl Lease {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         self.tries += 1;
-        match self.ask(&LeaseRequest::GoOn { secret, time_unix_ns }) {
+        match self.ask(&LeaseRequest::GoOn { secret, time_unix_ns }, TRY) {
             Ok(LeaseAnswer { known }) => {
                 if known {
                     say("no daemon let the guest's commands go on: they were told to");
@@ -89,9 +93,9 @@ impl Lease {
         }
     }
 
-    fn ask(&self, request: &LeaseRequest) -> std::io::Result<LeaseAnswer> {
+    fn ask(&self, request: &LeaseRequest, limit: Duration) -> std::io::Result<LeaseAnswer> {
         let line = serde_json::to_string(request).map_err(std::io::Error::other)?;
-        let answer = ask(&self.socket, LEASE_PORT, &line, TRY)?;
+        let answer = ask(&self.socket, LEASE_PORT, &line, limit)?;
         serde_json::from_str(&answer).map_err(std::io::Error::other)
     }
 }
