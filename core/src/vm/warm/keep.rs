@@ -48,7 +48,7 @@ pub(super) fn touch(directory: &Path) {
 
 /// Removes a prepared machine, unless a VM is being started from it. Returns whether it is gone.
 pub(crate) async fn remove(shared: &Shared, id: CheckpointId) -> bool {
-    let Some(_removal) = shared.checkpoints.remove(id) else { return false };
+    let Some(_removal) = shared.checkpoints.remove(id).await else { return false };
     let directory = shared.paths.prepared(id);
     // This file first: without it nobody finds the machine.
     files::path(&directory.join(checkpoint_files::PREPARED)).await;

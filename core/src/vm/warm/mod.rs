@@ -142,7 +142,7 @@ pub(in crate::vm) async fn copy_drive(
     progress: &Progress,
 ) -> Result<(), ToolError> {
     let id = prepared.id();
-    let _used = begin_use(shared, id)?;
+    let _used = begin_use(shared, id).await?;
     let file = shared.paths.prepared(id).join(checkpoint_files::DRIVES).join(copy_name(prepared.drive));
     let path = shared.paths.drive(drive);
     shared.drives.copy_exactly(&file, &path, prepared.disk, progress).await.map_err(drive_error)
@@ -154,8 +154,8 @@ fn copy_name(drive: DriveId) -> String {
 }
 
 /// Begins to use a prepared machine, which is not removed meanwhile.
-fn begin_use(shared: &Shared, id: CheckpointId) -> Result<Used, ToolError> {
-    shared.checkpoints.read(id).ok_or_else(|| gone("it is being removed"))
+async fn begin_use(shared: &Shared, id: CheckpointId) -> Result<Used, ToolError> {
+    shared.checkpoints.read(id).await.ok_or_else(|| gone("it is being removed"))
 }
 
 fn gone(why: &str) -> ToolError {
@@ -168,7 +168,7 @@ pub(in crate::vm) async fn take(
     id: CheckpointId,
     is_checked: bool,
 ) -> Result<(Prepared, Used), ToolError> {
-    let used = begin_use(shared, id)?;
+    let used = begin_use(shared, id).await?;
     let directory = shared.paths.prepared(id);
     let path = directory.clone();
     let read = spawn_blocking(move || {

@@ -14,7 +14,7 @@ use nexus_schema::id::{BootId, DriveId, VmId};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmState};
-use nexus_schema::{Name, ToolError};
+use nexus_schema::{Arch, Name, ToolError};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
@@ -160,7 +160,7 @@ async fn like(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<V
         owner: DAEMON.to_owned(),
         tags: std::collections::BTreeMap::new(),
         protected: false,
-        arch: std::env::consts::ARCH.into(),
+        arch: Arch::HOST.as_str().into(),
         cid: CID_FIRST,
         spec,
         image_id: Some(image.id),
