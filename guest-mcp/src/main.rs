@@ -16,6 +16,7 @@ mod holder;
 mod identity;
 mod init;
 mod initramfs;
+mod memory;
 mod os;
 mod places;
 mod proxy;

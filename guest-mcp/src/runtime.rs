@@ -11,7 +11,7 @@ const KEEP_ALIVE: Duration = Duration::from_hours(24 * 365);
 /// The stack size of a thread of the pool, in bytes.
 const STACK: usize = 256 << 10;
 
-/// Creates a runtime with at most `threads` threads in its pool.
+/// Creates a runtime with at most `threads` threads in its pool, for this thread, which must live as long as the process.
 pub(crate) fn with_pool(threads: usize) -> io::Result<Runtime> {
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -19,6 +19,7 @@ pub(crate) fn with_pool(threads: usize) -> io::Result<Runtime> {
         .thread_keep_alive(KEEP_ALIVE)
         .thread_stack_size(STACK)
         .build()?;
+    crate::memory::keep_free_blocks();
     // Creates the first thread of the pool now, while there is memory.
     drop(runtime.spawn_blocking(|| ()));
     Ok(runtime)

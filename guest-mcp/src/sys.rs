@@ -1,4 +1,4 @@
-//! The only unsafe code of the guest: what a child does between fork and exec, what tokio watches, and a few ioctls.
+//! The unsafe code of the guest, apart from its allocator: what a child does between fork and exec, what tokio watches, and a few ioctls.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;

@@ -12,15 +12,23 @@ use bytes::BytesMut;
 use common::{Guest, configure, facts, spawn, stream, wait};
 use host::{Output, attach, exec, line, open, open_raw, read_all, try_open, until};
 use nexus_schema::ErrorCode;
-use nexus_schema::stream::{Answer, AttachOpening, Control, Done, Ended, ExecOpening, Open, TcpOpening};
+use nexus_schema::stream::{
+    Answer, AttachOpening, Control, Done, Ended, ExecOpening, Open, Opened, TcpOpening,
+};
 use nexus_schema::tools::command::CommandStartParams;
-use nexus_wire::frames::{Incoming, WINDOW};
+use nexus_wire::frames::{Incoming, Kind, WINDOW};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 fn numbers(last: u32) -> Vec<u8> {
     (1..=last).map(|n| format!("{n}\n")).collect::<String>().into_bytes()
+}
+
+/// The request for a TCP stream, and a frame of data behind it. The newline that is sent after all this belongs to the frame.
+fn with_early_data(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let line = format!("{}\n", json!({ "version": 1, "open": { "tcp": { "port": port } } }));
+    [line.as_bytes(), &Kind::Data.header(bytes.len() + 1), bytes].concat()
 }
 
 fn ok(status: u8) -> Ended {
@@ -308,8 +316,8 @@ async fn what_cannot_be_opened_is_refused_with_a_code() {
         br#"{"version":9,"open":{"tcp":{"port":1}}}"#,
         br#"{"version":1,"open":{"sftp":{}}}"#,
         b"\xff\xfe",
-        // Frames are not to come before the answer.
-        b"{\"version\":1,\"open\":{\"tcp\":{\"port\":1}}}\n\x01\0\0\x01x",
+        // Only frames of a TCP connection may come before the answer.
+        b"{\"version\":1,\"open\":{\"exec\":{\"start\":{\"argv\":[\"true\"]}}}}\n\x01\0\0\x01x",
         &[b'x'; 80_000],
     ] {
         match open_raw(directory, bad).await {
@@ -394,6 +402,18 @@ async fn tcp_goes_both_ways_with_half_close() {
     drop(connection);
     let done = tcp.until(&mut Output::default(), |_| false).await.unwrap();
     assert!(matches!(&done, Done::Error(error) if error.code == ErrorCode::GuestFailed), "{done:?}");
+
+    // What comes with the request is passed on.
+    let early = with_early_data(port, b"early");
+    let (answer, (mut receiver, sender)) = open_raw(guest.directory.path(), &early).await.unwrap();
+    assert_eq!(answer, Answer::Ok(Opened::default()));
+    let (mut connection, _) = listener.accept().await.unwrap();
+    sender.end().await.unwrap();
+    assert_eq!(read_all(&mut connection).await, b"early\n");
+    drop(connection);
+    while let Some(Incoming::Data(_) | Incoming::End) = receiver.next().await.unwrap() {}
+    let refused = open_raw(guest.directory.path(), &with_early_data(1, b"early")).await.unwrap().0;
+    assert!(matches!(refused, Answer::Error(error) if error.code == ErrorCode::ConnectionRefused));
 
     let six = TcpListener::bind("[::1]:0").await.unwrap();
     let port = six.local_addr().unwrap().port();

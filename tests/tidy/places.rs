@@ -22,6 +22,7 @@ const UNSAFE: &[&str] = &[
     "core/src/os/",
     "core/src/vmm/vsock/",
     "core/src/vmm/process.rs",
+    "guest-mcp/src/memory.rs",
     "guest-mcp/src/sys.rs",
     "net/src/nft/encode.rs",
     "net/src/nft/socket.rs",

@@ -380,6 +380,8 @@ pub const CALL_META: &str = "dev.nexus/call";
 pub const LINK_META: &str = "dev.nexus/link";
 /// The experimental capability of guests that do.
 pub const KEEPS_CALLS: &str = "dev.nexus/calls";
+/// The experimental capability of guests that take frames right behind the line that opens a TCP stream, so that they need not wait for its answer.
+pub const EARLY_DATA: &str = "dev.nexus/early";
 /// How long a guest keeps the calls of a link that is not connected.
 pub const CALLS_KEPT: std::time::Duration = std::time::Duration::from_secs(30);
 

@@ -9,8 +9,8 @@
 //!   frames  <───────────────────────────────────────>      both ways at once: `nexus_wire::frames`
 //!                     <─────────────  done                 `Done`; then both close the connection
 //! ```
-//! The host sends no frame before it has read the answer. A side that disconnects before `done` abandons the stream; each kind of [`Open`] says what
-//! happens then.
+//! The host sends no frame before it has read the answer, except data of a TCP connection to guests that offer [`crate::link::EARLY_DATA`]. A side that
+//! disconnects before `done` abandons the stream; each kind of [`Open`] says what happens then.
 
 mod tree;
 
@@ -203,12 +203,20 @@ impl Opening {
             version: u32,
         }
         let refuse = |error: serde_json::Error| ToolError::invalid(format!("open a stream: {error}"));
+        let wrong = match serde_json::from_slice::<Self>(line) {
+            Ok(opening) if opening.version == VERSION => return Ok(opening),
+            Ok(_) => None,
+            Err(error) => Some(error),
+        };
+        // What another version opens may be unknown here.
         let Versioned { version } = serde_json::from_slice(line).map_err(refuse)?;
-        if version != VERSION {
-            let text = format!("streams of version {version} are not supported, only version {VERSION}");
-            return Err(ToolError::invalid(text));
+        match wrong {
+            Some(error) if version == VERSION => Err(refuse(error)),
+            _ => {
+                let text = format!("streams of version {version} are not supported, only version {VERSION}");
+                Err(ToolError::invalid(text))
+            }
         }
-        serde_json::from_slice(line).map_err(refuse)
     }
 }
 

@@ -19,4 +19,5 @@ pub(crate) use link::STANDSTILL;
 pub use link::{
     CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, Offers, Question, Reply, UP_WAIT,
 };
+pub(crate) use stream::EARLY_MAX;
 pub use stream::{GuestStream, StreamError};

@@ -11,13 +11,15 @@ use nexus_schema::link::STREAM_PORT;
 use nexus_schema::stream::{Answer, Done, LINE_MAX, Open, Opened, Opening};
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_wire::duplex::{Reader, Writer};
-use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Receiver, Sender};
+use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Kind, Receiver, Sender};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::link::{Dialled, LinkError, dial};
 use super::result::words;
 
+/// The maximum of data that is sent with the request for a stream, in bytes.
+pub(crate) const EARLY_MAX: usize = 16 << 10;
 /// Timeout for a guest's answer. Longer than the guest's own timeout for a connection to one of its ports.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Timeout for the answer if a tree is opened: the guest's disk may be slow.
@@ -101,13 +103,30 @@ pub struct GuestStream {
     pub ends: (Reader, Writer),
     /// Frames that were already read together with the answer.
     pub read: BytesMut,
+    /// How much data was sent with the request, in bytes.
+    early: u32,
 }
 
 impl GuestStream {
     /// Opens a stream of the guest whose vsock socket is in `directory`.
     pub(crate) async fn open(directory: &Path, opening: &Opening) -> Result<Self, StreamError> {
+        Self::open_with(directory, opening, &[]).await
+    }
+
+    /// Opens a TCP stream, and sends the first bytes of its connection together with the request: at most [`EARLY_MAX`], and only to guests that
+    /// offer `early_data`.
+    pub(crate) async fn open_with(
+        directory: &Path,
+        opening: &Opening,
+        early: &[u8],
+    ) -> Result<Self, StreamError> {
+        let early = &early[..early.len().min(EARLY_MAX)];
         let mut line = serde_json::to_vec(opening).map_err(|error| StreamError::Own(error.into()))?;
         line.push(b'\n');
+        if !early.is_empty() {
+            line.extend_from_slice(&Kind::Data.header(early.len()));
+            line.extend_from_slice(early);
+        }
         let dialled = dial(directory, STREAM_PORT, &line).await.map_err(StreamError::Dial)?;
         let Dialled { mut reader, writer, mut read } = dialled;
         let exchange = async {
@@ -127,7 +146,9 @@ impl GuestStream {
         let answer = timeout(after, exchange).await;
         let answer = answer.map_err(|_| StreamError::Deadline { after })??;
         match serde_json::from_slice(&answer) {
-            Ok(Answer::Ok(opened)) => Ok(Self { opened, ends: (reader, writer), read }),
+            Ok(Answer::Ok(opened)) => {
+                Ok(Self { opened, ends: (reader, writer), read, early: early.len() as u32 })
+            }
             Ok(Answer::Error(error)) => Err(refused(error)),
             Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
         }
@@ -136,7 +157,7 @@ impl GuestStream {
     /// Turns the stream into a receiver and a sender of frames.
     pub fn into_frames(self) -> (Receiver<Reader>, Sender<Writer>) {
         let (reader, writer) = self.ends;
-        frames::over(reader, writer, self.read)
+        frames::over_after(reader, writer, self.read, self.early)
     }
 
     /// Relays a connection of the host over a TCP stream until both directions have ended; each ends on its own. If the future is dropped,

@@ -1,17 +1,20 @@
 //! One client of a published port, and its stream into the guest.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Weak;
 use std::time::Duration;
 
 use nexus_schema::id::VmId;
 use nexus_schema::stream::{Open, Opening, TcpOpening, VERSION};
 use nexus_schema::tools::vm::VmState;
+use rustix::buffer::spare_capacity;
+use rustix::net::RecvFlags;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listener::find;
 use crate::context::Shared;
-use crate::guest::{GuestStream, StreamError};
+use crate::guest::{EARLY_MAX, GuestStream, StreamError};
 use crate::vm::actor::DAEMON;
 use crate::vm::wake;
 
@@ -23,6 +26,20 @@ const READY_WAIT: Duration = Duration::from_secs(30);
 pub(super) enum Client {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Client {
+    /// Takes what the client has sent already, without waiting.
+    fn first_bytes(&self) -> Vec<u8> {
+        let socket = match self {
+            Self::Tcp(client) => client.as_fd(),
+            Self::Unix(client) => client.as_fd(),
+        };
+        let mut bytes = Vec::with_capacity(EARLY_MAX);
+        // A failure shows again at the next read.
+        let _ = rustix::net::recv(socket, spare_capacity(&mut bytes), RecvFlags::DONTWAIT);
+        bytes
+    }
 }
 
 /// Serves a client until both directions have ended.
@@ -47,9 +64,11 @@ pub(super) async fn serve(
     if !matches!(settled.await, Ok(Ok(view)) if view.record.state == VmState::Ready) {
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
+    let takes_early = view.borrow().link.as_ref().is_some_and(|link| link.offers().early_data);
+    let early = if takes_early { client.first_bytes() } else { Vec::new() };
     let open = Open::Tcp(TcpOpening { port: guest_port });
     let opening = Opening { version: VERSION, client: None, open };
-    let stream = GuestStream::open(&directory, &opening).await?;
+    let stream = GuestStream::open_with(&directory, &opening, &early).await?;
     match client {
         Client::Tcp(client) => {
             let (mut read, mut write) = client.into_split();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
     ByeReason, CALLS_REQUEST, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, CallsParams, ClockParams, CommandEnded,
-    GROW_REQUEST, GuestProcesses, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS, PROCESSES_REQUEST,
-    PROXY_REQUEST, QUIESCE_REQUEST, REFUSED_REQUEST, THAW_REQUEST,
+    EARLY_DATA, GROW_REQUEST, GuestProcesses, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS,
+    PROCESSES_REQUEST, PROXY_REQUEST, QUIESCE_REQUEST, REFUSED_REQUEST, THAW_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
@@ -244,7 +244,7 @@ fn initialize(params: &InitializeParams<'_>) -> Value {
     let newest = REVISIONS[REVISIONS.len() - 1];
     json!({
         "protocolVersion": asked.unwrap_or(newest),
-        "capabilities": { "tools": {}, "experimental": { KEEPS_CALLS: {} } },
+        "capabilities": { "tools": {}, "experimental": { KEEPS_CALLS: {}, EARLY_DATA: {} } },
         "serverInfo": { "name": "nexus-guest", "version": VERSION },
     })
 }

@@ -1,7 +1,7 @@
 //! Streams on their own connections: reads the request that opens one, and passes it to the part that serves it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,14 +29,20 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// Reads the request of a new stream, and serves it.
 pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> {
-    let opening = match timeout(OPENING_TIMEOUT, read_opening(&socket)).await {
+    let (mut reader, writer) = duplex::split(socket)?;
+    let mut read = BytesMut::new();
+    let asked = timeout(OPENING_TIMEOUT, read_opening(&mut reader, &mut read)).await;
+    let ends = (reader, writer);
+    let opening = match asked {
         Ok(Ok(Some(opening))) => opening,
         // The host has disconnected, so nobody would read an answer.
         Ok(Ok(None)) | Err(_) => return Ok(()),
-        Ok(Err(error)) => return refuse(socket, error).await,
+        Ok(Err(error)) => return refuse_over(ends, error).await,
     };
     match opening.open {
         Open::Exec(_) | Open::Attach(_) => {
+            // The holder goes on with the connection.
+            let socket = duplex::join(ends)?;
             let settings = agent.settings().of_commands(&agent.proxy);
             match agent.holder.hand_over(&socket, opening, settings).await {
                 Ok(()) => Ok(()),
@@ -45,30 +51,30 @@ pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> 
         }
         Open::Tcp(open) => match tcp::connect(open.port).await {
             Ok(connection) => {
-                let (receiver, sender) = accept(socket, Opened::default()).await?;
+                let (receiver, sender) = begin(ends, Opened::default(), read).await?;
                 tcp::serve(connection, receiver, sender).await;
                 Ok(())
             }
-            Err(error) => refuse(socket, error).await,
+            Err(error) => refuse_over(ends, error).await,
         },
         Open::TreeIn(opening) => match TreeIn::open(&agent, *opening).await {
             Ok(tree) => {
-                let (mut receiver, sender) = accept(socket, Opened::default()).await?;
+                let (mut receiver, sender) = begin(ends, Opened::default(), read).await?;
                 let ended = tree.run(&mut receiver, &sender).await;
                 finish(receiver, sender, of_tree(ended)).await;
                 Ok(())
             }
-            Err(error) => refuse(socket, error).await,
+            Err(error) => refuse_over(ends, error).await,
         },
         Open::TreeOut(opening) => match TreeOut::open(&agent, *opening).await {
             Ok(tree) => {
                 let opened = Opened { is_directory: tree.is_directory(), ..Opened::default() };
-                let (mut receiver, sender) = accept(socket, opened).await?;
+                let (mut receiver, sender) = begin(ends, opened, read).await?;
                 let ended = tree.run(&mut receiver, &sender).await;
                 finish(receiver, sender, of_tree(ended)).await;
                 Ok(())
             }
-            Err(error) => refuse(socket, error).await,
+            Err(error) => refuse_over(ends, error).await,
         },
     }
 }
@@ -80,30 +86,41 @@ fn of_tree(ended: Result<TreeEnded, ToolError>) -> Done {
     }
 }
 
-/// Reads the line that opens a stream; `None` if the host disconnects before it is complete.
-async fn read_opening(socket: &OwnedFd) -> Result<Option<Opening>, ToolError> {
+/// Reads the line that opens a stream; `None` if the host disconnects before it is complete. Only frames of a TCP connection may already follow it:
+/// they stay in `read`.
+async fn read_opening(reader: &mut Reader, read: &mut BytesMut) -> Result<Option<Opening>, ToolError> {
     let failed = |error: io::Error| ToolError::invalid(format!("open a stream: {error}"));
-    // The socket may be handed over to another process, so it must not be shut down here.
-    let mut reader =
-        Reader::of_shared(socket.as_fd().try_clone_to_owned().map_err(failed)?).map_err(failed)?;
-    let mut buffer = BytesMut::new();
-    let line = frames::read_line(&mut reader, &mut buffer, LINE_MAX).await.map_err(failed)?;
-    if !buffer.is_empty() {
+    let Some(line) = frames::read_line(reader, read, LINE_MAX).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    let opening = Opening::parse(&line)?;
+    if !read.is_empty() && !matches!(opening.open, Open::Tcp(_)) {
         return Err(ToolError::invalid("open a stream: frames before the answer"));
     }
-    line.map(|line| Opening::parse(&line)).transpose()
+    Ok(Some(opening))
 }
 
 /// Accepts the stream; from here on there are frames.
 pub(crate) async fn accept(socket: OwnedFd, opened: Opened) -> io::Result<(Receiver, Sender)> {
-    let (reader, mut writer) = duplex::split(socket)?;
+    begin(duplex::split(socket)?, opened, BytesMut::new()).await
+}
+
+/// The same over the halves of a socket; `read` has frames that were already read.
+async fn begin(
+    (reader, mut writer): (Reader, Writer),
+    opened: Opened,
+    read: BytesMut,
+) -> io::Result<(Receiver, Sender)> {
     writer.write_all(&line(&Answer::Ok(opened))?).await?;
-    Ok(frames::over(reader, writer, BytesMut::new()))
+    Ok(frames::over(reader, writer, read))
 }
 
 /// Refuses the stream, and waits briefly until the host has read the reason.
 pub(crate) async fn refuse(socket: OwnedFd, error: ToolError) -> io::Result<()> {
-    let (mut reader, mut writer) = duplex::split(socket)?;
+    refuse_over(duplex::split(socket)?, error).await
+}
+
+async fn refuse_over((mut reader, mut writer): (Reader, Writer), error: ToolError) -> io::Result<()> {
     writer.write_all(&line(&Answer::Error(error))?).await?;
     let _ = timeout(LINGER, tokio::io::copy(&mut reader, &mut tokio::io::sink())).await;
     Ok(())

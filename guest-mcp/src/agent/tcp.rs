@@ -2,13 +2,17 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::stream::{Done, Ended};
-use nexus_wire::frames::{CopyError, copy};
+use nexus_wire::frames::{CopyError, FULL, copy};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use tokio::time::timeout;
 
 use super::open::{Receiver, Sender, finish};
@@ -16,6 +20,31 @@ use crate::os::reason;
 
 /// Timeout of a connect. On loopback, only a full backlog makes it wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a server sends. Between two reads of much data the server gets the processor if little is left: so on a single one it writes as much as it can,
+/// instead of being interrupted after each segment.
+struct OfServer<'a> {
+    read: ReadHalf<'a>,
+    is_bulk: bool,
+}
+
+impl AsyncRead for OfServer<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let is_bulk = std::mem::take(&mut self.is_bulk);
+        let socket: &TcpStream = self.read.as_ref();
+        if is_bulk && rustix::io::ioctl_fionread(socket).is_ok_and(|left| left < FULL as u64) {
+            rustix::thread::sched_yield();
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.read).poll_read(cx, buf);
+        self.is_bulk = buf.filled().len() - before >= FULL;
+        polled
+    }
+}
 
 /// Connects to a port on 127.0.0.1, or on ::1 if nothing listens there.
 pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
@@ -45,7 +74,8 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
 
 /// Forwards a connection until both directions have ended. If the host disconnects, the connection is reset.
 pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sender: Sender) {
-    let (mut read, mut write) = connection.split();
+    let (read, mut write) = connection.split();
+    let mut read = OfServer { read, is_bulk: false };
     let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
     let failed = |what: &str, error: &io::Error| {
         Done::Error(ToolError::new(

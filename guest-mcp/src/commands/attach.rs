@@ -15,7 +15,7 @@ use bytes::Bytes;
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::stream::{AttachOpening, Control, Done, Ended, ExecOpening, Notice, Open, Opened, Opening};
-use nexus_wire::frames::{FrameError, Incoming};
+use nexus_wire::frames::{FULL, FrameError, Incoming};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ use crate::holder::wire::Settings;
 use crate::tools::agent_failed;
 
 /// The maximum size of one piece for a watcher, in bytes.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = FULL;
 
 /// The receiver of all of a command's output.
 #[derive(Debug)]

@@ -199,6 +199,8 @@ pub(super) struct Command {
     pub(super) is_forgotten: AtomicBool,
     ending: Mutex<Option<Ending>>,
     ended_at: Mutex<Option<Instant>>,
+    /// Whether `ending` is there. Apart from `changed`, so that those who wait for the end are not woken by each piece of output.
+    over: watch::Sender<bool>,
     /// Incremented by every change.
     changed: watch::Sender<u64>,
 }
@@ -244,6 +246,7 @@ impl Command {
             is_forgotten: AtomicBool::new(false),
             ending: Mutex::default(),
             ended_at: Mutex::default(),
+            over: watch::Sender::new(false),
             changed: watch::Sender::new(0),
         });
         table.add(&command);
@@ -291,9 +294,9 @@ impl Command {
 
     /// Waits until it has ended.
     pub(super) async fn ended(&self) {
-        let mut watch = self.watch();
+        let mut over = self.over.subscribe();
         // The sender lives as long as `self`.
-        let _ = watch.wait_for(|_| !self.is_running()).await;
+        let _ = over.wait_for(|over| *over).await;
     }
 
     /// Kills all its processes.
@@ -443,6 +446,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
         Ending { code: status.code(), signal: status.signal(), timed_out, duration, oom_killed, left };
     *command.ended_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     *command.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(ending);
+    command.over.send_replace(true);
     command.changed();
     table.ended(&command);
 }

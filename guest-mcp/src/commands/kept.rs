@@ -1,10 +1,14 @@
 //! The kept part of one output stream: its head and its tail, in blocks that are freed one by one.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+
+use bytes::Bytes;
 
 /// The size of a full block, in bytes: large enough for the allocator to return it to the system.
 const BLOCK: usize = 256 << 10;
+/// Output of at least this size, in bytes, is kept in the block that it was read into, instead of being copied. It nearly fills that block.
+const SHARED_FROM: usize = BLOCK / 8 * 7;
 
 /// The head and the tail of a stream. As long as the whole stream fits, there is no gap between them.
 #[derive(Debug, Default)]
@@ -37,6 +41,17 @@ impl Kept {
         let (head, rest) = bytes.split_at(room.min(bytes.len()));
         self.head.push(head);
         self.tail.push(&rest[rest.len().saturating_sub(self.tail_max)..]);
+        self.tail.drop_front(self.tail.len.saturating_sub(self.tail_max));
+    }
+
+    /// The same for output in a block of its own. If the head is complete, much of it is not copied.
+    pub(super) fn share(&mut self, bytes: &Bytes) {
+        let head_is_complete = self.head.len >= self.head_max || self.total > self.head.len as u64;
+        if !head_is_complete || bytes.len() < SHARED_FROM || bytes.len() > self.tail_max {
+            return self.push(bytes);
+        }
+        self.total += bytes.len() as u64;
+        self.tail.share(bytes.clone());
         self.tail.drop_front(self.tail.len.saturating_sub(self.tail_max));
     }
 
@@ -116,10 +131,30 @@ impl Kept {
     }
 }
 
+/// A part of a queue.
+#[derive(Debug)]
+enum Block {
+    /// Filled by copies.
+    Own(Vec<u8>),
+    /// What others have, too.
+    Shared(Bytes),
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
 /// A queue of bytes.
 #[derive(Debug, Default)]
 struct Blocks {
-    blocks: VecDeque<Vec<u8>>,
+    blocks: VecDeque<Block>,
     /// The number of dropped bytes at the start of the first block.
     skip: usize,
     len: usize,
@@ -131,27 +166,34 @@ impl Blocks {
     fn push(&mut self, mut bytes: &[u8]) {
         self.len += bytes.len();
         while !bytes.is_empty() {
-            if self.blocks.back().is_none_or(|last| last.len() == BLOCK) {
+            if !matches!(self.blocks.back(), Some(Block::Own(last)) if last.len() < BLOCK) {
                 let first = if self.blocks.is_empty() { 0 } else { BLOCK };
                 let block = self.spare.take().unwrap_or_else(|| Vec::with_capacity(first));
-                self.blocks.push_back(block);
+                self.blocks.push_back(Block::Own(block));
             }
-            let Some(last) = self.blocks.back_mut() else { return };
+            let Some(Block::Own(last)) = self.blocks.back_mut() else { return };
             let (now, later) = bytes.split_at(bytes.len().min(BLOCK - last.len()));
             last.extend_from_slice(now);
             bytes = later;
         }
     }
 
+    fn share(&mut self, bytes: Bytes) {
+        self.len += bytes.len();
+        self.blocks.push_back(Block::Shared(bytes));
+    }
+
     fn drop_front(&mut self, count: usize) {
         self.len -= count;
         self.skip += count;
         while self.blocks.front().is_some_and(|first| self.skip >= first.len()) {
-            let Some(mut block) = self.blocks.pop_front() else { break };
+            let Some(block) = self.blocks.pop_front() else { break };
             self.skip -= block.len();
-            if block.len() == BLOCK {
-                block.clear();
-                self.spare = Some(block);
+            if let Block::Own(mut bytes) = block
+                && bytes.len() == BLOCK
+            {
+                bytes.clear();
+                self.spare = Some(bytes);
             }
         }
         if self.blocks.is_empty() {
@@ -165,7 +207,11 @@ impl Blocks {
             let Some(last) = self.blocks.back_mut() else { return };
             let in_last = if is_first { self.len } else { last.len() };
             let over = (self.len - len).min(in_last);
-            last.truncate(last.len() - over);
+            let rest = last.len() - over;
+            match last {
+                Block::Own(bytes) => bytes.truncate(rest),
+                Block::Shared(bytes) => bytes.truncate(rest),
+            }
             self.len -= over;
             if over == in_last {
                 self.blocks.pop_back();
@@ -244,6 +290,35 @@ mod tests {
             assert_eq!(kept.last(3), tail[tail.len() - 3..]);
             assert!(kept.last(usize::MAX) == tail, "{keep} {total}");
             assert_eq!(kept.read(total as u64 + 5, 7), (total as u64, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn what_is_shared_is_kept_the_same_as_what_is_copied() {
+        for keep in [(2 << 20) + 1, 700_000, 1000] {
+            for sizes in [&[SHARED_FROM][..], &[BLOCK - 4, 10, 100_000, SHARED_FROM, 1], &[BLOCK, 7, 70_000]]
+            {
+                for newest in [false, true] {
+                    let make = || if newest { Kept::newest(keep) } else { Kept::new(keep) };
+                    let (mut shared, mut copied, mut total) = (make(), make(), 0);
+                    for size in sizes.iter().cycle().take(30) {
+                        let bytes = pattern(total..total + size);
+                        copied.push(&bytes);
+                        shared.share(&bytes.into());
+                        total += size;
+                        assert_eq!((shared.len(), shared.gap()), (copied.len(), copied.gap()), "{keep}");
+                    }
+                    assert_eq!(shared.total(), total as u64);
+                    let gap = copied.gap();
+                    assert!(shared.read(0, usize::MAX) == copied.read(0, usize::MAX), "{keep} {sizes:?}");
+                    assert!(shared.read(gap.end, usize::MAX) == copied.read(gap.end, usize::MAX), "{keep}");
+                    shared.shrink(keep / 3);
+                    copied.shrink(keep / 3);
+                    assert!(shared.last(usize::MAX) == copied.last(usize::MAX), "{keep} {sizes:?}");
+                    let is_shared = |block: &Block| matches!(block, Block::Shared(_));
+                    assert!(keep < 1 << 20 || shared.tail.blocks.iter().any(is_shared), "{keep} {sizes:?}");
+                }
+            }
         }
     }
 

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nexus_schema::tools::command::LogFacts;
+use nexus_wire::block::Block;
+use nexus_wire::frames::{FULL, PIECE, whole};
 
 use super::attach::Sink;
 use super::command::{Command, Stream};
@@ -17,8 +20,10 @@ use super::streams::End;
 use super::table::Table;
 use crate::os::reason;
 
-/// The size of one read, in bytes: the capacity of a pipe.
-const CHUNK: usize = 256 << 10;
+/// The size of one read, in bytes: one frame, and nearly the capacity of a pipe.
+const CHUNK: usize = PIECE;
+/// How long the rest of much output waits for more: a packet with little of it costs a client's stream nearly as much as a full one.
+const GATHERING: Duration = Duration::from_millis(1);
 /// How long a stream of an ended command must be silent before reading stops.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 /// How long such a stream is read at most.
@@ -79,17 +84,23 @@ impl Log {
 /// Reads one stream until it ends.
 pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Table>) {
     let stream = &command.streams[usize::from(at)];
-    let mut own = Vec::new();
+    let mut is_bulk = false;
     loop {
+        if is_bulk && end.unread() < FULL as u64 {
+            // On a single processor the command writes as much as it can now, instead of being interrupted after each of its writes.
+            rustix::thread::sched_yield();
+        }
+        let is_rest = is_bulk && end.gather(FULL, GATHERING).await;
         // The only failure of a pipe is its end.
         let most = stream.room(command.limits.keep).await.min(CHUNK);
         let Ok(Piece { length: length @ 1.., until, sink }) =
-            read_some(&end, &command, at, &table, &mut own, most).await
+            read_some(&end, &command, at, &table, (most, is_rest)).await
         else {
             break;
         };
-        if let Some(sink) = sink {
-            sink.deliver(at, &own[..length]).await;
+        is_bulk = sink.is_some() && length >= FULL;
+        if let Some((sink, bytes)) = sink {
+            sink.deliver(at, &bytes).await;
             stream.was_read(until);
         }
         command.seen.fetch_add(length as u64, Ordering::AcqRel);
@@ -107,18 +118,18 @@ struct Piece {
     length: usize,
     /// The offset of its end in the stream.
     until: u64,
-    /// The client that gets every byte.
-    sink: Option<Arc<Sink>>,
+    /// The client that gets every byte, and the bytes.
+    sink: Option<(Arc<Sink>, Bytes)>,
 }
 
-/// Reads what is available and keeps it; if a client gets every byte, also leaves it in `own`.
+/// Reads what is available and keeps it; if a client gets every byte, also returns it, and of much output reads only what fills packets. With
+/// `is_rest` there may be something without news of it.
 async fn read_some(
     end: &End,
     command: &Command,
     at: u8,
     table: &Table,
-    own: &mut Vec<u8>,
-    most: usize,
+    (most, is_rest): (usize, bool),
 ) -> std::io::Result<Piece> {
     thread_local! {
         /// One buffer for all: there is no await between filling and emptying it.
@@ -127,28 +138,37 @@ async fn read_some(
     let stream = &command.streams[usize::from(at)];
     let mut piece = Piece { length: 0, until: 0, sink: None };
     let mut taken = Vec::new();
-    end.read_with(|read| {
-        let mut take = |chunk: &mut [u8]| {
-            piece.length = read(&mut chunk[..most])?;
-            if command.log.is_some() {
-                taken = chunk[..piece.length].to_vec();
-            }
-            if !command.is_forgotten.load(Ordering::Acquire) {
-                table.keep(stream, &chunk[..piece.length]);
-            }
-            piece.until = stream.kept().total();
-            Ok(piece.length)
-        };
+    end.read_rest_with(is_rest, |read| {
+        let is_kept = !command.is_forgotten.load(Ordering::Acquire);
         // An attaching client gets what is kept at that moment, and everything that is read later.
         let sink = command.exact();
         match &*sink {
             Some(sink) => {
-                own.resize(CHUNK, 0);
-                let length = take(own)?;
-                piece.sink = Some(sink.clone());
+                let there = usize::try_from(end.unread()).unwrap_or(usize::MAX);
+                let mut block = Block::new();
+                let length = read(&mut block.room()[..most.min(whole(there))])?;
+                block.fill(length);
+                let bytes = block.freeze();
+                if command.log.is_some() {
+                    taken = bytes.to_vec();
+                }
+                if is_kept {
+                    table.keep(stream, |kept| kept.share(&bytes));
+                }
+                piece = Piece { length, until: stream.kept().total(), sink: Some((sink.clone(), bytes)) };
                 Ok(length)
             }
-            None => CHUNKS.with_borrow_mut(|chunk| take(chunk)),
+            None => CHUNKS.with_borrow_mut(|chunk| -> std::io::Result<usize> {
+                let length = read(&mut chunk[..most])?;
+                if command.log.is_some() {
+                    taken = chunk[..length].to_vec();
+                }
+                if is_kept {
+                    table.keep(stream, |kept| kept.push(&chunk[..length]));
+                }
+                piece = Piece { length, until: stream.kept().total(), sink: None };
+                Ok(length)
+            }),
         }
     })
     .await?;

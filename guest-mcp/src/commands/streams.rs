@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
@@ -68,15 +69,37 @@ impl End {
         &self,
         mut work: impl FnMut(&dyn Fn(&mut [u8]) -> io::Result<usize>) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        self.file
-            .async_io(Interest::READABLE, |file| {
-                work(&|buffer| match rustix::io::read(file, buffer) {
-                    // No process has the terminal open any more.
-                    Err(Errno::IO) => Ok(0),
-                    other => Ok(other?),
-                })
-            })
-            .await
+        self.file.async_io(Interest::READABLE, |file| work(&|buffer| read(file, buffer))).await
+    }
+
+    /// The same. With `is_rest` it first tries without waiting for news: after [`Self::gather`] in vain, something may be there without any.
+    pub(super) async fn read_rest_with(
+        &self,
+        is_rest: bool,
+        mut work: impl FnMut(&dyn Fn(&mut [u8]) -> io::Result<usize>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        if is_rest {
+            match work(&|buffer| read(self.file.get_ref(), buffer)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+        }
+        self.read_with(work).await
+    }
+
+    /// Waits until `enough` bytes are there to read, or until the other end is closed, but not longer than `within`. Returns whether that was in
+    /// vain: then [`Self::read_rest_with`] must be called, because [`Self::read_with`] would wait for more.
+    pub(super) async fn gather(&self, enough: usize, within: Duration) -> bool {
+        let gathering = async {
+            loop {
+                let Ok(mut ready) = self.file.readable().await else { return };
+                if self.unread() >= enough as u64 || ready.ready().is_read_closed() {
+                    return;
+                }
+                ready.clear_ready();
+            }
+        };
+        tokio::time::timeout(within, gathering).await.is_err()
     }
 
     /// Returns how much there is to read, in bytes.
@@ -98,6 +121,14 @@ impl End {
     pub(super) fn size(&self) -> io::Result<(u16, u16)> {
         let size = rustix::termios::tcgetwinsize(self.file.get_ref())?;
         Ok((size.ws_col, size.ws_row))
+    }
+}
+
+fn read(file: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    match rustix::io::read(file, buffer) {
+        // No process has the terminal open any more.
+        Err(Errno::IO) => Ok(0),
+        other => Ok(other?),
     }
 }
 
@@ -193,4 +224,38 @@ fn refused(what: &str, path: &str, error: &io::Error) -> ToolError {
         _ => ErrorCode::FileRefused,
     };
     with_errno(ToolError::new(code, format!("{what} {path}: {}", reason(error))), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_little_output_is_waited_for_but_not_long() {
+        let long = Duration::from_secs(60);
+        let (reads, writes) = output_pipe().unwrap();
+        let end = End::new(reads, Interest::READABLE, false).unwrap();
+        let mut writes = File::from(writes);
+        let mut buffer = [0; 64];
+        writes.write_all(b"abcd").unwrap();
+        assert!(end.gather(10, Duration::from_millis(1)).await, "nothing more comes");
+        assert_eq!(end.read_rest_with(true, |read| read(&mut buffer)).await.unwrap(), 4);
+
+        writes.write_all(b"abcd").unwrap();
+        let more = tokio::spawn(async move {
+            writes.write_all(&[7; 20]).unwrap();
+            writes
+        });
+        assert!(!end.gather(10, long).await);
+        assert_eq!(end.read_with(|read| read(&mut buffer)).await.unwrap(), 24);
+
+        let mut writes = more.await.unwrap();
+        writes.write_all(b"end").unwrap();
+        drop(writes);
+        assert!(!end.gather(10, long).await, "nothing more can come");
+        assert_eq!(end.read_with(|read| read(&mut buffer)).await.unwrap(), 3);
+        assert_eq!(end.read_with(|read| read(&mut buffer)).await.unwrap(), 0);
+    }
 }

@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use tokio::sync::broadcast;
 
 use super::command::{Command, Stream};
+use super::kept::Kept;
 use super::mcp::{MCP_DIRECTORY, Server};
 use super::tree;
 use crate::console::say;
@@ -254,12 +255,12 @@ impl Table {
         }
     }
 
-    /// Keeps output of a stream, as far as there is room.
-    pub(super) fn keep(&self, stream: &Stream, bytes: &[u8]) {
+    /// Keeps output of a stream, which `add` adds, as far as there is room.
+    pub(super) fn keep(&self, stream: &Stream, add: impl FnOnce(&mut Kept)) {
         let (before, after) = {
             let mut kept = stream.kept();
             let before = kept.len();
-            kept.push(bytes);
+            add(&mut kept);
             (before, kept.len())
         };
         let all = self.kept.fetch_add(after - before, Ordering::AcqRel) + after - before;

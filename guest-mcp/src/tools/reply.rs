@@ -2,8 +2,9 @@
 
 use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META};
 use nexus_schema::{ResultShape, Tool, ToolError};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 
 /// The result of a call in MCP's form.
 #[derive(Debug, Serialize)]
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 pub(crate) struct CallResult {
     content: Vec<Text>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    structured_content: Option<Value>,
+    structured_content: Option<Box<RawValue>>,
     is_error: bool,
     #[serde(rename = "_meta", skip_serializing_if = "Option::is_none")]
     meta: Option<Meta>,
@@ -26,7 +27,26 @@ struct Text {
     meta: Option<Meta>,
 }
 
-type Meta = Map<String, Value>;
+/// A `_meta` with one member. Its value is written once, instead of first being made a tree of values.
+#[derive(Debug)]
+struct Meta {
+    key: &'static str,
+    value: Box<RawValue>,
+}
+
+impl Meta {
+    fn of(key: &'static str, value: &(impl Serialize + ?Sized)) -> Option<Self> {
+        Some(Self { key, value: to_raw_value(value).ok()? })
+    }
+}
+
+impl Serialize for Meta {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serializer.serialize_map(Some(1))?;
+        members.serialize_entry(self.key, &self.value)?;
+        members.end()
+    }
+}
 
 impl Text {
     fn new(text: String) -> Self {
@@ -72,25 +92,25 @@ impl<O: Serialize> Reply<O> {
 
     /// Converts it to an MCP result of tool `T`.
     pub(super) fn into_result<T: Tool<Output = O>>(self, vm: &str) -> Result<CallResult, ToolError> {
-        let facts = serde_json::to_value(&self.facts)
+        let facts = to_raw_value(&self.facts)
             .map_err(|error| super::agent_failed(format!("write the result of {}: {error}", T::NAME)))?;
         let mut content = Vec::with_capacity(1 + self.blocks.len());
-        content.push(Text::new(format!("{vm} · {}", without_controls(&self.header))));
+        content.push(Text::new(format!("{vm} · {}", without_controls(self.header))));
         for block in self.blocks {
             // Content of a stream or file is passed unchanged.
             let mut text = Text::new(match block.stream {
                 Some(_) => block.text,
-                None => without_controls(&block.text),
+                None => without_controls(block.text),
             });
             if let Some(stream) = block.stream {
-                text.meta = Some(meta(STREAM_META, Value::from(stream)));
+                text.meta = Meta::of(STREAM_META, stream);
             }
             content.push(text);
         }
         let mut result = CallResult { content, structured_content: None, is_error: false, meta: None };
         match T::SHAPE {
             ResultShape::Structured => result.structured_content = Some(facts),
-            ResultShape::Text => result.meta = Some(meta(RESULT_META, facts)),
+            ResultShape::Text => result.meta = Some(Meta { key: RESULT_META, value: facts }),
         }
         Ok(result)
     }
@@ -100,23 +120,23 @@ impl<O: Serialize> Reply<O> {
 pub(super) fn failed(error: ToolError) -> CallResult {
     debug_assert!(error.code.may_be_of_guest(), "the host does not accept this code from a guest: {error}");
     let error = ToolError {
-        message: without_controls(&error.message),
-        hint: error.hint.as_deref().map(without_controls),
+        message: without_controls(error.message),
+        hint: error.hint.map(without_controls),
         ..error
     };
     let content = vec![Text::new(error.to_string())];
-    let meta = serde_json::to_value(error).ok().map(|object| meta(ERROR_META, object));
+    let meta = Meta::of(ERROR_META, &error);
     CallResult { content, structured_content: None, is_error: true, meta }
 }
 
 /// Replaces each control character except tab and newline, which file names may contain, by a mark.
-fn without_controls(text: &str) -> String {
+fn without_controls(text: String) -> String {
     let is_bad = |c: char| c.is_control() && c != '\t' && c != '\n';
+    // Most text has none.
+    if !text.contains(is_bad) {
+        return text;
+    }
     text.chars().map(|c| if is_bad(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
-fn meta(key: &str, value: Value) -> Meta {
-    Meta::from_iter([(key.to_owned(), value)])
 }
 
 /// Formats a size for people: `418 B`, `1.2 KiB`.

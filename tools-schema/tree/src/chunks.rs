@@ -3,11 +3,12 @@
 use std::io::{self, BufRead, Read, Write};
 
 use bytes::{Buf, Bytes};
-use nexus_wire::block::{self, Block};
+use nexus_wire::block::Block;
+use nexus_wire::frames::PIECE;
 use tokio::sync::mpsc;
 
-/// The size of a chunk, in bytes.
-pub const CHUNK: usize = block::SIZE;
+/// The size of a chunk, in bytes: one frame.
+pub const CHUNK: usize = PIECE;
 /// The maximum number of waiting chunks.
 const WAITING: usize = 4;
 
@@ -64,7 +65,8 @@ impl ChunkWriter {
 
 impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = self.waiting.push(bytes);
+        let room = CHUNK - self.waiting.len();
+        let taken = self.waiting.push(&bytes[..bytes.len().min(room)]);
         self.flush_full().map(|()| taken)
     }
 
@@ -84,9 +86,8 @@ impl Sink for ChunkWriter {
         most: usize,
         read: &mut dyn FnMut(&mut [u8]) -> io::Result<usize>,
     ) -> io::Result<io::Result<usize>> {
-        let room = self.waiting.room();
-        let most = most.min(room.len());
-        let done = read(&mut room[..most]);
+        let most = most.min(CHUNK - self.waiting.len());
+        let done = read(&mut self.waiting.room()[..most]);
         self.waiting.fill(done.as_ref().map_or(0, |read| (*read).min(most)));
         self.flush_full().map(|()| done)
     }
@@ -129,5 +130,39 @@ impl BufRead for ChunkReader {
 
     fn consume(&mut self, read: usize) {
         self.at_hand.advance(read);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_chunk_but_the_last_is_a_whole_frame() {
+        let (into, mut from) = chunks();
+        let writing = std::thread::spawn(move || {
+            let mut writer = ChunkWriter::new(into);
+            writer.write_all(&[1; 1000]).unwrap();
+            let mut left = 3 * CHUNK;
+            while left > 0 {
+                let read = writer.write_from(left, &mut |room| {
+                    room.fill(2);
+                    Ok(room.len())
+                });
+                left -= read.unwrap().unwrap();
+            }
+            writer.write_all(&vec![3; CHUNK]).unwrap();
+            writer.flush().unwrap();
+        });
+        let mut all = Vec::new();
+        let mut sizes = Vec::new();
+        while let Some(chunk) = from.blocking_recv() {
+            let chunk = chunk.unwrap();
+            sizes.push(chunk.len());
+            all.extend_from_slice(&chunk);
+        }
+        writing.join().unwrap();
+        assert_eq!(sizes, [CHUNK, CHUNK, CHUNK, CHUNK, 1000]);
+        assert!(all == [vec![1; 1000], vec![2; 3 * CHUNK], vec![3; CHUNK]].concat());
     }
 }

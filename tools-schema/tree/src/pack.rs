@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use nexus_schema::tools::tree::{SkipReason, TreeSummary};
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, SeekFrom};
 use rustix::io::Errno;
 use tar::EntryType;
 
@@ -15,7 +15,7 @@ use crate::error::TreeError;
 use crate::filter::Filter;
 use crate::header::{self, BLOCK, Fields, Sparse};
 use crate::report::{Watch, copied, skip};
-use crate::source::Source;
+use crate::source::{FILE, Source};
 use crate::walk::{Entry, walk, why};
 
 /// The maximum number of parts of a sparse file; a file with more is packed with its holes as zeros.
@@ -43,7 +43,9 @@ pub fn pack(
 ) -> Result<TreeSummary, TreeError> {
     let mut summary = TreeSummary::default();
     let mut packer = Packer { how, sink, watch, name: Vec::new(), linked: Vec::new() };
-    walk(source, &how.filter, &mut summary, &mut |entry, summary| packer.entry(entry, summary))?;
+    walk(source, &how.filter, true, &mut summary, &mut |entry, file, summary| {
+        packer.entry(entry, file, summary)
+    })?;
     // Two empty blocks end an archive.
     sink.write_all(&[0; 2 * BLOCK]).and_then(|()| sink.flush()).map_err(TreeError::Stream)?;
     Ok(summary)
@@ -52,7 +54,7 @@ pub fn pack(
 /// Returns what [`pack`] would pack, as far as known without reading the files.
 pub fn plan(source: &Source, how: &Packing, watch: &mut dyn Watch) -> Result<TreeSummary, TreeError> {
     let mut summary = TreeSummary::default();
-    walk(source, &how.filter, &mut summary, &mut |entry, summary| {
+    walk(source, &how.filter, false, &mut summary, &mut |entry, _, summary| {
         watch.at(summary.bytes, summary.entries())?;
         if entry.linked_to.is_some() {
             summary.hard_links += 1;
@@ -93,7 +95,12 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    fn entry(&mut self, entry: &Entry<'_>, summary: &mut TreeSummary) -> Result<bool, TreeError> {
+    fn entry(
+        &mut self,
+        entry: &Entry<'_>,
+        opened: Option<OwnedFd>,
+        summary: &mut TreeSummary,
+    ) -> Result<bool, TreeError> {
         self.watch.at(summary.bytes, summary.entries())?;
         self.name = in_archive(&self.how.top, entry.path, entry.kind == FileType::Directory);
         if let Some(first) = entry.linked_to {
@@ -106,10 +113,11 @@ impl Packer<'_> {
         }
         match entry.kind {
             FileType::RegularFile => {
-                let flags =
-                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let opened = rustix::fs::openat(entry.parent, entry.name, flags, Mode::empty())
-                    .and_then(|file| Ok((rustix::fs::fstat(&file)?, file)));
+                let opened = match opened {
+                    Some(file) => Ok((*entry.stat, file)),
+                    None => rustix::fs::openat(entry.parent, entry.name, FILE, Mode::empty())
+                        .and_then(|file| Ok((rustix::fs::fstat(&file)?, file))),
+                };
                 match opened {
                     Ok((stat, file)) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
                         let entry = Entry { stat: &stat, ..*entry };

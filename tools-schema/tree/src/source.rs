@@ -18,6 +18,13 @@ use crate::report::Watch;
 pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Flags for a regular file that is read; if it is something else, the open does not wait.
+pub(crate) const FILE: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+
 /// A tree or a file to be read.
 #[derive(Debug)]
 pub struct Source {
@@ -91,9 +98,8 @@ impl Source {
     /// How many bytes of a part the file starts with: all of them if their hash is the same, else none. None of a directory, either.
     pub fn same_part(&self, part: &TreePart, watch: &mut dyn Watch) -> Result<u64, TreeError> {
         let Kind::Other { parent, name } = &self.kind else { return Ok(0) };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fail = |error: Errno| TreeError::file("read", &self.path, error);
-        let file = rustix::fs::openat(parent, OsStr::from_bytes(name), flags, Mode::empty()).map_err(fail)?;
+        let file = rustix::fs::openat(parent, OsStr::from_bytes(name), FILE, Mode::empty()).map_err(fail)?;
         let stat = rustix::fs::fstat(&file).map_err(fail)?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         if !is_file || part.bytes > stat.st_size.unsigned_abs() {

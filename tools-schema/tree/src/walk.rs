@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::error::TreeError;
 use crate::filter::{Filter, IGNORE_FILE, Pattern};
 use crate::report::skip;
-use crate::source::{DIRECTORY, Kind, Source};
+use crate::source::{DIRECTORY, FILE, Kind, Source};
 
 /// The maximum depth; each level needs an open descriptor.
 const DEPTH_MAX: usize = 400;
@@ -38,21 +38,25 @@ pub struct Entry<'a> {
     pub linked_to: Option<&'a [u8]>,
 }
 
-/// Called for each entry; returns false if it was skipped after all.
-pub(crate) type Visit<'a> = dyn FnMut(&Entry<'_>, &mut TreeSummary) -> Result<bool, TreeError> + 'a;
+/// Called for each entry, with the file if it was opened; returns false if it was skipped after all.
+pub(crate) type Visit<'a> =
+    dyn FnMut(&Entry<'_>, Option<OwnedFd>, &mut TreeSummary) -> Result<bool, TreeError> + 'a;
 
 struct Frame {
     directory: OwnedFd,
-    names: std::vec::IntoIter<Vec<u8>>,
+    /// The names that are left, and their types as far as the directory tells them.
+    names: std::vec::IntoIter<(Vec<u8>, FileType)>,
     /// The length of its path, including a trailing slash.
     length: usize,
     ignore: Option<Pattern>,
 }
 
-/// Calls `visit` for everything in a tree that `filter` keeps. Unreadable files are noted in `summary`.
+/// Calls `visit` for everything in a tree that `filter` keeps. Unreadable files are noted in `summary`. With `opens` the files come opened for
+/// reading: they need not be looked at by their names before.
 pub(crate) fn walk(
     source: &Source,
     filter: &Filter,
+    opens: bool,
     summary: &mut TreeSummary,
     visit: &mut Visit<'_>,
 ) -> Result<(), TreeError> {
@@ -62,7 +66,7 @@ pub(crate) fn walk(
             let kind = FileType::from_raw_mode(stat.st_mode);
             let name = OsStr::from_bytes(name);
             let entry = Entry { path: b"", kind, stat: &stat, parent: parent.as_fd(), name, linked_to: None };
-            return visit(&entry, summary).map(drop);
+            return visit(&entry, None, summary).map(drop);
         }
         Kind::Directory(directory) => directory,
     };
@@ -76,8 +80,8 @@ pub(crate) fn walk(
         name: OsStr::new(""),
         linked_to: None,
     };
-    visit(&top, summary)?;
-    let mut walk = Walk { filter, stack: Vec::new(), path: Vec::new(), links: HashMap::new() };
+    visit(&top, None, summary)?;
+    let mut walk = Walk { filter, opens, stack: Vec::new(), path: Vec::new(), links: HashMap::new() };
     walk.enter(own).map_err(fail)?;
     while walk.next(summary, visit)? {}
     Ok(())
@@ -90,11 +94,12 @@ pub fn visit(
     look: &mut dyn FnMut(&Entry<'_>) -> Result<(), TreeError>,
 ) -> Result<(), TreeError> {
     let mut summary = TreeSummary::default();
-    walk(source, filter, &mut summary, &mut |entry, _| look(entry).map(|()| false))
+    walk(source, filter, false, &mut summary, &mut |entry, _, _| look(entry).map(|()| false))
 }
 
 struct Walk<'a> {
     filter: &'a Filter,
+    opens: bool,
     stack: Vec<Frame>,
     /// The path of the directory on top of the stack; with a trailing slash unless it is the top.
     path: Vec<u8>,
@@ -109,22 +114,35 @@ impl Walk<'_> {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                names.push(name.to_vec());
+                names.push((name.to_vec(), entry.file_type()));
             }
         }
-        names.sort_unstable();
-        let has_ignore =
-            self.filter.gitignore && names.binary_search_by(|n| n.as_slice().cmp(IGNORE_FILE)).is_ok();
+        names.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let has_ignore = self.filter.gitignore
+            && names.binary_search_by(|(name, _)| name.as_slice().cmp(IGNORE_FILE)).is_ok();
         let ignore = if has_ignore { read_ignore(&directory) } else { None };
         let length = self.path.len();
         self.stack.push(Frame { directory, names: names.into_iter(), length, ignore });
         Ok(())
     }
 
+    /// Returns whether the present path is left out, and notes it then.
+    fn leaves_out(&self, is_directory: bool, summary: &mut TreeSummary) -> bool {
+        let levels =
+            self.stack.iter().filter_map(|frame| frame.ignore.as_ref().map(|ignore| (frame.length, ignore)));
+        match self.filter.leaves_out(&self.path, is_directory, levels) {
+            Some(reason) => {
+                skip(summary, &self.path, reason);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Visits the next entry; returns false at the end.
     fn next(&mut self, summary: &mut TreeSummary, visit: &mut Visit<'_>) -> Result<bool, TreeError> {
         let Some(frame) = self.stack.last_mut() else { return Ok(false) };
-        let Some(name) = frame.names.next() else {
+        let Some((name, kind)) = frame.names.next() else {
             self.stack.pop();
             self.path.truncate(self.stack.last().map_or(0, |frame| frame.length));
             return Ok(true);
@@ -132,8 +150,14 @@ impl Walk<'_> {
         self.path.truncate(frame.length);
         self.path.extend_from_slice(&name);
         let name = OsStr::from_bytes(&name);
-        let stat = match rustix::fs::statat(&frame.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
+        let is_file = self.opens && kind == FileType::RegularFile;
+        // What is left out is not opened.
+        if is_file && self.leaves_out(false, summary) {
+            return Ok(true);
+        }
+        let Some(frame) = self.stack.last() else { return Ok(false) };
+        let (stat, opened) = match look(&frame.directory, name, is_file) {
+            Ok(found) => found,
             Err(error) => {
                 skip(summary, &self.path, why(error));
                 return Ok(true);
@@ -141,13 +165,9 @@ impl Walk<'_> {
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let is_directory = kind == FileType::Directory;
-        let levels =
-            self.stack.iter().filter_map(|frame| frame.ignore.as_ref().map(|ignore| (frame.length, ignore)));
-        if let Some(reason) = self.filter.leaves_out(&self.path, is_directory, levels) {
-            skip(summary, &self.path, reason);
+        if opened.is_none() && self.leaves_out(is_directory, summary) {
             return Ok(true);
         }
-        let Some(frame) = self.stack.last() else { return Ok(false) };
         // Opened first: an unreadable directory is skipped as a whole.
         let mut inside = None;
         if is_directory {
@@ -172,7 +192,7 @@ impl Walk<'_> {
         let linked_to = known.map(Vec::as_slice);
         let entry =
             Entry { path: &self.path, kind, stat: &stat, parent: frame.directory.as_fd(), name, linked_to };
-        let copied = visit(&entry, summary)?;
+        let copied = visit(&entry, opened, summary)?;
         if copied && !is_directory && stat.st_nlink > 1 && known.is_none() {
             self.links.insert((stat.st_dev, stat.st_ino), self.path.clone());
         }
@@ -185,6 +205,18 @@ impl Walk<'_> {
         }
         Ok(true)
     }
+}
+
+/// Opens what should be a file, and returns its attributes; those alone if it is none.
+fn look(directory: &OwnedFd, name: &OsStr, is_file: bool) -> Result<(Stat, Option<OwnedFd>), Errno> {
+    if is_file {
+        let file = rustix::fs::openat(directory, name, FILE, Mode::empty())?;
+        let stat = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            return Ok((stat, Some(file)));
+        }
+    }
+    Ok((rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?, None))
 }
 
 /// Returns the reason why something cannot be read.

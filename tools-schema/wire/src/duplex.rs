@@ -22,6 +22,13 @@ pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
     Ok((Reader { socket: reader }, Writer { socket: Peer(socket), room: None, is_shared: false }))
 }
 
+/// Puts the halves of a socket together again, without shutting it down. What was not read stays in it.
+pub fn join((reader, mut writer): (Reader, Writer)) -> io::Result<OwnedFd> {
+    writer.is_shared = true;
+    drop(writer);
+    Arc::into_inner(reader.socket.into_inner()).ok_or_else(|| io::ErrorKind::Other.into())
+}
+
 fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the descriptor stays open, and refers to the same socket, as long as any owner of it lives.
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
@@ -136,17 +143,21 @@ impl AsFd for Writer {
 }
 
 impl Writer {
-    /// Calls `write`, and waits while there is no room.
+    /// Calls `write` for `length` bytes, and waits while there is no room.
     fn poll_with(
         &mut self,
         cx: &mut Context<'_>,
+        length: usize,
         write: impl Fn(&Peer) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
             match write(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
-                    self.room = None;
+                    // After a part of them it is full again, and soon waited for again.
+                    if !matches!(&result, Ok(written) if *written < length) {
+                        self.room = None;
+                    }
                     return Poll::Ready(result);
                 }
             }
@@ -164,7 +175,7 @@ impl Writer {
 
 impl AsyncWrite for Writer {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_with(cx, |peer| peer.try_write(bytes))
+        self.get_mut().poll_with(cx, bytes.len(), |peer| peer.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -172,7 +183,8 @@ impl AsyncWrite for Writer {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll_with(cx, |peer| peer.try_write_vectored(pieces))
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        self.get_mut().poll_with(cx, length, |peer| peer.try_write_vectored(pieces))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -232,6 +244,23 @@ mod tests {
         drop(writing.await.unwrap());
     }
 
+    #[tokio::test]
+    async fn halves_are_put_together_without_an_end() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = split(near.into()).unwrap();
+        std::io::Write::write_all(&mut far, b"onetwo").unwrap();
+        let mut three = [0; 3];
+        reader.read_exact(&mut three).await.unwrap();
+        assert_eq!(&three, b"one");
+        let mut near = UnixStream::from(join((reader, writer)).unwrap());
+        assert!(!is_unread(&far), "nothing was shut down");
+        std::io::Read::read_exact(&mut near, &mut three).unwrap();
+        assert_eq!(&three, b"two");
+        std::io::Write::write_all(&mut near, b"six").unwrap();
+        std::io::Read::read_exact(&mut far, &mut three).unwrap();
+        assert_eq!(&three, b"six");
+    }
+
     #[test]
     fn an_end_whose_other_end_is_closed_is_unread() {
         let (near, far) = UnixStream::pair().unwrap();
@@ -267,6 +296,20 @@ mod tests {
         assert_eq!(all[filled..], *b"last");
 
         let mut near_write = writing.await.unwrap().unwrap();
+        assert!(near_write.room.is_none(), "all was written, so room is of no interest");
+        // What is written in parts waits for room all the time.
+        let large = vec![8; 32 * filled];
+        let writing = tokio::spawn(async move {
+            let first = near_write.write(&large).await.unwrap();
+            let second = near_write.write(&large[first..]).await.unwrap();
+            assert!(first + second < large.len() && near_write.room.is_some());
+            near_write.write_all(&large[first + second..]).await.unwrap();
+            near_write
+        });
+        let mut all = vec![0; 32 * filled];
+        far_read.read_exact(&mut all).await.unwrap();
+        assert!(all.iter().all(|byte| *byte == 8));
+        let mut near_write = writing.await.unwrap();
         drop((far_read, far_write));
         assert_eq!(near_write.write_all(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(peer.try_write(b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);

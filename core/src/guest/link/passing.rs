@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use nexus_schema::link::{CALL_META, KEEPS_CALLS};
+use nexus_schema::link::{CALL_META, EARLY_DATA, KEEPS_CALLS};
 use serde_json::value::RawValue;
 
 use super::{CallId, CallSink, Link, LinkError};
@@ -36,6 +36,8 @@ pub struct Offers {
     pub logging: bool,
     /// Answers to calls that outlive the loss of their connection.
     pub(super) keeps_calls: bool,
+    /// Frames with the request that opens a TCP stream.
+    pub(crate) early_data: bool,
 }
 
 impl Offers {
@@ -45,16 +47,16 @@ impl Offers {
         let has = |name: &str| {
             members.as_ref().and_then(|members| members.get(name)).is_some_and(|of| of.get().starts_with('{'))
         };
+        let experimental = members.as_ref().and_then(|members| Members::parse(members.get("experimental")?));
+        let tries = |name: &str| experimental.as_ref().is_some_and(|members| members.get(name).is_some());
         Self {
             tools: has("tools"),
             prompts: has("prompts"),
             resources: has("resources"),
             completions: has("completions"),
             logging: has("logging"),
-            keeps_calls: members
-                .as_ref()
-                .and_then(|members| Members::parse(members.get("experimental")?))
-                .is_some_and(|experimental| experimental.get(KEEPS_CALLS).is_some()),
+            keeps_calls: tries(KEEPS_CALLS),
+            early_data: tries(EARLY_DATA),
         }
     }
 }
@@ -190,6 +192,8 @@ mod tests {
             r#"{"tools":{},"prompts":{"listChanged":true},"resources":true,"logging":null}"#,
         )));
         assert_eq!(offers, Offers { tools: true, prompts: true, ..Offers::default() });
+        let offers = Offers::read(Some(&raw(r#"{"experimental":{"dev.nexus/early":{}}}"#)));
+        assert_eq!(offers, Offers { early_data: true, ..Offers::default() });
         for odd in ["[]", "7", r#""tools""#] {
             assert_eq!(Offers::read(Some(&raw(odd))), Offers::default(), "{odd}");
         }

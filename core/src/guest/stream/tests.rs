@@ -51,6 +51,23 @@ async fn what_comes_behind_the_answer_is_kept() {
 }
 
 #[tokio::test]
+async fn the_first_bytes_go_with_the_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join(vm_files::VSOCK)).unwrap();
+    let guest = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let expected = b"CONNECT 201\n{\"version\":1,\"open\":{\"tcp\":{\"port\":80}}}\n\x01\0\0\x05hello";
+        let mut all = vec![0; expected.len()];
+        stream.read_exact(&mut all).await.unwrap();
+        assert_eq!(all, expected);
+        stream.write_all(b"OK 1\n{\"ok\":{}}\n").await.unwrap();
+    });
+    let stream = GuestStream::open_with(directory.path(), &opening(), b"hello").await.unwrap();
+    assert_eq!(stream.early, 5);
+    guest.await.unwrap();
+}
+
+#[tokio::test]
 async fn answers_that_are_none_are_the_guests_fault() {
     let error = |code: &str, message: &str| {
         format!("{{\"error\":{{\"code\":\"{code}\",\"message\":\"{message}\",\"retryable\":false}}}}\n")

@@ -24,6 +24,7 @@ const RTM_NEWROUTE: u16 = 24;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
@@ -164,6 +165,16 @@ impl Netlink {
         fixed.extend_from_slice(&index.to_ne_bytes());
         fixed.extend_from_slice(&[0; 8]);
         self.request(Message::new(RTM_NEWLINK, 0, &fixed).attribute(IFLA_ADDRESS, address))
+    }
+
+    /// Sets how much of a TCP connection over IPv4 passes through an interface in one piece, in bytes. Kernels before Linux 6.3 ignore it.
+    pub(super) fn set_largest_piece(&self, index: u32, bytes: u32) -> io::Result<()> {
+        // struct ifinfomsg, without a change of flags
+        let mut fixed = vec![AF_UNSPEC, 0, 0, 0];
+        fixed.extend_from_slice(&index.to_ne_bytes());
+        fixed.extend_from_slice(&[0; 8]);
+        let message = Message::new(RTM_NEWLINK, 0, &fixed);
+        self.request(message.attribute(IFLA_GSO_IPV4_MAX_SIZE, &bytes.to_ne_bytes()))
     }
 
     pub(super) fn set_down(&self, index: u32) -> io::Result<()> {

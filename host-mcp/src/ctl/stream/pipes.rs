@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 64 << 10;
+/// The capacity of a pipe that output is written to, in bytes: one frame of much data. The usual one would wake its reader four times for that.
+const PIPE: usize = 256 << 10;
 /// How many pieces of input may be buffered.
 const AHEAD: usize = 4;
 
@@ -61,6 +63,10 @@ impl Output {
     pub(super) fn start() -> Self {
         let (pieces, waiting) = threads::channel::<(To, Bytes)>();
         let (tell, written) = mpsc::unbounded_channel();
+        if rustix::pipe::fcntl_getpipe_size(io::stdout()).is_ok_and(|size| size < PIPE) {
+            // A user may have too many large ones already.
+            let _ = rustix::pipe::fcntl_setpipe_size(io::stdout(), PIPE);
+        }
         std::thread::spawn(move || {
             for (to, bytes) in waiting {
                 let outcome = match to {

@@ -5,10 +5,10 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{FrameError, Incoming, PAYLOAD_MAX, Receiver, Sender, Waiting};
+use super::{FrameError, Incoming, PIECE, Receiver, Sender, Waiting};
 
 /// The size of one read of the plain connection, in bytes: it grows from the first to the second with bulk data.
-const CHUNK: (usize, usize) = (8 << 10, PAYLOAD_MAX);
+const CHUNK: (usize, usize) = (8 << 10, PIECE);
 
 /// Why copying ended early.
 #[derive(Debug, thiserror::Error)]

@@ -10,8 +10,9 @@
 //! done    6   JSON: how it ended; the last frame of its direction
 //! ```
 //! Data and stderr need credit. Each side starts with [`WINDOW`], and gets more as the other side consumes its bytes. So a receiver never buffers
-//! more than the credit that it gave, and a slow reader only blocks its own stream. A protocol violation closes the connection: [`Receiver`] checks
-//! each frame before it buffers anything.
+//! more than the credit that it gave, and a slow reader only blocks its own stream. A sender that has little credit left waits for more, rather than
+//! send small frames; a receiver gives new credit at the latest when it has consumed three quarters of [`WINDOW`]. A protocol violation closes the
+//! connection: [`Receiver`] checks each frame before it buffers anything.
 
 mod copy;
 mod receiver;
@@ -37,6 +38,13 @@ pub use waiting::Waiting;
 pub const HEADER: usize = 4;
 /// The maximum payload of data and stderr, in bytes.
 pub const PAYLOAD_MAX: usize = 256 << 10;
+/// How much one packet of vsock holds, in bytes: a longer write is cut into several, and each of them costs both sides more than its bytes do.
+pub const PACKET: usize = 64 << 10;
+/// The payload of a frame that fills one packet, in bytes.
+pub const FULL: usize = PACKET - HEADER;
+/// The largest payload that a [`Sender`] makes, in bytes: with its header, the frame fills whole packets. It also fits into the buffer of a vsock
+/// connection, so that its end need not wait until its beginning was read.
+pub const PIECE: usize = PAYLOAD_MAX - HEADER;
 /// The maximum payload of control and done, in bytes.
 pub const MESSAGE_MAX: usize = 64 << 10;
 /// The initial credit of each side, in bytes.
@@ -113,6 +121,13 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Returns the payload of the largest frame that fills whole packets, if so many bytes are there; [`PIECE`] if they do not fill one.
+pub const fn whole(there: usize) -> usize {
+    let packets = there.saturating_add(HEADER) / PACKET;
+    let most = (PIECE + HEADER) / PACKET;
+    if 0 < packets && packets < most { packets * PACKET - HEADER } else { PIECE }
+}
+
 /// Why a stream of frames failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
@@ -170,6 +185,17 @@ pub fn over<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     over_with(reader, writer, read, WINDOW)
 }
 
+/// Creates the two ends of a stream on which `early` bytes of data were sent already, together with the line that opens it: at most [`WINDOW`].
+pub fn over_after<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: R,
+    writer: W,
+    read: BytesMut,
+    early: u32,
+) -> (Receiver<R>, Sender<W>) {
+    let flow = Arc::new(rules::Flow::after(WINDOW, early));
+    (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
+}
+
 /// Creates the two ends with another initial credit than [`WINDOW`].
 pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: R,
@@ -177,7 +203,7 @@ pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     read: BytesMut,
     window: u32,
 ) -> (Receiver<R>, Sender<W>) {
-    let flow = Arc::new(rules::Flow::new(window));
+    let flow = Arc::new(rules::Flow::after(window, 0));
     (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
 }
 

@@ -6,14 +6,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::rules::{Flow, Rules};
-use super::{FrameError, HEADER, Kind, PAYLOAD_MAX};
+use super::{FULL, FrameError, HEADER, Kind, PAYLOAD_MAX};
 use crate::block::{self, Block};
 
 /// The minimum size of one read, in bytes.
 const CHUNK: usize = 64 << 10;
 /// A payload of so many bytes is read into a block of its own. A peer that sends many of just this length makes a stream take four times
 /// the credit that it was given.
-const LARGE: usize = 64 << 10;
+const LARGE: usize = FULL;
 
 // A block holds the longest payload.
 const _: () = assert!(PAYLOAD_MAX <= block::SIZE);

@@ -6,6 +6,9 @@ use tokio::sync::watch;
 
 use super::{CREDIT_MAX, FrameError, HEADER, Kind};
 
+/// Less credit than this is not used up by a part of what there is to send, in bytes. It is far less than a peer consumes before it gives more.
+const FLOOR: u32 = 16 << 10;
+
 /// The state that the two ends of a stream share: the credit of both directions.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -20,9 +23,10 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(window: u32) -> Self {
+    /// Creates the state of a stream on which `sent` bytes were sent already.
+    pub(super) fn after(window: u32, sent: u32) -> Self {
         Self {
-            credit: watch::Sender::new(Some(window)),
+            credit: watch::Sender::new(Some(window.saturating_sub(sent))),
             granted: AtomicU64::new(window.into()),
             taken: AtomicU64::new(0),
             window,
@@ -43,18 +47,20 @@ impl Flow {
         if is_refused { Err(FrameError::Credit { bytes }) } else { Ok(()) }
     }
 
-    /// Waits for credit, and returns it.
-    pub(super) async fn room(&self) -> Result<u32, FrameError> {
+    /// Waits for credit that is worth a frame of up to `most` bytes, and returns it.
+    pub(super) async fn room(&self, most: u32) -> Result<u32, FrameError> {
+        let floor = most.min(FLOOR).min(self.window / 8).max(1);
         let mut credit = self.credit.subscribe();
         // The sender lives as long as `self`.
-        let credit = credit.wait_for(|credit| *credit != Some(0)).await.map_err(|_| FrameError::Closed)?;
+        let is_enough = |credit: &Option<u32>| credit.is_none_or(|credit| credit >= floor);
+        let credit = credit.wait_for(is_enough).await.map_err(|_| FrameError::Closed)?;
         credit.ok_or(FrameError::Closed)
     }
 
-    /// Waits for credit, and takes up to `most` of it.
+    /// Waits for credit that is worth a frame, and takes up to `most` of it.
     pub(super) async fn take(&self, most: u32) -> Result<u32, FrameError> {
         loop {
-            self.room().await?;
+            self.room(most).await?;
             let mut taken = 0;
             self.credit.send_if_modified(|credit| {
                 if let Some(credit) = credit {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::rules::Flow;
-use super::{FrameError, Kind, PAYLOAD_MAX};
+use super::{FrameError, Kind, PIECE};
 
 /// Writes frames. Cheap to clone: several tasks may write to one stream.
 ///
@@ -36,9 +36,9 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         Self { flow, output: Arc::new(Mutex::new(Output { write, is_closed: false })) }
     }
 
-    /// Waits for credit, and returns how many bytes one frame may have now. Takes no credit, so it is cancel-safe.
+    /// Waits for credit, and returns how many bytes one frame may have now: more than a few. Takes no credit, so it is cancel-safe.
     pub async fn room(&self) -> Result<usize, FrameError> {
-        Ok((self.flow.room().await? as usize).min(PAYLOAD_MAX))
+        Ok((self.flow.room(PIECE as u32).await? as usize).min(PIECE))
     }
 
     /// Sends bytes, in as many frames as the credit requires.
@@ -53,7 +53,7 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
 
     async fn send(&self, kind: Kind, mut bytes: &[u8]) -> Result<(), FrameError> {
         while !bytes.is_empty() {
-            let most = bytes.len().min(PAYLOAD_MAX) as u32;
+            let most = bytes.len().min(PIECE) as u32;
             let (now, later) = bytes.split_at(self.flow.take(most).await? as usize);
             self.write(kind, now).await?;
             bytes = later;

@@ -95,6 +95,75 @@ async fn data_waits_for_credit_and_nothing_else_does() {
     assert!(matches!(sender.room().await, Err(FrameError::Closed)), "nothing can be sent any more");
 }
 
+#[test]
+fn frames_fill_whole_packets() {
+    for (there, most) in [
+        (0, PIECE),
+        (1000, PIECE),
+        (PACKET - HEADER - 1, PIECE),
+        (PACKET - HEADER, PACKET - HEADER),
+        (PACKET, PACKET - HEADER),
+        (2 * PACKET, 2 * PACKET - HEADER),
+        (4 * PACKET - HEADER - 1, 3 * PACKET - HEADER),
+        (4 * PACKET, PIECE),
+        (usize::MAX, PIECE),
+    ] {
+        assert_eq!(whole(there), most, "{there}");
+    }
+    assert_eq!((PIECE + HEADER) % PACKET, 0);
+}
+
+#[tokio::test]
+async fn a_little_credit_is_not_used_up_by_a_small_frame() {
+    let ((mut near, sender), (mut receiver, far)) = pair(8 << 20);
+    let left = 1000;
+    sender.data(&vec![1; WINDOW as usize - left]).await.unwrap();
+    let sending = tokio::spawn({
+        let sender = sender.clone();
+        async move { sender.data(&vec![2; PIECE]).await }
+    });
+    // What fits is not held back.
+    tokio::task::yield_now().await;
+    sender.data(&[3]).await.unwrap();
+    let (mut taken, mut sizes) = (0, Vec::new());
+    while taken < WINDOW as usize - left + 1 {
+        let Some(Incoming::Data(bytes)) = receiver.next().await.unwrap() else { panic!("data comes") };
+        sizes.push(bytes.len());
+        taken += bytes.len();
+    }
+    assert_eq!(sizes[..3], [PIECE; 3]);
+    assert_eq!(sizes.last(), Some(&1));
+    assert!(!sending.is_finished());
+    let listening = tokio::spawn(async move { near.next().await.map(drop) });
+    far.took(taken).await.unwrap();
+    let Some(Incoming::Data(bytes)) = receiver.next().await.unwrap() else { panic!("data comes") };
+    assert_eq!((bytes.len(), bytes[0]), (PIECE, 2));
+    sending.await.unwrap().unwrap();
+    drop((receiver, far));
+    listening.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn data_that_was_sent_early_costs_credit() {
+    const EARLY: usize = 1000;
+    let (near, far) = duplex(8 << 20);
+    let (read, write) = tokio::io::split(near);
+    let (_near, sender) = over_after(read, write, BytesMut::new(), EARLY as u32);
+    let (read, write) = tokio::io::split(far);
+    // It was read together with the line before it.
+    let buffer = BytesMut::from(&frame(1, &[0; EARLY])[..]);
+    let (mut receiver, _far) = over(read, write, buffer);
+    let sending = tokio::spawn(async move { sender.data(&vec![1; WINDOW as usize]).await });
+    let (mut taken, all) = (0, WINDOW as usize);
+    while taken < all {
+        let Some(Incoming::Data(bytes)) = receiver.next().await.unwrap() else { panic!("data comes") };
+        taken += bytes.len();
+    }
+    assert_eq!(taken, all);
+    assert!(!sending.is_finished(), "the rest has no credit");
+    sending.abort();
+}
+
 #[tokio::test]
 async fn rules_are_kept_or_the_stream_is_closed() {
     let data = frame(1, b"x");
