@@ -152,6 +152,9 @@ fn a_machine_that_starts_warm_is_as_one_that_was_booted() {
 fn kill_at(daemon: &mut Daemon, point: &str, arguments: &Value) -> Client {
     daemon.kill_at(point, |client| {
         client.request("tools/call", &json!({ "name": "vm_create", "arguments": arguments })).ok();
+        // Until it does not answer: a machine is prepared only some time after the answer.
+        let look = json!({ "name": "vm_list", "arguments": {} });
+        until(BOOT, || client.request("tools/call", &look).is_err().then_some(()));
     })
 }
 
