@@ -10,7 +10,7 @@
 //! next one ends and removes as all such. What is prepared is found by its files alone, in a directory that has its name once it is whole.
 //!
 //! A VM keeps [`VmSpec::warm`](crate::store::vms::VmSpec) from the copy of the drive until its guest has all that it is to have. As long as that is there, a
-//! cold start replaces the drive.
+//! cold start replaces the drive, and so does its detach: afterwards somebody may have used it.
 
 mod keep;
 mod make;
