@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nexus_tests::client::Client;
 use nexus_tests::linux::{self, signing_key};
 use nexus_tests::saved::outcome;
 use nexus_tests::web::Web;
@@ -188,6 +189,22 @@ fn a_kernel_is_built_in_a_vm_where_a_failed_build_goes_on() {
     // The disk of this VM is that of the host.
     let place = PathBuf::from(format!("/var/tmp/nexus-kernel-{key}"));
     assert!(place.join("unpacked").exists(), "{}", place.display());
+
+    // A VM that somebody else made is not used, whatever its name.
+    client.must("vm_rename", json!({ "vm": name, "name": "aside" }));
+    let rights = json!({ "name": "other", "scopes": ["read", "lifecycle"], "tools": "all" });
+    let made = client.must("token_create", rights);
+    let secret = made["token"].as_str().expect("a token");
+    let mut other = Client::connect_with(&world.daemon.socket(), secret).expect("its holder connects");
+    other.to_the_end(
+        "vm_create",
+        json!({ "name": name, "from": "template:kernel-builder", "start": false }),
+        SOON,
+    );
+    let failure = outcome(&mut client, "kernel_build", build.clone()).expect_err("it is another's");
+    assert_eq!(failure.code, "name_taken", "{}", failure.text);
+    client.must_confirmed("vm_delete", json!({ "vm": name }));
+    client.must("vm_rename", json!({ "vm": "aside", "name": name }));
 
     fs::write(&go, "").expect("a file is written");
     let built = client.to_the_end("kernel_build", build.clone(), SOON);

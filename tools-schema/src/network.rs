@@ -335,6 +335,7 @@ mod tests {
         let (allow, _) = over(&only, udp);
         assert_eq!(allow.len(), 1, "a list without entries would allow everything");
         assert!(!allow[0].names("a.example", 443) && !allow[0].is_any(443) && !allow[0].is_address());
+        assert!([0, 1].iter().all(|port| !allow[0].names("invalid", *port)), "not even its own name");
         let plain = NetworkPolicy { allow: rules(&["a.example"]), ..NetworkPolicy::default() };
         assert!(matches!(plain.over(udp), Cow::Borrowed(_)));
     }

@@ -50,7 +50,7 @@ const FOUND_OUT: [&str; 8] = [
     "CONFIG_RUSTC_",
 ];
 /// How long one step may take: a whole configuration of a distribution takes hours on a small host.
-const LONGEST: Duration = Duration::from_secs(12 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(12 * 3600);
 /// How long what an interrupted build left is kept.
 const KEPT: Duration = Duration::from_secs(7 * 86400);
 

@@ -127,14 +127,13 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
         Err(_) => {
             let name = nexus_schema::network::name(&opening.host)
                 .map_err(|why| invalid(&format!("the host is not a valid name or address: {why}")))?;
-            decide_name(&policy, &name, port)
-                .map_err(|reason| Denied::new(&policy, &name, port, None, reason).noted(egress))?;
+            let way = Way { host: name.clone(), is_name: true, port, place: None };
+            way.check(&policy).map_err(|denied| denied.noted(egress))?;
             match look_up(egress, &name, port).await {
                 Ok(addresses) => (name, addresses, true),
                 Err(error) => {
                     // The host's proxy may know it.
                     let Some(via) = egress.via(&name, opening) else { return Err(error) };
-                    let way = Way { host: name, is_name: true, port, place: None };
                     return Ok(Dialled { stream: via.connect().await?, way });
                 }
             }
@@ -290,9 +289,18 @@ mod tests {
             Egresses::new(directory.path().to_owned(), Events::new()).through(Upstream::of(&environment));
         let here = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = here.local_addr().unwrap().port();
-        let allow = ["far.invalid", "near.invalid", "closed.invalid", "203.0.113.7", "127.0.0.1"];
+        let allow = [
+            "far.invalid",
+            "near.invalid",
+            "closed.invalid",
+            "203.0.113.7",
+            "127.0.0.1",
+            "of-udp.invalid/udp",
+        ];
         let allow = allow.map(|entry| entry.parse().unwrap()).into();
-        let policy = NetworkPolicy { mode: NetworkMode::Proxy, allow, ..NetworkPolicy::default() };
+        // What the proxy carries is TCP: this is no entry for it.
+        let deny = vec!["*/udp".parse().unwrap()];
+        let policy = NetworkPolicy { mode: NetworkMode::Proxy, allow, deny, ..NetworkPolicy::default() };
         let egress = egresses.of(VmId::from_i64(1).unwrap(), &policy);
         let dial = async |host: &str, port| {
             let opening =
@@ -310,7 +318,7 @@ mod tests {
         }
         let failure = async |host: &str| dial(host, 443).await.unwrap_err().failure;
         assert_eq!(failure("near.invalid").await, EgressFailure::NoSuchName, "no_proxy names it");
-        for host in ["other.invalid", "10.0.0.1", "203.0.113.8"] {
+        for host in ["other.invalid", "of-udp.invalid", "10.0.0.1", "203.0.113.8"] {
             assert_eq!(failure(host).await, EgressFailure::Denied, "{host}");
         }
         dial("127.0.0.1", port).await.unwrap();

@@ -23,7 +23,9 @@ use nexus_tree::Packing;
 
 use super::tree::{blocking, destination, filter};
 use super::{CallContext, GuestHandle, Nexus};
-use crate::asset::source::{BUILDER, COMPILE, CONFIG, CONFIGURE, IS_UNPACKED, KERNEL, MADE, SOURCE, needed};
+use crate::asset::source::{
+    BUILDER, COMPILE, CONFIG, CONFIGURE, IS_UNPACKED, KERNEL, LONGEST, MADE, SOURCE, needed,
+};
 use crate::context::Handle;
 use crate::os::paths::GUEST_KERNELS;
 use crate::progress::Progress;
@@ -43,6 +45,11 @@ const DISK: ByteSize = ByteSize::gib(24);
 const VCPUS_MAX: usize = 16;
 /// How long the VM of a build that did not end stays.
 const KEPT: TimeSpan = TimeSpan::seconds(7 * 86400);
+/// How long it runs on without a command, such as after the end of the daemon that built in it.
+const LEFT_ALONE: TimeSpan = TimeSpan::seconds(3600);
+/// The maximum sizes of what comes out of it, in bytes.
+const CONFIG_MAX: u64 = 4 << 20;
+const KERNEL_MAX: u64 = 1 << 30;
 /// How long one question for output waits for more, and how much of it one answer has, in bytes.
 const WAIT: Duration = Duration::from_secs(20);
 const PIECE: u32 = 32 << 10;
@@ -79,9 +86,11 @@ impl Nexus {
     async fn compiled_in_vm(&self, ctx: &CallContext, kernel: &PendingKernel) -> Result<PathBuf, ToolError> {
         let builder = Box::pin(self.builder(ctx, kernel)).await?;
         let cancelled = || ToolError::new(ErrorCode::Cancelled, "the build of the kernel was cancelled");
+        let late = || ToolError::new(ErrorCode::Timeout, "the kernel is not compiled after 12 hours");
         let compiled = tokio::select! {
             compiled = Box::pin(self.compile_in(ctx, &builder, kernel)) => compiled,
             () = kernel.progress.cancelled() => Err(cancelled()),
+            () = tokio::time::sleep(LONGEST) => Err(late().hint("call again to go on from there")),
         };
         if compiled.is_ok() {
             one_shot::delete(&builder.handle, "deleted: its kernel is built").await;
@@ -108,7 +117,16 @@ impl Nexus {
         let builder = |handle| Builder { handle, vm: vm.clone(), directory: format!("{GUEST_KERNELS}{key}") };
         if let Ok(handle) = shared.vms.get(&ctx.caller, &vm) {
             progress.step("going on in the VM of an interrupted build");
-            let state = handle.view.borrow().record.state;
+            let state = {
+                let view = handle.view.borrow();
+                // What others prepare is not trusted to compile a kernel of this host.
+                if *view.record.owner != **who {
+                    let message = format!("the VM {vm} belongs to another caller ({})", view.record.owner);
+                    return Err(ToolError::new(ErrorCode::NameTaken, message)
+                        .hint("delete or rename it (vm_rename), then call again"));
+                }
+                view.record.state
+            };
             if state.may_run() && state != VmState::Starting {
                 stop_and_wait(&handle, who, false, None, progress).await?;
             }
@@ -125,6 +143,7 @@ impl Nexus {
             disk: Some(DISK),
             network: Some(NetworkParams { mode: Some(NetworkMode::None), ..NetworkParams::default() }),
             ttl: Some(KEPT),
+            idle_stop: Some(LEFT_ALONE),
             ..VmCreateParams::default()
         };
         let op = create::begin(shared, who, params).await?;
@@ -170,13 +189,13 @@ impl Nexus {
         }
         progress.step("configuring in the VM");
         self.must_run(ctx, builder, "configuring the kernel", CONFIGURE, progress).await?;
-        let made = self.fetch(ctx, builder, kernel, MADE).await?;
+        let made = self.fetch(ctx, builder, kernel, (MADE, CONFIG_MAX)).await?;
         let made = tokio::fs::read_to_string(&made).await;
         let made = made.map_err(|error| ToolError::internal(format!("read a configuration: {error}")))?;
         work.check_config(&kernel.config, &made).map_err(asset_error)?;
         progress.step("compiling in the VM");
         self.must_run(ctx, builder, "compiling the kernel", COMPILE, progress).await?;
-        self.fetch(ctx, builder, kernel, KERNEL).await
+        self.fetch(ctx, builder, kernel, (KERNEL, KERNEL_MAX)).await
     }
 
     /// Copies a file of the build's directory into the VM.
@@ -208,13 +227,13 @@ impl Nexus {
         In { source, packing, opening }.run(&guest, &kernel.progress).await.map(drop)
     }
 
-    /// Copies a file out of the VM into the build's directory; returns where it is.
+    /// Copies a file out of the VM into the build's directory; returns where it is. With the maximum size, in bytes.
     async fn fetch(
         &self,
         ctx: &CallContext,
         builder: &Builder,
         kernel: &PendingKernel,
-        file: &str,
+        (file, max): (&str, u64),
     ) -> Result<PathBuf, ToolError> {
         let to = place(kernel, file)?;
         let path = to.path.clone();
@@ -232,7 +251,13 @@ impl Nexus {
         };
         let guest = self.shared.streams_of(&self.there(ctx, builder)?, ctx);
         Out { opening, into, top }.run(&guest, &kernel.progress).await?;
-        Ok(path)
+        // It is read next: a link would lead to other files of this host.
+        let came = tokio::fs::symlink_metadata(&path).await;
+        if came.is_ok_and(|meta| meta.is_file() && meta.len() <= max) {
+            return Ok(path);
+        }
+        let message = format!("{file} of the VM {} is no file, or has more than {max} bytes", builder.vm);
+        Err(ToolError::new(ErrorCode::GuestMisbehaved, message))
     }
 
     fn there(&self, ctx: &CallContext, builder: &Builder) -> Result<GuestHandle, ToolError> {

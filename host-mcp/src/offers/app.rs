@@ -29,8 +29,10 @@ pub(crate) fn is_shown_by(client: Option<&ClientCapabilities>) -> bool {
 pub(crate) fn mark(tools: &mut Vec<Tool>, client: &Client) {
     let Some(tool) = tools.iter_mut().find(|tool| tool.name == SHOWN_BY) else { return };
     tool.meta.get_or_insert_default().0.insert("ui".into(), json!({ "resourceUri": URI }));
-    let all = client.host().registry().list(View::Whole(Toolset::ALL));
-    let polled = all.iter().filter(|tool| may_poll(client, &tool.name)).cloned();
+    let (registry, grant) = (client.host().registry(), client.caller().grant());
+    let all = registry.list(View::Whole(Toolset::ALL));
+    let has_scope = |tool: &Tool| grant.is_none_or(|grant| grant.has(registry.needs(&tool.name)));
+    let polled = all.iter().filter(|tool| may_poll(client, &tool.name) && has_scope(tool)).cloned();
     tools.extend(polled.map(|mut tool| {
         // No program looks at its results but the app.
         tool.output_schema = None;

@@ -106,9 +106,9 @@ impl NetworkRule {
         is_its.then(|| Self { protocol: None, ..self.clone() })
     }
 
-    /// Returns an entry that matches nothing: there is neither such a name nor such a port.
+    /// Returns an entry that matches nothing: it has no ports. Port 0, which stands for protocols without ports, is none of them either.
     pub(super) fn nothing() -> Self {
-        Self { target: Target::Name("invalid".to_owned()), ports: Some((0, 0)), protocol: None }
+        Self { target: Target::Name("invalid".to_owned()), ports: Some((1, 0)), protocol: None }
     }
 
     /// Creates the entry for one port of a name or an address.

@@ -84,23 +84,23 @@ fn memories_without_pages_and_of_odd_lengths_come_back() {
 fn each_flipped_byte_and_each_missing_end_is_found() {
     let packed = new();
     let sha256 = pack(&plain(&sample()), &packed, &|_| true).unwrap();
-    let whole = content(&packed);
+    let all = content(&packed);
     let read = |bytes: &[u8]| {
         let file = new();
         file.write_all_at(bytes, 0).unwrap();
         whole(&file).sha256(&|_| true)
     };
-    assert_eq!(read(&whole).unwrap(), sha256);
+    assert_eq!(read(&all).unwrap(), sha256);
     // What it occupied is not needed for anything that must be right.
-    for at in (0..whole.len()).step_by(97).filter(|at| !(16..24).contains(at)).chain([3, 8, 15, 24]) {
-        let mut other = whole.clone();
+    for at in (0..all.len()).step_by(97).filter(|at| !(16..24).contains(at)).chain([3, 8, 15, 24]) {
+        let mut other = all.clone();
         other[at] ^= 0x10;
-        assert!(read(&other).is_err(), "byte {at} of {}", whole.len());
+        assert!(read(&other).is_err(), "byte {at} of {}", all.len());
     }
-    for length in (0..whole.len()).step_by(211).chain([whole.len() - 1]) {
-        assert!(read(&whole[..length]).is_err(), "{length} of {}", whole.len());
+    for length in (0..all.len()).step_by(211).chain([all.len() - 1]) {
+        assert!(read(&all[..length]).is_err(), "{length} of {}", all.len());
     }
-    assert!(read(&[whole.as_slice(), b"more"].concat()).is_err());
+    assert!(read(&[all.as_slice(), b"more"].concat()).is_err());
 }
 
 #[test]
