@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nexus_tests::client::{BOOT, Client};
@@ -129,6 +129,10 @@ fn a_machine_that_starts_warm_is_as_one_that_was_booted() {
     // One that is damaged is not used, and the VM is there all the same.
     let ram = fs::File::options().write(true).open(directory.join("ram")).expect("the memory opens");
     ram.write_all_at(&[0x5a; 4096], 1 << 20).expect("it is written");
+    let kept = daemon.state().join("kept");
+    link_all(&directory, &kept);
+    a_drive_that_takes_the_place_of_a_copy_stays(&daemon, &mut client);
+    fs::rename(kept, &directory).expect("it is there again");
     client.create(machine("fourth", "256MiB"));
     let told = history(&mut client, "fourth");
     assert!(told.contains("the warm start failed") && told.contains("damaged"), "{told}");
@@ -147,11 +151,55 @@ fn a_machine_that_starts_warm_is_as_one_that_was_booted() {
     assert!(prepared(&daemon).is_empty(), "{:?}", prepared(&daemon));
 }
 
+/// Makes a directory with the files of another one.
+fn link_all(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a directory is made");
+    for entry in fs::read_dir(from).expect("the directory").flatten() {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            link_all(&path, &to);
+        } else {
+            fs::hard_link(path, to).expect("a file is linked");
+        }
+    }
+}
+
+/// A VM that can start neither from its prepared machine, which is damaged, nor from its image, gets another root drive.
+fn a_drive_that_takes_the_place_of_a_copy_stays(daemon: &Daemon, client: &mut Client) {
+    let images: Vec<_> = fs::read_dir(daemon.state().join("images")).expect("images").flatten().collect();
+    let [image] = images.as_slice() else { panic!("{images:?}") };
+    let (rootfs, away) = (image.path().join("rootfs.ext4"), daemon.state().join("away.ext4"));
+    fs::rename(&rootfs, &away).expect("the image's file is moved away");
+    let call = json!({ "name": "vm_create", "arguments": machine("moved", "256MiB") });
+    client.request("tools/call", &call).expect("an answer");
+    fs::rename(away, rootfs).expect("it is moved back");
+    assert!(prepared(daemon).is_empty(), "{:?}", prepared(daemon));
+    assert_eq!(client.inspect("moved")["state"], "created");
+    let own = client.inspect("moved")["drives"][0]["name"].clone();
+    let other = json!({ "name": "other", "from": "busybox", "size": "256MiB" });
+    let other = client.to_the_end("drive_create", other, BOOT)["id"].clone();
+    client.must("drive_detach", json!({ "drive": own }));
+    client.must("drive_attach", json!({ "drive": other, "vm": "moved", "root": true }));
+    let disk = daemon.state().join("drives").join(other.as_str().expect("an id")).join("disk.ext4");
+    let file = || fs::metadata(&disk).expect("the drive's file").ino();
+    let before = file();
+    client.to_the_end("vm_start", json!({ "vm": "moved", "wait_s": 45 }), BOOT);
+    assert_eq!(file(), before, "another file is the drive's");
+    assert_own(client, "moved", 200 << 10);
+    delete(client, "moved");
+    for drive in [own, other] {
+        client.must_confirmed("drive_delete", json!({ "drive": drive }));
+    }
+}
+
 /// Has the daemon end at a point while it creates a VM or after it, and starts it again.
 #[track_caller]
 fn kill_at(daemon: &mut Daemon, point: &str, arguments: &Value) -> Client {
     daemon.kill_at(point, |client| {
         client.request("tools/call", &json!({ "name": "vm_create", "arguments": arguments })).ok();
+        // Until it does not answer: a machine is prepared only some time after the answer.
+        let look = json!({ "name": "vm_list", "arguments": {} });
+        until(BOOT, || client.request("tools/call", &look).is_err().then_some(()));
     })
 }
 

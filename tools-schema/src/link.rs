@@ -362,9 +362,18 @@ pub struct Mount {
     pub read_only: bool,
 }
 
-/// The host's MCP request to check the sizes of all drives again, and to grow the filesystems on them. The answer's `problems` lists what could not
-/// be grown, as messages.
+/// The host's MCP request to check the sizes of all drives again, and to grow the filesystems on them; takes [`GrowParams`]. The answer's `problems`
+/// lists what could not be grown, as messages.
 pub const GROW_REQUEST: &str = "nexus/grow";
+
+/// Parameters of [`GROW_REQUEST`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowParams {
+    /// The size that a drive has now, in bytes. The guest's kernel hears of it by itself, perhaps a moment later than its agent. Older guests do not wait for
+    /// that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+}
 
 /// The `reason` of a `notifications/cancelled` to a guest if the caller is gone or no longer waits: the answer is not needed, but a command that the
 /// call started continues. With any other reason the command is killed.

@@ -30,6 +30,13 @@ pub(crate) async fn begin(
     owner: &str,
     params: VmCreateParams,
 ) -> Result<OpId, ToolError> {
+    let (shared, owner) = (shared.clone(), owner.to_owned());
+    // Also if the caller is gone meanwhile: a row without a task would stay as it is.
+    let begun = tokio::spawn(async move { Box::pin(insert(&shared, &owner, params)).await }).await;
+    begun.map_err(|e| ToolError::internal(format!("begin to create a VM: {e}")))?
+}
+
+async fn insert(shared: &Arc<Shared>, owner: &str, params: VmCreateParams) -> Result<OpId, ToolError> {
     let same = VmCreateParams { idempotency_key: None, dry_run: None, wait_s: None, ..params.clone() };
     let once = crate::op::once(owner, "vm_create", params.idempotency_key.clone(), &same)?;
     if let Some(op) = shared.ops.earlier(once.as_ref()).await? {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use nexus_schema::ByteSize;
-use nexus_schema::link::GROW_REQUEST;
-use serde_json::value::RawValue;
+use nexus_schema::link::{GROW_REQUEST, GrowParams};
+use serde_json::value::to_raw_value;
 
 use crate::guest::Link;
 use crate::vmm::ShimClient;
@@ -32,8 +32,10 @@ pub(crate) async fn grow_in_guest(
     let resized = shim.resize_drive(index, size.as_bytes()).await;
     resized.map_err(|error| nexus_schema::error::chain(&error))?;
     let link = link.ok_or("there is no link to its agent")?;
-    let none = RawValue::from_string("{}".into()).map_err(|error| error.to_string())?;
-    let answer = link.request(GROW_REQUEST, &none, GROW_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let params = to_raw_value(&GrowParams { size_bytes: Some(size.as_bytes()) });
+    let params = params.map_err(|error| error.to_string())?;
+    let answer =
+        link.request(GROW_REQUEST, &params, GROW_TIMEOUT).await.map_err(|error| error.to_string())?;
     let Grown { problems } = serde_json::from_str(answer.get()).map_err(|error| error.to_string())?;
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
     ByeReason, CALLS_REQUEST, CLOCK_REQUEST, COMMAND_ENDED, CUT_OFF, CallsParams, ClockParams, CommandEnded,
-    EARLY_DATA, GROW_REQUEST, GuestProcesses, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS,
+    EARLY_DATA, GROW_REQUEST, GrowParams, GuestProcesses, HOSTNAME_REQUEST, HostnameParams, KEEPS_CALLS,
     PROCESSES_REQUEST, PROXY_REQUEST, QUIESCE_REQUEST, REFUSED_REQUEST, THAW_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
@@ -115,11 +115,15 @@ impl Server {
                 Ok(params) => self.calls.begin(id, params),
                 Err(failure) => self.answers.refuse(&id, &failure),
             },
-            GROW_REQUEST => self.later(id, async {
-                let grown = tokio::task::spawn_blocking(super::mounts::grow_all).await;
-                let problems = grown.map_err(|error| Failure::new(INTERNAL_ERROR, error.to_string()))?;
-                Ok(json!({ "problems": problems }))
-            }),
+            GROW_REQUEST => match decode(params) {
+                Ok(GrowParams { size_bytes }) => self.later(id, async move {
+                    let grown =
+                        tokio::task::spawn_blocking(move || super::mounts::grow_all(size_bytes)).await;
+                    let problems = grown.map_err(|error| Failure::new(INTERNAL_ERROR, error.to_string()))?;
+                    Ok(json!({ "problems": problems }))
+                }),
+                Err(failure) => self.answers.refuse(&id, &failure),
+            },
             PROXY_REQUEST => match decode(params) {
                 Ok(params) => {
                     let agent = self.agent.clone();

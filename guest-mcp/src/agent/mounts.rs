@@ -19,6 +19,13 @@ const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval of checks for a drive while no event arrives: a filesystem may become visible late.
 const STEP: Duration = Duration::from_millis(500);
 
+/// Timeout for the kernel to notice that a drive has grown.
+const RESIZE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The kernel's list of block devices.
+const BLOCK_DEVICES: &str = "/sys/block";
+/// The unit of their sizes, in bytes.
+const SECTOR: u64 = 512;
+
 /// Mounts the drives of a configuration in the given order; adds what could not be mounted to `problems`.
 pub(super) fn mount_all(mounts: &[Mount], problems: &mut Vec<String>) {
     for wanted in mounts {
@@ -52,8 +59,11 @@ fn mount(wanted: &Mount, problems: &mut Vec<String>) -> io::Result<()> {
     Ok(())
 }
 
-/// Grows every mounted filesystem to the size of its drive; returns the failures as messages.
-pub(super) fn grow_all() -> Vec<String> {
+/// Grows every mounted filesystem to the size of its drive, once a drive has the size `bytes`; returns the failures as messages.
+pub(super) fn grow_all(bytes: Option<u64>) -> Vec<String> {
+    if let Some(bytes) = bytes {
+        wait_for_size(Path::new(BLOCK_DEVICES), bytes, RESIZE_TIMEOUT);
+    }
     let mut problems = Vec::new();
     let mut done: Vec<PathBuf> = Vec::new();
     for (device, place) in mounted() {
@@ -66,6 +76,28 @@ pub(super) fn grow_all() -> Vec<String> {
         done.push(device);
     }
     problems
+}
+
+/// Waits until a drive has a size. The kernel hears of a new size by itself, perhaps a moment later than this agent.
+fn wait_for_size(devices: &Path, bytes: u64, most: Duration) {
+    let events = Events::listen();
+    let deadline = Instant::now() + most;
+    while !has_size(devices, bytes) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        events.wait(left.min(STEP));
+    }
+}
+
+/// Returns whether a block device has a size, which its VMM may have rounded up to a page.
+fn has_size(devices: &Path, bytes: u64) -> bool {
+    let sizes = bytes..=bytes.next_multiple_of(4096);
+    let devices = std::fs::read_dir(devices).into_iter().flatten().flatten();
+    let mut sectors =
+        devices.filter_map(|device| read_small(device.path().join("size"), 32)?.trim().parse::<u64>().ok());
+    sectors.any(|sectors| sizes.contains(&sectors.saturating_mul(SECTOR)))
 }
 
 fn wait_for(label: &str) -> io::Result<PathBuf> {
@@ -85,7 +117,7 @@ fn wait_for(label: &str) -> io::Result<PathBuf> {
 
 /// Returns the drive whose filesystem has this label.
 fn find(label: &str) -> Option<PathBuf> {
-    let drives = std::fs::read_dir("/sys/block").ok()?;
+    let drives = std::fs::read_dir(BLOCK_DEVICES).ok()?;
     drives.flatten().map(|drive| Path::new("/dev").join(drive.file_name())).find(|device| {
         let superblock = File::open(device).and_then(|file| Superblock::read(&file));
         superblock.is_ok_and(|superblock| superblock.is_labelled(label))
@@ -134,6 +166,26 @@ mod tests {
     fn places_are_unescaped() {
         assert_eq!(unescape("/mnt/a\\040b"), Path::new("/mnt/a b"));
         assert_eq!(unescape("/mnt/data"), Path::new("/mnt/data"));
+    }
+
+    #[test]
+    fn a_drive_has_a_size_once_the_kernel_says_so() {
+        let devices = tempfile::tempdir().unwrap();
+        let (none, some) = (devices.path().join("zram0"), devices.path().join("vda"));
+        std::fs::create_dir(none).unwrap();
+        std::fs::create_dir(&some).unwrap();
+        std::fs::write(some.join("size"), "524288\n").unwrap();
+        let size = 256 << 20;
+        for (bytes, is_there) in
+            [(size, true), (size - 1, true), (size - 4096, false), (size + 1, false), (0, false)]
+        {
+            assert_eq!(has_size(devices.path(), bytes), is_there, "{bytes}");
+        }
+        let start = Instant::now();
+        wait_for_size(devices.path(), size, Duration::from_secs(60));
+        assert!(start.elapsed() < Duration::from_secs(30));
+        // One that never has it is not waited for without end.
+        wait_for_size(devices.path(), 2 * size, Duration::from_millis(20));
     }
 
     #[test]

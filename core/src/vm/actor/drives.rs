@@ -70,6 +70,9 @@ impl Actor {
         self.same_boot(if_boot)?;
         policy::change_drives(self.record.name.as_str(), self.record.state)?;
         self.finish_rollback().await?;
+        if self.drives.iter().any(|known| known.id == drive && known.is_root()) {
+            self.give_up_warm().await?;
+        }
         self.shared.store.write(move |tx| drives::detach(tx, drive)).await.map_err(crate::op::store_error)?;
         self.drives.retain(|d| d.id != drive);
         self.publish();

@@ -23,9 +23,15 @@ impl Actor {
         why: &str,
         progress: &Progress,
     ) -> Result<BootId, ToolError> {
+        let has_waited = self.shared.warming.claim_of(self.record.id).is_some();
         match Box::pin(self.go_on_from(from, who, why, progress)).await {
             Ok(boot) => Ok(boot),
-            Err(error) => Box::pin(self.start_cold(&error.message, progress)).await,
+            Err(error) => {
+                // What is wrong with a machine that waited, with this VM or with the host says nothing of the prepared one.
+                let is_suspect = !has_waited
+                    && matches!(error.code, ErrorCode::CheckpointNotFound | ErrorCode::BootFailed);
+                Box::pin(self.start_cold(&error.message, is_suspect, progress)).await
+            }
         }
     }
 
@@ -73,16 +79,21 @@ impl Actor {
         if !is_starting || self.record.spec.warm.is_none() {
             return false;
         }
-        Box::pin(self.start_cold(why, &Progress::default())).await.ok();
+        Box::pin(self.start_cold(why, true, &Progress::default())).await.ok();
         true
     }
 
-    /// Starts a VM cold whose warm start failed. The machine is not used again.
-    async fn start_cold(&mut self, why_not: &str, progress: &Progress) -> Result<BootId, ToolError> {
+    /// Starts a VM cold whose warm start failed. A prepared machine that may be why is not used again.
+    async fn start_cold(
+        &mut self,
+        why_not: &str,
+        is_suspect: bool,
+        progress: &Progress,
+    ) -> Result<BootId, ToolError> {
         tracing::warn!(vm = %self.record.name, why_not, "a warm start failed: starting cold");
         self.end_waiting().await;
         drop(self.prepared.take());
-        if let Some(machine) = self.record.spec.warm {
+        if let Some(machine) = self.record.spec.warm.filter(|_| is_suspect) {
             // Another VM that is being started from it removes it when that fails.
             warm::remove(&self.shared, machine).await;
         }
@@ -118,10 +129,13 @@ impl Actor {
         let Some(image) = self.record.image_id else {
             return Err(ToolError::internal(format!("{} has no image", self.record.name)));
         };
-        let master = self.shared.paths.image(image).join(crate::image::ROOTFS);
-        let path = self.shared.paths.drive(root.id);
-        let made = self.shared.drives.clone_again(&master, &path, root.size, &Progress::default()).await;
-        made.map_err(drive_error)?;
+        // Never one that may be somebody's.
+        if root.made_for == Some(self.record.id) {
+            let master = self.shared.paths.image(image).join(crate::image::ROOTFS);
+            let path = self.shared.paths.drive(root.id);
+            let made = self.shared.drives.clone_again(&master, &path, root.size, &Progress::default()).await;
+            made.map_err(drive_error)?;
+        }
         drop(self.prepared.take());
         self.record.spec.warm = None;
         failpoint::reach("warm-replaced");
@@ -133,7 +147,11 @@ impl Actor {
         if self.record.spec.warm.is_none() {
             return true;
         }
-        if let Err(error) = self.grow_root().await {
+        let finished = match self.grow_root().await {
+            Ok(()) => self.keep_root().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = finished {
             match self.kill_boot().await {
                 Ok(()) => {
                     self.cold_instead(&error.message).await;
@@ -142,11 +160,38 @@ impl Actor {
             }
             return false;
         }
-        drop(self.prepared.take());
-        self.record.spec.warm = None;
-        // They are not needed for another start any more.
-        self.record.spec.files.clear();
         true
+    }
+
+    /// Records that the root drive is the VM's own, before anybody can use it: as long as the row says otherwise, a cold start replaces it.
+    async fn keep_root(&mut self) -> Result<(), ToolError> {
+        let warm = self.record.spec.warm.take();
+        // They are not needed for another start any more.
+        let files = std::mem::take(&mut self.record.spec.files);
+        if let Err(error) = self.write(None).await {
+            (self.record.spec.warm, self.record.spec.files) = (warm, files);
+            self.publish();
+            return Err(error);
+        }
+        drop(self.prepared.take());
+        Ok(())
+    }
+
+    /// Before the root drive leaves the VM: makes it one of the image, if it is a copy of a prepared machine's. No later start replaces the VM's root
+    /// drive then, which may be any. The caller has locked the drive.
+    pub(super) async fn give_up_warm(&mut self) -> Result<(), ToolError> {
+        let warm = self.record.spec.warm;
+        if warm.is_none() {
+            return Ok(());
+        }
+        self.end_waiting().await;
+        self.leave_prepared().await?;
+        if let Err(error) = self.write(None).await {
+            self.record.spec.warm = warm;
+            self.publish();
+            return Err(error);
+        }
+        Ok(())
     }
 
     async fn grow_root(&self) -> Result<(), ToolError> {

@@ -138,18 +138,18 @@ impl From<ToolError> for Failure {
 
 /// Waits until no VM is being created or started. Returns whether that came to be in time.
 async fn until_quiet(shared: &Shared) -> bool {
-    let is_booting =
-        |state| matches!(state, VmState::Creating | VmState::Created | VmState::Starting | VmState::Running);
     let quiet = async {
-        while shared.vms.all().iter().any(|vm| {
-            let view = vm.view.borrow();
-            // One that was created to be started later is not under way.
-            is_booting(view.record.state) && (view.record.spec.start || view.record.state != VmState::Created)
-        }) {
+        while is_busy(shared) {
             sleep(QUIET_LOOK).await;
         }
     };
     timeout(QUIET_WAIT, quiet).await.is_ok()
+}
+
+/// Whether a VM is being created or started. One whose start could not even begin is not: it may stay as it is for long.
+pub(super) fn is_busy(shared: &Shared) -> bool {
+    let is_booting = |state| matches!(state, VmState::Creating | VmState::Starting | VmState::Running);
+    shared.vms.all().iter().any(|vm| is_booting(vm.view.borrow().record.state))
 }
 
 async fn image_of(shared: &Shared, sort: &Sort) -> Result<ImageRecord, ToolError> {

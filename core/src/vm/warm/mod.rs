@@ -10,7 +10,7 @@
 //! next one ends and removes as all such. What is prepared is found by its files alone, in a directory that has its name once it is whole.
 //!
 //! A VM keeps [`VmSpec::warm`](crate::store::vms::VmSpec) from the copy of the drive until its guest has all that it is to have. As long as that is there, a
-//! cold start replaces the drive.
+//! cold start replaces the drive, and so does its detach: afterwards somebody may have used it.
 
 mod keep;
 mod make;
@@ -21,7 +21,7 @@ use std::path::Path;
 use nexus_schema::id::{AssetId, CheckpointId, DriveId, ImageId};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::NetworkMode;
-use nexus_schema::{ByteSize, ErrorCode, ToolError};
+use nexus_schema::{Arch, ByteSize, ErrorCode, ToolError};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
@@ -94,7 +94,7 @@ async fn sort_of(shared: &Shared, record: &VmRecord) -> Result<Option<Sort>, Too
     let (Some(image), Some(kernel)) = (record.image_id, record.kernel_id) else { return Ok(None) };
     // A network card has addresses that are the VM's own, and an init of the image starts services that remember things.
     let is_plain = spec.init == InitMode::Agent && spec.network.mode != NetworkMode::Nat;
-    if !is_plain || !spec.checkpoints || !spec.start {
+    if !is_plain || !spec.checkpoints || !spec.start || record.arch != Arch::HOST.as_str() {
         return Ok(None);
     }
     let choice = shared.choose_driver_of(record).await?;

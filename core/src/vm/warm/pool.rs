@@ -14,11 +14,11 @@ use nexus_schema::id::{BootId, DriveId, VmId};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmState};
-use nexus_schema::{Arch, Name, ToolError};
+use nexus_schema::{Arch, ErrorCode, Name, ToolError};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use super::make::{MEMORY_LEFT, drive_of, prepare};
+use super::make::{MEMORY_LEFT, drive_of, is_busy, prepare};
 use super::{Prepared, copy_drive, find, take};
 use crate::context::{Reserved, Shared, Waiting};
 use crate::os::paths::checkpoint_files;
@@ -46,7 +46,7 @@ pub(crate) async fn keep(shared: Weak<Shared>) {
         let warming = now.warming.clone();
         let Some(adding) = warming.begin_pool().await else { return };
         if let Err(error) = Box::pin(fill(&now)).await {
-            tracing::warn!(%error, "too few machines wait for new VMs");
+            tracing::warn!(%error, "cannot look for machines that wait for new VMs");
         }
         drop(adding);
         drop(now);
@@ -77,8 +77,14 @@ async fn fill(shared: &Arc<Shared>) -> Result<(), ToolError> {
     end_all(shared, |waiting| !defaults.warm_pool.contains_key(&waiting.from)).await;
     for (from, count) in &defaults.warm_pool {
         while shared.warming.count(from) < *count as usize {
-            if !Box::pin(add(shared, from, &defaults)).await? {
-                break;
+            match Box::pin(add(shared, from, &defaults)).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                // Those of other images may be there all the same.
+                Err(error) => {
+                    tracing::warn!(from, %error, "too few machines wait for new VMs");
+                    break;
+                }
             }
         }
     }
@@ -121,8 +127,7 @@ async fn add(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<bo
             prepared
         }
     };
-    let is_booting = |state| matches!(state, VmState::Creating | VmState::Starting | VmState::Running);
-    if shared.vms.all().iter().any(|vm| is_booting(vm.view.borrow().record.state)) {
+    if is_busy(shared) {
         return Ok(false);
     }
     let needed = record.spec.memory.as_bytes().saturating_add(MEMORY_LEFT);
@@ -136,7 +141,16 @@ async fn add(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<bo
     if !choice.caps.keeps_connections {
         return Ok(false);
     }
-    let waiting = restore(shared, from, record, &prepared).await?;
+    let waiting = match restore(shared, from, record, &prepared).await {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            if error.code == ErrorCode::CheckpointNotFound {
+                // It is damaged, or of another host: the next look prepares another one.
+                super::remove(shared, prepared.id()).await;
+            }
+            return Err(error);
+        }
+    };
     tracing::info!(machine = %waiting.machine, vm = %waiting.vm, from, "a machine waits for a new vm");
     shared.warming.add(waiting);
     Ok(true)
