@@ -11,8 +11,8 @@ use nexus_schema::egress::{
 };
 use nexus_schema::network::NetworkPolicy;
 use nexus_wire::duplex::{self, Reader, Writer};
-use nexus_wire::frames::{self, CopyError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use nexus_wire::frames::{self, CopyError, FrameError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -39,16 +39,19 @@ pub(super) async fn serve(egress: Arc<Egress>, stream: UnixStream) -> io::Result
     };
     let dialled = match line {
         Ok(opening) => tokio::select! {
-            dialled = dial(&egress, &opening) => dialled,
+            dialled = dial(&egress, &opening) => dialled.map(|dialled| (dialled, opening.without_credit)),
             // The guest closed the connection and does not wait for an answer.
             _ = reader.read_u8(), if read.is_empty() => return Ok(()),
         },
         Err(error) => Err(error),
     };
     match dialled {
-        Ok(Dialled { stream, way }) => {
-            answer(&mut writer, &EgressAnswer::Ok {}).await?;
-            carry(&egress, stream, &way, (reader, writer), read).await;
+        Ok((Dialled { stream, way }, without_credit)) => {
+            let answered = answer(&mut writer, &EgressAnswer::Ok { without_credit }).await;
+            // The guest does not wait for the log.
+            way.log(&egress);
+            answered?;
+            carry(&egress, stream, &way, Ends { halves: (reader, writer), read, without_credit }).await;
         }
         Err(error) => {
             answer(&mut writer, &EgressAnswer::Error(error)).await?;
@@ -68,10 +71,38 @@ async fn answer(writer: &mut Writer, answer: &EgressAnswer) -> io::Result<()> {
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
+/// The connection to the guest, after the answer.
+struct Ends {
+    halves: (Reader, Writer),
+    /// What was read after the opening.
+    read: BytesMut,
+    /// Whether the frames are without credit.
+    without_credit: bool,
+}
+
+impl Ends {
+    /// Copies until both directions have ended.
+    async fn copy(
+        self,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), CopyError> {
+        let Self { halves: (mut reader, mut writer), read, without_credit } = self;
+        if without_credit {
+            return frames::copy_uncredited((&mut reader, &mut writer), &read, from, to).await;
+        }
+        let (mut receiver, sender) = frames::over_with(reader, writer, read, WINDOW);
+        match frames::copy(&mut receiver, &sender, from, to).await? {
+            None => Ok(()),
+            // There is no final message on these connections.
+            Some(_) => Err(FrameError::Closed.into()),
+        }
+    }
+}
+
 /// Relays the connection until both directions have ended, or the policy no longer allows it.
-async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader, Writer), read: BytesMut) {
+async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: Ends) {
     let _open = Counted::new(&egress.counts.open);
-    let (mut receiver, sender) = frames::over_with(ends.0, ends.1, read, WINDOW);
     let policy = egress.policy();
     let (from, to) = stream.split();
     let mut from = Passed::new(from, &egress.counts.received, &egress.to_vm);
@@ -83,10 +114,7 @@ async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader,
             denied.noted(egress);
             false
         }
-        copied = frames::copy(&mut receiver, &sender, &mut from, &mut to) => match copied {
-            Ok(ended) => ended.is_none(),
-            Err(CopyError::Frames(_) | CopyError::Read(_) | CopyError::Write(_)) => false,
-        },
+        copied = ends.copy(&mut from, &mut to) => copied.is_ok(),
     };
     if !is_whole {
         // The other machine gets a reset instead of a normal end.

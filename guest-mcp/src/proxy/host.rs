@@ -12,7 +12,7 @@ use nexus_schema::link::EGRESS_PORT;
 use nexus_wire::duplex::{self, Reader, Writer};
 use nexus_wire::frames;
 use nix::sys::socket::{self, SockFlag, VsockAddr};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_vsock::VMADDR_CID_HOST;
@@ -23,14 +23,17 @@ use crate::agent::{Agent, Place, SOCKET, ShortPath, privileged_socket};
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of the host's answer: it resolves the name, and tries its addresses.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Timeout for the host to disconnect at the end.
+/// Timeout for a host that gives credit to disconnect at the end.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection that the host has made.
 #[derive(Debug)]
 pub(super) struct Made {
     ends: (Reader, Writer),
+    /// What was read after the answer.
     read: BytesMut,
+    /// Whether the frames are without credit.
+    without_credit: bool,
 }
 
 /// Asks the host for a connection.
@@ -42,7 +45,7 @@ pub(super) async fn open(agent: &Agent, host: &str, port: u16, how: EgressKind) 
     let late = |_| failed(EgressFailure::Timeout, "the VM's host did not answer".to_owned());
     let socket = timeout(DIAL_TIMEOUT, dial(agent)).await.map_err(late)?.map_err(lost)?;
     let (mut reader, mut writer) = duplex::split(socket).map_err(lost)?;
-    let opening = EgressOpening { version: VERSION, host: host.to_owned(), port, how };
+    let opening = EgressOpening { version: VERSION, host: host.to_owned(), port, how, without_credit: true };
     let mut line = serde_json::to_vec(&opening).map_err(|error| lost(error.into()))?;
     line.push(b'\n');
     let mut read = BytesMut::new();
@@ -53,7 +56,7 @@ pub(super) async fn open(agent: &Agent, host: &str, port: u16, how: EgressKind) 
     let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(late)?.map_err(lost)?;
     let answer = answer.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))?;
     match serde_json::from_slice(&answer) {
-        Ok(EgressAnswer::Ok {}) => Ok(Made { ends: (reader, writer), read }),
+        Ok(EgressAnswer::Ok { without_credit }) => Ok(Made { ends: (reader, writer), read, without_credit }),
         Ok(EgressAnswer::Error(error)) => Err(error),
         Err(error) => Err(lost(error.into())),
     }
@@ -66,7 +69,14 @@ impl Made {
         read: &mut (impl AsyncRead + Unpin),
         write: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), frames::CopyError> {
-        let (mut receiver, sender) = frames::over_with(self.ends.0, self.ends.1, self.read, WINDOW);
+        let (mut reader, mut writer) = self.ends;
+        if self.without_credit {
+            frames::copy_uncredited((&mut reader, &mut writer), &self.read, read, write).await?;
+            // Until the host has passed on all data: much of it may still be on its way.
+            let _ = reader.read_u8().await;
+            return Ok(());
+        }
+        let (mut receiver, sender) = frames::over_with(reader, writer, self.read, WINDOW);
         frames::copy(&mut receiver, &sender, read, write).await?;
         // Otherwise data that the host has not read yet could be lost.
         let _ = timeout(LINGER, receiver.next()).await;

@@ -1,0 +1,296 @@
+//! Copies between a connection of plain bytes and frames without credit, on a connection that carries nothing else.
+//!
+//! Each side reads on only when it has passed on what it read, so the connection's own flow control holds up the sender, and each side buffers no more
+//! than one read. The frames are data and end: an end is a frame, so that each direction ends separately and a connection that is cut has none.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use super::{CopyError, FrameError, HEADER, Kind, PIECE};
+use crate::duplex::{Reader, Writer};
+
+/// The size of the two buffers, in bytes: they grow from the first to the second with bulk data.
+const SENT: (usize, usize) = (8 << 10, PIECE + HEADER);
+const RECEIVED: (usize, usize) = (8 << 10, 128 << 10);
+
+/// Copies both ways until both directions have ended. `early` has bytes that were already read after the opening. Fails if the peer disconnects before
+/// both have ended, also while the plain connection takes no more.
+pub async fn copy_uncredited(
+    (reader, writer): (&mut Reader, &mut Writer),
+    early: &[u8],
+    read: &mut (impl AsyncRead + Unpin),
+    write: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CopyError> {
+    // Of this side's own direction. Only before it the peer's end of the connection is a failure: after it the peer may have left with all it needs.
+    let (is_ended, ended) = (AtomicBool::new(false), Notify::new());
+    let outwards = async {
+        send(read, writer).await?;
+        is_ended.store(true, Ordering::Release);
+        ended.notify_one();
+        Ok::<_, CopyError>(())
+    };
+    let inwards = async {
+        let mut parts = Parts::new(early);
+        while let Some(part) = parts.next(reader).await? {
+            tokio::select! {
+                biased;
+                written = write.write_all(&parts.buffer[part]) => written.map_err(CopyError::Write)?,
+                error = gone(reader, &is_ended) => return Err(error.into()),
+            }
+        }
+        write.shutdown().await.map_err(CopyError::Write)?;
+        tokio::select! {
+            biased;
+            () = ended.notified() => Ok::<_, CopyError>(()),
+            error = parts.more(reader) => Err(error.into()),
+        }
+    };
+    tokio::try_join!(outwards, inwards)?;
+    Ok(())
+}
+
+/// Sends frames until the plain connection ends, and then the end.
+async fn send(read: &mut (impl AsyncRead + Unpin), writer: &mut Writer) -> Result<(), CopyError> {
+    let mut frame = vec![0; SENT.0];
+    loop {
+        let length = read.read(&mut frame[HEADER..]).await.map_err(CopyError::Read)?;
+        let kind = if length == 0 { Kind::End } else { Kind::Data };
+        frame[..HEADER].copy_from_slice(&kind.header(length));
+        let whole = HEADER + length;
+        writer.write_all(&frame[..whole]).await.map_err(FrameError::from)?;
+        if kind == Kind::End {
+            return Ok(());
+        }
+        if whole == frame.len() && whole < SENT.1 {
+            frame.resize((whole * 4).min(SENT.1), 0);
+        }
+    }
+}
+
+/// Waits until the peer is gone without having been sent the end.
+async fn gone(reader: &mut Reader, is_ended: &AtomicBool) -> FrameError {
+    match reader.closed().await {
+        Ok(()) if is_ended.load(Ordering::Acquire) => std::future::pending().await,
+        Ok(()) => FrameError::Closed,
+        Err(error) => error.into(),
+    }
+}
+
+/// The received bytes, of which frames are not put together.
+struct Parts {
+    buffer: Vec<u8>,
+    /// Which bytes of the buffer were not returned yet.
+    there: Range<usize>,
+    /// How much of the current frame is missing, in bytes.
+    left: usize,
+}
+
+impl Parts {
+    fn new(early: &[u8]) -> Self {
+        let mut buffer = early.to_vec();
+        buffer.resize(early.len().max(RECEIVED.0), 0);
+        Self { buffer, there: 0..early.len(), left: 0 }
+    }
+
+    /// Returns where in the buffer the next data is; `None` at the end of this direction.
+    async fn next(&mut self, reader: &mut Reader) -> Result<Option<Range<usize>>, FrameError> {
+        loop {
+            if self.left > 0 && !self.there.is_empty() {
+                let start = self.there.start;
+                let part = start..start + self.there.len().min(self.left);
+                self.there.start = part.end;
+                self.left -= part.len();
+                return Ok(Some(part));
+            }
+            let header = self.buffer[self.there.clone()].first_chunk::<HEADER>().copied();
+            if self.left == 0
+                && let Some(header) = header
+            {
+                let (kind, length) = Kind::parse(header)?;
+                self.there.start += HEADER;
+                match kind {
+                    Kind::Data => self.left = length,
+                    Kind::End => return Ok(None),
+                    _ => return Err(FrameError::UnknownKind { kind: kind as u8 }),
+                }
+                continue;
+            }
+            self.fill(reader).await?;
+        }
+    }
+
+    /// Reads more bytes.
+    async fn fill(&mut self, reader: &mut Reader) -> Result<(), FrameError> {
+        self.buffer.copy_within(self.there.clone(), 0);
+        self.there = 0..self.there.len();
+        let room = &mut self.buffer[self.there.end..];
+        let (length, most) = (reader.read(room).await?, room.len());
+        if length == 0 {
+            let is_cut = self.left > 0 || !self.there.is_empty();
+            return Err(if is_cut { FrameError::Cut } else { FrameError::Closed });
+        }
+        self.there.end += length;
+        if length == most && self.buffer.len() < RECEIVED.1 {
+            self.buffer.resize((self.buffer.len() * 4).min(RECEIVED.1), 0);
+        }
+        Ok(())
+    }
+
+    /// Waits after the end of this direction for what the peer must not do then: send more, or disconnect.
+    async fn more(&mut self, reader: &mut Reader) -> FrameError {
+        if self.there.is_empty()
+            && let Err(error) = self.fill(reader).await
+        {
+            return error;
+        }
+        FrameError::AfterEnd { kind: Kind::Data }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream as Plain;
+    use std::time::Duration;
+
+    use tokio::net::UnixStream;
+    use tokio::task::JoinHandle;
+    use tokio::time::timeout;
+
+    use super::super::PAYLOAD_MAX;
+    use super::*;
+    use crate::duplex::split;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// Copies between the two sockets.
+    fn copying(
+        plain: UnixStream,
+        framed: UnixStream,
+        early: &'static [u8],
+    ) -> JoinHandle<Result<(), CopyError>> {
+        tokio::spawn(async move {
+            let (mut reader, mut writer) = split(framed.into_std().unwrap().into()).unwrap();
+            let (mut read, mut write) = plain.into_split();
+            copy_uncredited((&mut reader, &mut writer), early, &mut read, &mut write).await
+        })
+    }
+
+    /// One side of a stream: its copying, its program and its peer.
+    fn one(early: &'static [u8]) -> (JoinHandle<Result<(), CopyError>>, UnixStream, UnixStream) {
+        let ((program, plain), (framed, peer)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        (copying(plain, framed, early), program, peer)
+    }
+
+    #[tokio::test]
+    async fn all_comes_over_in_both_directions_to_their_own_ends() {
+        let (near, mut program, peer) = one(b"");
+        let (plain, mut server) = UnixStream::pair().unwrap();
+        let far = copying(plain, peer, b"");
+        let sent: Vec<u8> = (0..5_000_000_u32).map(|n| (n * 31 / 7) as u8).collect();
+        let expected = sent.clone();
+        let asking = tokio::spawn(async move {
+            program.write_all(b"small").await.unwrap();
+            program.write_all(&sent).await.unwrap();
+            program.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            program.read_to_end(&mut answer).await.unwrap();
+            answer
+        });
+        let mut asked = Vec::new();
+        server.read_to_end(&mut asked).await.unwrap();
+        assert!(asked.starts_with(b"small") && asked[5..] == expected);
+        server.write_all(&asked).await.unwrap();
+        drop(server);
+        assert!(asking.await.unwrap() == asked);
+        for side in [near, far] {
+            timeout(SOON, side).await.unwrap().unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_are_taken_in_any_parts_and_nothing_else_is() {
+        let data = |bytes: &[u8]| [&Kind::Data.header(bytes.len())[..], bytes].concat();
+        let end = Kind::End.header(0);
+        let (copied, mut program, mut peer) = one(b"\x01\0");
+        for part in [&b"\0\x03ab"[..], b"c\x01\0\0", b"\x01d", &end] {
+            peer.write_all(part).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut said = String::new();
+        program.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "abcd");
+        program.shutdown().await.unwrap();
+        timeout(SOON, copied).await.unwrap().unwrap().unwrap();
+        let mut answer = Vec::new();
+        peer.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, end);
+
+        let long = [1_u8, 4, 0, 1];
+        assert_eq!(usize::from(long[1]) << 16 | 1, PAYLOAD_MAX + 1);
+        for (bytes, word) in [
+            (&b"\x01\0\0\0"[..], "data frame of 0 bytes"),
+            (&long, "data frame of 262145 bytes"),
+            (b"\x04\0\0\x04\0\0\0\x01", "unknown frame kind 4"),
+            (b"\xff\0\0\0", "unknown frame kind 255"),
+            (&[&end[..], &data(b"x")].concat(), "data frame after the end"),
+            (&data(b"xyz")[..5], "the connection ended within a frame"),
+            (b"\x01\0", "the connection ended within a frame"),
+            (&data(b"xyz"), "the stream is closed"),
+            (&end, "the stream is closed"),
+        ] {
+            let (copied, _program, mut peer) = one(b"");
+            peer.write_all(bytes).await.unwrap();
+            drop(peer);
+            let error = timeout(SOON, copied).await.unwrap().unwrap().unwrap_err();
+            assert_eq!(error.to_string(), word, "{bytes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_leaves_is_noticed_while_a_program_reads_nothing() {
+        let block = [&Kind::Data.header(PAYLOAD_MAX)[..], &[7; PAYLOAD_MAX]].concat();
+        for is_ended in [false, true] {
+            let (copied, mut program, mut peer) = one(b"");
+            if is_ended {
+                program.shutdown().await.unwrap();
+                let mut end = [0; HEADER];
+                peer.read_exact(&mut end).await.unwrap();
+            }
+            // More than the sockets hold.
+            let mut sent = 0;
+            while let Ok(Ok(length)) =
+                timeout(Duration::from_millis(200), peer.write(&block[sent % block.len()..])).await
+            {
+                sent += length;
+            }
+            assert!(sent > 0 && !copied.is_finished());
+            let is_between = sent.is_multiple_of(block.len());
+            let peer: Plain = peer.into_std().unwrap();
+            peer.shutdown(Shutdown::Both).unwrap();
+            drop(peer);
+            if is_ended {
+                // It has all that it needs, and what it sent before goes on to the program.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                assert!(!copied.is_finished());
+                let mut received = 0;
+                let mut buffer = vec![0; 64 << 10];
+                loop {
+                    match program.read(&mut buffer).await.unwrap() {
+                        0 => break,
+                        length => received += length,
+                    }
+                }
+                let frames = sent.div_ceil(block.len());
+                assert_eq!(received, sent - frames * HEADER);
+            }
+            // There was no end of its own.
+            let error = timeout(SOON, copied).await.unwrap().unwrap().unwrap_err();
+            let closed = matches!(error, CopyError::Frames(FrameError::Closed));
+            assert!(if is_ended { closed == is_between } else { closed }, "{error}");
+        }
+    }
+}
