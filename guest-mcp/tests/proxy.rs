@@ -17,14 +17,23 @@ use serde_json::{Value, json};
 struct Host(UnixListener);
 
 impl Host {
-    /// Takes the next connection: it, and what it asks for.
+    /// Takes the next connection on which anything is asked for: it, and what that is.
     fn next(&self) -> (BufReader<UnixStream>, Value) {
+        loop {
+            let mut stream = self.next_silent();
+            let mut line = String::new();
+            // Those that are made for the next program end if there is none.
+            if stream.read_line(&mut line).unwrap() > 0 {
+                return (stream, serde_json::from_str(&line).unwrap());
+            }
+        }
+    }
+
+    /// Takes the next connection.
+    fn next_silent(&self) -> BufReader<UnixStream> {
         let (stream, _) = self.0.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut stream = BufReader::new(stream);
-        let mut line = String::new();
-        stream.read_line(&mut line).unwrap();
-        (stream, serde_json::from_str(&line).unwrap())
+        BufReader::new(stream)
     }
 }
 
@@ -131,6 +140,37 @@ fn a_tunnel_carries_both_directions_to_their_own_ends() {
         drop(at_host);
         assert!(program.read(&mut [0]).is_err());
     }
+}
+
+#[test]
+fn the_next_connection_to_the_host_is_made_before_a_program_asks_for_it() {
+    let (guest, host) = start(true);
+    let mut client = guest.client();
+    let proxy = variable(&mut client, "http_proxy");
+    let ask = || {
+        let mut program = TcpStream::connect(proxy.strip_prefix("http://").unwrap()).unwrap();
+        program.set_read_timeout(Some(PATIENCE)).unwrap();
+        program.write_all(b"CONNECT b.example:443 HTTP/1.1\r\n\r\n").unwrap();
+        BufReader::new(program)
+    };
+    let made = |mut at_host: BufReader<UnixStream>, program: &mut BufReader<TcpStream>| {
+        at_host.get_mut().write_all(MADE[1]).unwrap();
+        assert!(head(program).starts_with("HTTP/1.1 200 "));
+    };
+    let mut program = ask();
+    made(host.next().0, &mut program);
+    let mut spare = host.next_silent();
+    let mut program = ask();
+    let mut line = String::new();
+    spare.read_line(&mut line).unwrap();
+    assert!(line.contains("b.example"), "{line}");
+    made(spare, &mut program);
+    // One that the host has given up is not used.
+    drop(host.next_silent());
+    let mut program = ask();
+    made(host.next().0, &mut program);
+    // If nobody asks, it ends.
+    assert_eq!(host.next_silent().read_line(&mut line).unwrap(), 0);
 }
 
 #[test]

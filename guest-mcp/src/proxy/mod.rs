@@ -12,6 +12,7 @@ mod http;
 mod refused;
 mod serve;
 mod socks;
+mod spare;
 mod trouble;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use nexus_schema::link::{ProxyParams, RefusedParams};
 use tokio::net::TcpListener;
 
 pub(crate) use refused::Refused;
+use spare::Spare;
 pub(crate) use trouble::{Counted, hear_of_refusals};
 
 use crate::agent::{Agent, bring_up_loopback};
@@ -44,6 +46,8 @@ pub(crate) struct Proxy {
     has_interface: AtomicBool,
     /// The connections that the host refused.
     pub(crate) refused: Refused,
+    /// A connection for the next program.
+    spare: Spare,
 }
 
 impl Proxy {
@@ -97,6 +101,7 @@ pub(crate) async fn apply(agent: &Arc<Agent>, params: ProxyParams) -> Option<Str
                 // If another call was faster, its listener stays and this one is closed.
                 if proxy.port.set(port).is_ok() {
                     tokio::spawn(serve::accept(agent.clone(), listener));
+                    tokio::spawn(spare::keep(agent.clone()));
                 }
             }
             Err(error) => {
