@@ -3,13 +3,17 @@
 //! Each side reads on only when it has passed on what it read, so the connection's own flow control holds up the sender, and each side buffers no more
 //! than one read. The frames are data and end: an end is a frame, so that each direction ends separately and a connection that is cut has none.
 
+use std::future::poll_fn;
+use std::io;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
 
-use super::{CopyError, FrameError, HEADER, Kind, PIECE};
+use super::{CopyError, FrameError, HEADER, Kind, PIECE, whole};
 use crate::duplex::{Reader, Writer};
 
 /// The size of the two buffers, in bytes: they grow from the first to the second with bulk data.
@@ -52,22 +56,50 @@ pub async fn copy_uncredited(
     Ok(())
 }
 
-/// Sends frames until the plain connection ends, and then the end.
-async fn send(read: &mut (impl AsyncRead + Unpin), writer: &mut Writer) -> Result<(), CopyError> {
+/// Sends frames until the plain connection ends, and then the end. After much data, what does not fill a packet goes with more, if that is there.
+async fn send(
+    read: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CopyError> {
     let mut frame = vec![0; SENT.0];
+    // How many bytes wait behind the header.
+    let mut there = 0;
     loop {
-        let length = read.read(&mut frame[HEADER..]).await.map_err(CopyError::Read)?;
-        let kind = if length == 0 { Kind::End } else { Kind::Data };
-        frame[..HEADER].copy_from_slice(&kind.header(length));
-        let whole = HEADER + length;
-        writer.write_all(&frame[..whole]).await.map_err(FrameError::from)?;
-        if kind == Kind::End {
+        let room = &mut frame[HEADER + there..];
+        let more = if there == 0 { Some(read.read(room).await) } else { read_soon(read, room).await };
+        let more = more.transpose().map_err(CopyError::Read)?;
+        there += more.unwrap_or(0);
+        let is_filled = HEADER + there == frame.len();
+        let now = if more > Some(0) { whole(there).min(there) } else { there };
+        if now > 0 {
+            frame[..HEADER].copy_from_slice(&Kind::Data.header(now));
+            writer.write_all(&frame[..HEADER + now]).await.map_err(FrameError::from)?;
+        }
+        if more == Some(0) {
+            writer.write_all(&Kind::End.header(0)).await.map_err(FrameError::from)?;
             return Ok(());
         }
-        if whole == frame.len() && whole < SENT.1 {
-            frame.resize((whole * 4).min(SENT.1), 0);
+        frame.copy_within(HEADER + now..HEADER + there, HEADER);
+        there -= now;
+        if is_filled && frame.len() < SENT.1 {
+            frame.resize((frame.len() * 4).min(SENT.1), 0);
         }
     }
+}
+
+/// Reads what is there, or comes while other tasks have their turn; `None` if nothing does.
+async fn read_soon(read: &mut (impl AsyncRead + Unpin), room: &mut [u8]) -> Option<io::Result<usize>> {
+    for is_last in [false, true] {
+        let mut buffer = ReadBuf::new(room);
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *read).poll_read(cx, &mut buffer))).await;
+        if let Poll::Ready(result) = polled {
+            return Some(result.map(|()| buffer.filled().len()));
+        }
+        if !is_last {
+            tokio::task::yield_now().await;
+        }
+    }
+    None
 }
 
 /// Waits until the peer is gone without having been sent the end.
@@ -209,6 +241,32 @@ mod tests {
         for side in [near, far] {
             timeout(SOON, side).await.unwrap().unwrap().unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn frames_of_much_data_fill_packets_and_the_rest_is_not_held_back() {
+        let mut sent = Vec::new();
+        send(&mut &[7_u8; 300_000][..], &mut sent).await.unwrap();
+        let (mut rest, mut lengths) = (&sent[..], Vec::new());
+        while let Some((header, behind)) = rest.split_first_chunk::<HEADER>() {
+            let (_, length) = Kind::parse(*header).unwrap();
+            lengths.push(length);
+            rest = &behind[length..];
+        }
+        assert_eq!(lengths, [8188, 32_764, 131_068, 65_532, 62_448, 0]);
+
+        let (_copied, mut program, peer) = one(b"");
+        let (mut reader, _writer) = split(peer.into_std().unwrap().into()).unwrap();
+        let writing = tokio::spawn(async move {
+            program.write_all(&[7; 300_000]).await.unwrap();
+            program
+        });
+        let (mut parts, mut received) = (Parts::new(b""), 0);
+        while received < 300_000 {
+            let part = timeout(SOON, parts.next(&mut reader)).await.unwrap().unwrap();
+            received += part.unwrap().len();
+        }
+        drop(writing.await.unwrap());
     }
 
     #[tokio::test]
