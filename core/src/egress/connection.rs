@@ -138,3 +138,66 @@ async fn no_longer_allowed(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::id::VmId;
+    use nexus_schema::network::NetworkMode;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::egress::{Egresses, read_log};
+    use crate::event::Events;
+
+    #[tokio::test]
+    async fn guests_get_frames_with_or_without_credit_as_they_ask() {
+        let directory = tempfile::tempdir().unwrap();
+        let egresses = Egresses::new(directory.path().to_owned(), Events::new());
+        let vm = VmId::from_i64(1).unwrap();
+        let allow = vec!["127.0.0.1".parse().unwrap()];
+        let policy = NetworkPolicy { mode: NetworkMode::Proxy, allow, ..NetworkPolicy::default() };
+        let egress = egresses.of(vm, &policy);
+        let here = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = here.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = here.accept().await {
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+            }
+        });
+        let without = ",\"without_credit\":true";
+        for (asked, answer) in [("", "{\"ok\":{}}\n"), (without, "{\"ok\":{\"without_credit\":true}}\n")] {
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            let serving = tokio::spawn(serve(egress.clone(), host));
+            let opening = format!(
+                "{{\"version\":1,\"host\":\"127.0.0.1\",\"port\":{port},\"how\":\"connect\"{asked}}}\n"
+            );
+            guest.write_all(opening.as_bytes()).await.unwrap();
+            let mut said = vec![0; answer.len()];
+            guest.read_exact(&mut said).await.unwrap();
+            assert_eq!(String::from_utf8(said).unwrap(), answer);
+            let frames = b"\x01\0\0\x05hello\x03\0\0\0";
+            guest.write_all(frames).await.unwrap();
+            let mut back = Vec::new();
+            guest.read_to_end(&mut back).await.unwrap();
+            assert_eq!(back, frames);
+            serving.await.unwrap().unwrap();
+        }
+        let count = |of: &std::sync::atomic::AtomicU64| of.load(std::sync::atomic::Ordering::Relaxed);
+        let counts = &egress.counts;
+        assert_eq!(
+            [&counts.allowed, &counts.open, &counts.sent, &counts.received].map(count),
+            [2, 0, 10, 10]
+        );
+        let logged = async {
+            loop {
+                let logged = read_log(directory.path(), vm, None, 9).unwrap().0.len();
+                if logged >= 2 {
+                    return logged;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert_eq!(timeout(ANSWER_TIMEOUT, logged).await.unwrap(), 2);
+    }
+}
