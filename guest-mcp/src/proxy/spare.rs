@@ -60,10 +60,11 @@ pub(super) async fn keep(agent: Arc<Agent>) {
     let spare = &agent.proxy.spare;
     loop {
         spare.wanted.notified().await;
-        // First the program goes on that has just got its connection.
-        rustix::thread::sched_yield();
-        // If it fails, the next program tries again and hears why.
-        while let Ok(ends) = connect(&agent).await {
+        loop {
+            // First the program goes on that has just got its connection.
+            rustix::thread::sched_yield();
+            // If it fails, the next program tries again and hears why.
+            let Ok(ends) = connect(&agent).await else { break };
             *spare.ready() = Some(ends);
             if !spare.is_next_wanted(Instant::now() + KEPT).await {
                 break;
