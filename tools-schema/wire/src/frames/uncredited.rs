@@ -19,6 +19,8 @@ use crate::duplex::{Reader, Writer};
 /// The size of the two buffers, in bytes: they grow from the first to the second with bulk data.
 const SENT: (usize, usize) = (8 << 10, PIECE + HEADER);
 const RECEIVED: (usize, usize) = (8 << 10, 128 << 10);
+/// Frames of at most this length are passed on together, in bytes.
+const SMALL: usize = 4 << 10;
 
 /// Copies both ways until both directions have ended. `early` has bytes that were already read after the opening. Fails if the peer disconnects before
 /// both have ended, also while the plain connection takes no more.
@@ -130,28 +132,53 @@ impl Parts {
     /// Returns where in the buffer the next data is; `None` at the end of this direction.
     async fn next(&mut self, reader: &mut Reader) -> Result<Option<Range<usize>>, FrameError> {
         loop {
-            if self.left > 0 && !self.there.is_empty() {
-                let start = self.there.start;
-                let part = start..start + self.there.len().min(self.left);
-                self.there.start = part.end;
-                self.left -= part.len();
-                return Ok(Some(part));
+            let part = self.take();
+            if !part.is_empty() {
+                return Ok(Some(self.with_small(part)));
             }
-            let header = self.buffer[self.there.clone()].first_chunk::<HEADER>().copied();
-            if self.left == 0
-                && let Some(header) = header
-            {
-                let (kind, length) = Kind::parse(header)?;
-                self.there.start += HEADER;
-                match kind {
-                    Kind::Data => self.left = length,
-                    Kind::End => return Ok(None),
-                    _ => return Err(FrameError::UnknownKind { kind: kind as u8 }),
-                }
+            let Some(header) = self.header() else {
+                self.fill(reader).await?;
                 continue;
+            };
+            let (kind, length) = header?;
+            self.there.start += HEADER;
+            match kind {
+                Kind::Data => self.left = length,
+                Kind::End => return Ok(None),
+                _ => return Err(FrameError::UnknownKind { kind: kind as u8 }),
             }
-            self.fill(reader).await?;
         }
+    }
+
+    /// Takes what is there of the current frame.
+    fn take(&mut self) -> Range<usize> {
+        let start = self.there.start;
+        let part = start..start + self.there.len().min(self.left);
+        self.there.start = part.end;
+        self.left -= part.len();
+        part
+    }
+
+    /// Returns the next header, if the current frame is complete and the header is there.
+    fn header(&self) -> Option<Result<(Kind, usize), FrameError>> {
+        let header = self.buffer[self.there.clone()].first_chunk::<HEADER>()?;
+        (self.left == 0).then(|| Kind::parse(*header))
+    }
+
+    /// Moves the data of small frames that are there behind a part, so that thousands of them are not as many writes.
+    fn with_small(&mut self, mut part: Range<usize>) -> Range<usize> {
+        while let Some(Ok((Kind::Data, length))) = self.header() {
+            let start = self.there.start + HEADER;
+            let there = length.min(self.there.end - start);
+            if there == 0 || there > SMALL {
+                break;
+            }
+            self.buffer.copy_within(start..start + there, part.end);
+            part.end += there;
+            self.there.start = start + there;
+            self.left = length - there;
+        }
+        part
     }
 
     /// Reads more bytes.
@@ -286,6 +313,16 @@ mod tests {
         let mut answer = Vec::new();
         peer.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, end);
+
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (mut reader, _writer) = split(near.into_std().unwrap().into()).unwrap();
+        // Small frames come together, with the beginning of a larger one.
+        let all = [data(b"xyz").repeat(1000), data(&[7; SMALL + 1])[..100].to_vec()].concat();
+        far.write_all(&all).await.unwrap();
+        let mut parts = Parts::new(b"");
+        let part = parts.next(&mut reader).await.unwrap().unwrap();
+        assert_eq!(parts.buffer[part], [b"xyz".repeat(1000), vec![7; 96]].concat());
+        assert_eq!((parts.there.len(), parts.left), (0, SMALL + 1 - 96));
 
         let long = [1_u8, 4, 0, 1];
         assert_eq!(usize::from(long[1]) << 16 | 1, PAYLOAD_MAX + 1);
