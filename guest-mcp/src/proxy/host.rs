@@ -22,8 +22,10 @@ use crate::agent::{Agent, Place, SOCKET, ShortPath, privileged_socket};
 
 /// Timeout of the host's answer: it resolves the name, and tries its addresses.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Timeout for a host that gives credit to disconnect at the end.
+/// Timeout for the host to disconnect at the end.
 const LINGER: Duration = Duration::from_secs(5);
+/// The same for a host that gives no credit. Until it disconnects, much data may still be on its way to a machine that reads slowly.
+const LONG_LINGER: Duration = Duration::from_mins(10);
 
 /// A connection that the host has made.
 #[derive(Debug)]
@@ -88,8 +90,7 @@ impl Made {
         let (mut reader, mut writer) = self.ends;
         if self.without_credit {
             frames::copy_uncredited((&mut reader, &mut writer), &self.read, read, write).await?;
-            // Until the host has passed on all data: much of it may still be on its way.
-            let _ = reader.read_u8().await;
+            let _ = timeout(LONG_LINGER, reader.read_u8()).await;
             return Ok(());
         }
         let (mut receiver, sender) = frames::over_with(reader, writer, self.read, WINDOW);

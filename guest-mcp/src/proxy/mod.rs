@@ -4,6 +4,8 @@
 //! program ── 127.0.0.1:3128 ── http: CONNECT, or a request with an absolute URL ─┐
 //!                           ── socks: SOCKS5 with names                         ─┴─ host ── host's port 1025
 //! ```
+//! While programs make connections, one to the host is kept for the next of them (`spare`).
+//!
 //! It resolves no names and makes no decisions: the host does. It remembers what the host refused, so that the results of commands can show it. In a
 //! VM with an interface, the host reports what its firewall refused.
 
