@@ -17,14 +17,23 @@ use serde_json::{Value, json};
 struct Host(UnixListener);
 
 impl Host {
-    /// Takes the next connection: it, and what it asks for.
+    /// Takes the next connection on which anything is asked for: it, and what that is.
     fn next(&self) -> (BufReader<UnixStream>, Value) {
+        loop {
+            let mut stream = self.next_silent();
+            let mut line = String::new();
+            // Those that are made for the next program end if there is none.
+            if stream.read_line(&mut line).unwrap() > 0 {
+                return (stream, serde_json::from_str(&line).unwrap());
+            }
+        }
+    }
+
+    /// Takes the next connection.
+    fn next_silent(&self) -> BufReader<UnixStream> {
         let (stream, _) = self.0.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut stream = BufReader::new(stream);
-        let mut line = String::new();
-        stream.read_line(&mut line).unwrap();
-        (stream, serde_json::from_str(&line).unwrap())
+        BufReader::new(stream)
     }
 }
 
@@ -79,6 +88,8 @@ fn head(stream: &mut BufReader<TcpStream>) -> String {
     head
 }
 
+/// The answers of hosts that give credit, and of those that do not.
+const MADE: [&[u8]; 2] = [b"{\"ok\":{}}\n", b"{\"ok\":{\"without_credit\":true}}\n"];
 const DENIED: &[u8] = b"{\"error\":{\"failure\":\"denied\",\"reason\":\"name_not_allowed\",\"message\":\"no\",\"hint\":\"ask\",\"allow\":[\"a\",\"b.example:443\"]}}\n";
 
 #[test]
@@ -97,31 +108,69 @@ fn a_tunnel_carries_both_directions_to_their_own_ends() {
             b"\x05\x00\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00",
         ),
     ] {
-        let mut program = dial(&mut client);
-        program.write_all(request).unwrap();
-        let (mut at_host, asked) = host.next();
-        assert_eq!(asked, json!({ "version": 1, "host": "b.example", "port": 443, "how": how }));
-        at_host.get_mut().write_all(b"{\"ok\":{}}\n").unwrap();
-        let mut said = vec![0; answer.len()];
-        program.read_exact(&mut said).unwrap();
-        assert_eq!(said, answer);
-        assert_eq!(read_frame(&mut at_host), (1, b"early".to_vec()));
-        program.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(read_frame(&mut at_host), (3, Vec::new()));
-        at_host.get_mut().write_all(&[frame(1, b"late"), frame(3, b"")].concat()).unwrap();
-        let mut said = String::new();
-        program.read_to_string(&mut said).unwrap();
-        assert_eq!(said, "late");
+        for made in MADE {
+            let mut program = dial(&mut client);
+            program.write_all(request).unwrap();
+            let (mut at_host, asked) = host.next();
+            assert_eq!(
+                asked,
+                json!({ "version": 1, "host": "b.example", "port": 443, "how": how, "without_credit": true })
+            );
+            at_host.get_mut().write_all(made).unwrap();
+            let mut said = vec![0; answer.len()];
+            program.read_exact(&mut said).unwrap();
+            assert_eq!(said, answer);
+            assert_eq!(read_frame(&mut at_host), (1, b"early".to_vec()));
+            program.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_frame(&mut at_host), (3, Vec::new()));
+            at_host.get_mut().write_all(&[frame(1, b"late"), frame(3, b"")].concat()).unwrap();
+            let mut said = String::new();
+            program.read_to_string(&mut said).unwrap();
+            assert_eq!(said, "late");
+        }
     }
     // One that the host hangs up on is reset, and does not just end.
-    let mut program = dial(&mut client);
-    program.write_all(b"CONNECT b.example:443 HTTP/1.1\r\n\r\n").unwrap();
-    let (mut at_host, _) = host.next();
-    at_host.get_mut().write_all(b"{\"ok\":{}}\n").unwrap();
-    let mut program = BufReader::new(program);
-    head(&mut program);
-    drop(at_host);
-    assert!(program.read(&mut [0]).is_err());
+    for made in MADE {
+        let mut program = dial(&mut client);
+        program.write_all(b"CONNECT b.example:443 HTTP/1.1\r\n\r\n").unwrap();
+        let (mut at_host, _) = host.next();
+        at_host.get_mut().write_all(made).unwrap();
+        let mut program = BufReader::new(program);
+        head(&mut program);
+        drop(at_host);
+        assert!(program.read(&mut [0]).is_err());
+    }
+}
+
+#[test]
+fn the_next_connection_to_the_host_is_made_before_a_program_asks_for_it() {
+    let (guest, host) = start(true);
+    let mut client = guest.client();
+    let proxy = variable(&mut client, "http_proxy");
+    let ask = || {
+        let mut program = TcpStream::connect(proxy.strip_prefix("http://").unwrap()).unwrap();
+        program.set_read_timeout(Some(PATIENCE)).unwrap();
+        program.write_all(b"CONNECT b.example:443 HTTP/1.1\r\n\r\n").unwrap();
+        BufReader::new(program)
+    };
+    let made = |mut at_host: BufReader<UnixStream>, program: &mut BufReader<TcpStream>| {
+        at_host.get_mut().write_all(MADE[1]).unwrap();
+        assert!(head(program).starts_with("HTTP/1.1 200 "));
+    };
+    let mut program = ask();
+    made(host.next().0, &mut program);
+    let mut spare = host.next_silent();
+    let mut program = ask();
+    let mut line = String::new();
+    spare.read_line(&mut line).unwrap();
+    assert!(line.contains("b.example"), "{line}");
+    made(spare, &mut program);
+    // One that the host has given up is not used.
+    drop(host.next_silent());
+    let mut program = ask();
+    made(host.next().0, &mut program);
+    // If nobody asks, it ends.
+    assert_eq!(host.next_silent().read_line(&mut line).unwrap(), 0);
 }
 
 #[test]
@@ -133,8 +182,11 @@ fn a_plain_request_is_one_a_connection() {
         .write_all(b"POST http://b.example/x HTTP/1.1\r\nHost: b.example\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\nbodyGET http://c.example/ HTTP/1.1\r\n\r\n")
         .unwrap();
     let (mut at_host, asked) = host.next();
-    assert_eq!(asked, json!({ "version": 1, "host": "b.example", "port": 80, "how": "http" }));
-    at_host.get_mut().write_all(b"{\"ok\":{}}\n").unwrap();
+    assert_eq!(
+        asked,
+        json!({ "version": 1, "host": "b.example", "port": 80, "how": "http", "without_credit": true })
+    );
+    at_host.get_mut().write_all(MADE[1]).unwrap();
     let expected =
         "POST /x HTTP/1.1\r\nHost: b.example\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
     let mut said = String::new();

@@ -8,8 +8,8 @@
 //!                     <─────────────  {"ok":{}}                           one line, or {"error":{…}}: `EgressAnswer`
 //!   frames  <───────────────────────────────────────>                     both ways at once: `nexus_wire::frames`
 //! ```
-//! The frames are data, credit and end; both sides start with [`WINDOW`]. Each direction ends separately. A side that disconnects before both have
-//! ended resets the connection.
+//! The frames are data, credit and end; both sides start with [`WINDOW`]. If both support it, there is no credit: a side reads on when it has passed
+//! on what it read. Each direction ends separately. A side that disconnects before both have ended resets the connection.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,9 @@ pub struct EgressOpening {
     pub port: u16,
     /// How the program in the guest requested it.
     pub how: EgressKind,
+    /// Whether the guest supports frames without credit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_credit: bool,
 }
 
 /// How a program requested a connection from its proxy.
@@ -58,7 +61,11 @@ pub enum EgressKind {
 #[serde(rename_all = "snake_case")]
 pub enum EgressAnswer {
     /// The connection was made.
-    Ok {},
+    Ok {
+        /// Whether the frames are without credit, which the guest must support.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        without_credit: bool,
+    },
     /// The connection was not made.
     Error(EgressError),
 }
@@ -133,6 +140,10 @@ mod tests {
         let line = r#"{"version":1,"host":"example.org","port":443,"how":"connect"}"#;
         let opening = EgressOpening::parse(line.as_bytes()).unwrap();
         assert_eq!(serde_json::to_string(&opening).unwrap(), line);
+        assert!(!opening.without_credit);
+        let line = r#"{"version":1,"host":"::1","port":1,"how":"socks5","without_credit":true}"#;
+        let opening = EgressOpening::parse(line.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&opening).unwrap(), line);
         for (line, words) in [
             ("GET / HTTP/1.1", "expected value"),
             (r#"{"version":2,"host":"x","port":1,"how":"connect"}"#, "version 2 are not supported"),
@@ -142,7 +153,11 @@ mod tests {
             let error = EgressOpening::parse(line.as_bytes()).unwrap_err();
             assert!(error.message.contains(words), "{line}: {}", error.message);
         }
-        assert_eq!(serde_json::to_string(&EgressAnswer::Ok {}).unwrap(), r#"{"ok":{}}"#);
+        for (without_credit, line) in [(false, r#"{"ok":{}}"#), (true, r#"{"ok":{"without_credit":true}}"#)] {
+            let answer = EgressAnswer::Ok { without_credit };
+            assert_eq!(serde_json::to_string(&answer).unwrap(), line);
+            assert_eq!(serde_json::from_str::<EgressAnswer>(line).unwrap(), answer);
+        }
         let error = EgressError {
             reason: Some(DenyReason::Private),
             ..EgressError::new(EgressFailure::Denied, "no")

@@ -44,6 +44,11 @@ pub(super) struct Way {
 }
 
 impl Way {
+    /// Logs that the connection was made.
+    pub(super) fn log(&self, egress: &Egress) {
+        egress.log(Verdict::Allowed, &self.host, self.port, self.place.map(|place| place.address));
+    }
+
     /// Checks whether a policy allows the connection.
     pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
         let port = self.port;
@@ -95,13 +100,12 @@ impl Denied {
     }
 }
 
-/// Makes the requested connection if the policy allows it.
+/// Makes the requested connection if the policy allows it. One that is made is counted here and logged by the caller; all others are logged here.
 pub(super) async fn dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, EgressError> {
     let dialled = try_dial(egress, opening).await;
     match &dialled {
-        Ok(Dialled { way, .. }) => {
+        Ok(_) => {
             egress.counts.allowed.fetch_add(1, Ordering::Relaxed);
-            egress.log(Verdict::Allowed, &way.host, way.port, way.place.map(|place| place.address));
         }
         // Recorded where it was refused.
         Err(error) if error.failure == EgressFailure::Denied => {}
@@ -303,8 +307,8 @@ mod tests {
         let policy = NetworkPolicy { mode: NetworkMode::Proxy, allow, deny, ..NetworkPolicy::default() };
         let egress = egresses.of(VmId::from_i64(1).unwrap(), &policy);
         let dial = async |host: &str, port| {
-            let opening =
-                EgressOpening { version: VERSION, host: host.to_owned(), port, how: EgressKind::Connect };
+            let (host, how) = (host.to_owned(), EgressKind::Connect);
+            let opening = EgressOpening { version: VERSION, host, port, how, without_credit: false };
             dial(&egress, &opening).await
         };
         for (host, authority) in [("far.invalid", "far.invalid:443"), ("203.0.113.7", "203.0.113.7:443")] {
@@ -341,6 +345,7 @@ mod tests {
             host: host.to_owned(),
             port: 1,
             how: EgressKind::Connect,
+            without_credit: false,
         };
         let refused = async |policy: &NetworkPolicy, host: &str| {
             let egress = egresses.of(VmId::from_i64(1).unwrap(), policy);

@@ -7,9 +7,9 @@ use rustix::io::Errno;
 
 /// Returns whether an address, or the IPv4 address that is embedded in it, is one of this host's own. Sends nothing.
 pub(super) fn is_own(address: IpAddr) -> bool {
-    [address.to_canonical(), inner(address)]
-        .into_iter()
-        .any(|address| is_source(address) || is_local(address))
+    let is_ours = |address| is_source(address) || is_local(address);
+    let (canonical, inner) = (address.to_canonical(), inner(address));
+    is_ours(canonical) || (inner != canonical && is_ours(inner))
 }
 
 /// Returns whether the kernel would use the address itself as the source of packets to it.

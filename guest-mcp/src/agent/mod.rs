@@ -32,6 +32,7 @@ pub(crate) use configure::replace;
 pub(crate) use network::bring_up_loopback;
 pub(crate) use open::{Sender, accept, finish, refuse};
 pub(crate) use stream::{SOCKET, ShortPath, privileged_socket};
+pub(crate) use tcp::OfProgram;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -12,7 +12,6 @@ use nexus_schema::stream::{Done, Ended};
 use nexus_wire::frames::{CopyError, FULL, copy};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
 use tokio::time::timeout;
 
 use super::open::{Receiver, Sender, finish};
@@ -21,14 +20,20 @@ use crate::os::reason;
 /// Timeout of a connect. On loopback, only a full backlog makes it wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a server sends. Between two reads of much data the server gets the processor if little is left: so on a single one it writes as much as it can,
+/// What a program sends. Between two reads of much data the program gets the processor if little is left: so on a single one it writes as much as it can,
 /// instead of being interrupted after each segment.
-struct OfServer<'a> {
-    read: ReadHalf<'a>,
+pub(crate) struct OfProgram<R> {
+    read: R,
     is_bulk: bool,
 }
 
-impl AsyncRead for OfServer<'_> {
+impl<R> OfProgram<R> {
+    pub(crate) fn new(read: R) -> Self {
+        Self { read, is_bulk: false }
+    }
+}
+
+impl<R: AsyncRead + AsRef<TcpStream> + Unpin> AsyncRead for OfProgram<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -75,7 +80,7 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
 /// Forwards a connection until both directions have ended. If the host disconnects, the connection is reset.
 pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sender: Sender) {
     let (read, mut write) = connection.split();
-    let mut read = OfServer { read, is_bulk: false };
+    let mut read = OfProgram::new(read);
     let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
     let failed = |what: &str, error: &io::Error| {
         Done::Error(ToolError::new(

@@ -10,8 +10,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::serve::{Program, open};
-use crate::agent::Agent;
+use crate::agent::{Agent, OfProgram};
 
+/// The initial room for a request's head, in bytes.
+const HEAD: usize = 4 << 10;
 /// The maximum size of a request's head, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 /// The maximum number of header fields of a request.
@@ -32,7 +34,8 @@ pub(super) struct Request {
 
 /// Reads a program's request. The inner error is the refusal to send if the request is not supported.
 pub(super) async fn ask(program: &mut Program, first: u8) -> io::Result<Result<Request, Vec<u8>>> {
-    let mut head = vec![first];
+    let mut head = Vec::with_capacity(HEAD);
+    head.push(first);
     loop {
         match parse(&head) {
             Ok(Some(request)) => return Ok(Ok(request)),
@@ -152,7 +155,7 @@ pub(super) async fn serve(agent: &Agent, mut program: Program, request: Request)
     let carried = match head {
         None => {
             program.write.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-            let mut read = behind.as_slice().chain(&mut program.read);
+            let mut read = behind.as_slice().chain(OfProgram::new(&mut program.read));
             made.carry(&mut read, &mut program.write).await
         }
         Some(head) => {
@@ -160,7 +163,7 @@ pub(super) async fn serve(agent: &Agent, mut program: Program, request: Request)
             let own = body.map_or(usize::MAX, |body| usize::try_from(body).unwrap_or(usize::MAX));
             let early = &behind[..behind.len().min(own)];
             let left = body.map(|body| body - early.len() as u64);
-            let rest = Body { read: &mut program.read, left, until, is_deaf: false };
+            let rest = Body { read: OfProgram::new(&mut program.read), left, until, is_deaf: false };
             let mut read = head.as_slice().chain(early).chain(rest);
             let mut write = Answer { write: &mut program.write, ended: Some(ended) };
             made.carry(&mut read, &mut write).await

@@ -4,6 +4,8 @@
 //! program ── 127.0.0.1:3128 ── http: CONNECT, or a request with an absolute URL ─┐
 //!                           ── socks: SOCKS5 with names                         ─┴─ host ── host's port 1025
 //! ```
+//! While programs make connections, one to the host is kept for the next of them (`spare`).
+//!
 //! It resolves no names and makes no decisions: the host does. It remembers what the host refused, so that the results of commands can show it. In a
 //! VM with an interface, the host reports what its firewall refused.
 
@@ -12,6 +14,7 @@ mod http;
 mod refused;
 mod serve;
 mod socks;
+mod spare;
 mod trouble;
 
 use std::collections::BTreeMap;
@@ -24,6 +27,7 @@ use nexus_schema::link::{ProxyParams, RefusedParams};
 use tokio::net::TcpListener;
 
 pub(crate) use refused::Refused;
+use spare::Spare;
 pub(crate) use trouble::{Counted, hear_of_refusals};
 
 use crate::agent::{Agent, bring_up_loopback};
@@ -44,6 +48,8 @@ pub(crate) struct Proxy {
     has_interface: AtomicBool,
     /// The connections that the host refused.
     pub(crate) refused: Refused,
+    /// A connection for the next program.
+    spare: Spare,
 }
 
 impl Proxy {
@@ -97,6 +103,7 @@ pub(crate) async fn apply(agent: &Arc<Agent>, params: ProxyParams) -> Option<Str
                 // If another call was faster, its listener stays and this one is closed.
                 if proxy.port.set(port).is_ok() {
                     tokio::spawn(serve::accept(agent.clone(), listener));
+                    tokio::spawn(spare::keep(agent.clone()));
                 }
             }
             Err(error) => {

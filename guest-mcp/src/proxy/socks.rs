@@ -7,7 +7,7 @@ use nexus_schema::egress::{EgressFailure, EgressKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::serve::{Program, open};
-use crate::agent::Agent;
+use crate::agent::{Agent, OfProgram};
 
 /// The first byte of every message.
 pub(super) const VERSION: u8 = 5;
@@ -66,7 +66,8 @@ pub(super) async fn serve(agent: &Agent, mut program: Program, to: To) -> io::Re
     match open(agent, &to.host, to.port, EgressKind::Socks5).await {
         Ok(made) => {
             program.write.write_all(&reply(0)).await?;
-            if made.carry(&mut program.read, &mut program.write).await.is_err() {
+            let mut read = OfProgram::new(&mut program.read);
+            if made.carry(&mut read, &mut program.write).await.is_err() {
                 program.reset();
             }
             Ok(())

@@ -19,7 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
     let socket = Arc::new(socket);
     let reader = watch(Arc::clone(&socket), Interest::READABLE)?;
-    Ok((Reader { socket: reader }, Writer { socket: Peer(socket), room: None, is_shared: false }))
+    Ok((
+        Reader { socket: reader, is_unsure: false },
+        Writer { socket: Peer(socket), room: None, is_shared: false },
+    ))
 }
 
 /// Puts the halves of a socket together again, without shutting it down. What was not read stays in it.
@@ -57,12 +60,26 @@ pub fn is_unread(end: impl AsFd) -> bool {
 #[derive(Debug)]
 pub struct Reader {
     socket: AsyncFd<Arc<OwnedFd>>,
+    /// Whether there may be bytes that the kernel has reported already.
+    is_unsure: bool,
 }
 
 impl Reader {
     /// Reads from a socket that other processes may share: its flags are not changed.
     pub fn of_shared(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: watch(Arc::new(socket), Interest::READABLE)? })
+        Ok(Self { socket: watch(Arc::new(socket), Interest::READABLE)?, is_unsure: false })
+    }
+
+    /// Waits until the peer has ended its direction, or is gone. What arrives before stays in the socket. Cancel-safe.
+    pub async fn closed(&mut self) -> io::Result<()> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            if ready.ready().is_read_closed() {
+                return Ok(());
+            }
+            self.is_unsure = true;
+            ready.clear_ready();
+        }
     }
 }
 
@@ -72,25 +89,39 @@ impl AsFd for Reader {
     }
 }
 
+/// Reads what is there into a buffer; returns how many bytes that were.
+fn receive(socket: impl AsFd, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+    // SAFETY: only `recv` writes there, and it only initialises memory.
+    let room = unsafe { buf.unfilled_mut() };
+    let ((received, _), _) = rustix::net::recv(socket, room, RecvFlags::DONTWAIT)?;
+    let length = received.len();
+    // SAFETY: `recv` has initialised this many bytes.
+    unsafe { buf.assume_init(length) };
+    buf.advance(length);
+    Ok(length)
+}
+
 impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let room = buf.remaining();
+        if std::mem::take(&mut this.is_unsure) {
+            match receive(&this.socket, buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => {
+                    this.is_unsure = matches!(received, Ok(length) if length == room);
+                    return Poll::Ready(received.map(drop));
+                }
+            }
+        }
         loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            // SAFETY: only `recv` writes there, and it only initialises memory.
-            let room = unsafe { buf.unfilled_mut() };
-            let received = ready.try_io(|socket| {
-                let ((received, _), _) = rustix::net::recv(socket, &mut *room, RecvFlags::DONTWAIT)?;
-                Ok(received.len())
-            });
-            let Ok(received) = received else { continue };
+            let mut ready = ready!(this.socket.poll_read_ready(cx))?;
+            let Ok(received) = ready.try_io(|socket| receive(socket, buf)) else { continue };
             let length = received?;
-            if length > 0 && length < room.len() {
+            if length > 0 && length < room {
                 // Everything was read; the kernel reports what arrives later.
                 ready.clear_ready();
             }
-            // SAFETY: `recv` has initialised this many bytes.
-            unsafe { buf.assume_init(length) };
-            buf.advance(length);
             return Poll::Ready(Ok(()));
         }
     }
@@ -259,6 +290,28 @@ mod tests {
         std::io::Write::write_all(&mut near, b"six").unwrap();
         std::io::Read::read_exact(&mut far, &mut three).unwrap();
         assert_eq!(&three, b"six");
+    }
+
+    #[tokio::test]
+    async fn an_end_is_noticed_before_what_came_before_it_is_read() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let (mut reader, _writer) = split(near.into()).unwrap();
+        std::io::Write::write_all(&mut far, b"before").unwrap();
+        let soon = std::time::Duration::from_millis(20);
+        tokio::time::timeout(soon, reader.closed()).await.unwrap_err();
+        // What was reported meanwhile is read all the same, in parts too.
+        let mut three = [0; 3];
+        for part in [b"bef", b"ore"] {
+            reader.read_exact(&mut three).await.unwrap();
+            assert_eq!(&three, part);
+        }
+        tokio::time::timeout(soon, reader.read_u8()).await.unwrap_err();
+        std::io::Write::write_all(&mut far, b"last").unwrap();
+        drop(far);
+        reader.closed().await.unwrap();
+        let mut last = String::new();
+        reader.read_to_string(&mut last).await.unwrap();
+        assert_eq!(last, "last");
     }
 
     #[test]

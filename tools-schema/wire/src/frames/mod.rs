@@ -13,6 +13,8 @@
 //! more than the credit that it gave, and a slow reader only blocks its own stream. A sender that has little credit left waits for more, rather than
 //! send small frames; a receiver gives new credit at the latest when it has consumed three quarters of [`WINDOW`]. A protocol violation closes the
 //! connection: [`Receiver`] checks each frame before it buffers anything.
+//!
+//! A connection that carries nothing but one stream of data each way can do without credit: [`copy_uncredited`].
 
 mod copy;
 mod receiver;
@@ -20,6 +22,7 @@ mod rules;
 mod sender;
 #[cfg(test)]
 mod tests;
+mod uncredited;
 mod waiting;
 
 use std::fmt;
@@ -32,6 +35,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 pub use copy::{CopyError, copy};
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;
+pub use uncredited::copy_uncredited;
 pub use waiting::Waiting;
 
 /// The length of a frame without its payload, in bytes.
@@ -98,6 +102,14 @@ impl Kind {
             Self::Credit => length == 4,
             Self::Control | Self::Done => length <= MESSAGE_MAX,
         }
+    }
+
+    /// Returns kind and length of the frame with this header.
+    fn parse([kind, length @ ..]: [u8; HEADER]) -> Result<(Self, usize), FrameError> {
+        let kind = Self::of(kind).ok_or(FrameError::UnknownKind { kind })?;
+        let [high, middle, low] = length.map(usize::from);
+        let length = high << 16 | middle << 8 | low;
+        if kind.takes(length) { Ok((kind, length)) } else { Err(FrameError::Length { kind, length }) }
     }
 
     /// Returns the header of a frame with a payload of `length` bytes, which must be valid for its kind.

@@ -105,17 +105,8 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Returns kind and length of the frame with this header, if it is allowed now.
-    pub(super) fn check(
-        &mut self,
-        [kind, length @ ..]: [u8; HEADER],
-        flow: &Flow,
-    ) -> Result<(Kind, usize), FrameError> {
-        let kind = Kind::of(kind).ok_or(FrameError::UnknownKind { kind })?;
-        let [high, middle, low] = length.map(usize::from);
-        let length = high << 16 | middle << 8 | low;
-        if !kind.takes(length) {
-            return Err(FrameError::Length { kind, length });
-        }
+    pub(super) fn check(&mut self, header: [u8; HEADER], flow: &Flow) -> Result<(Kind, usize), FrameError> {
+        let (kind, length) = Kind::parse(header)?;
         if self.is_ended && (kind.is_data() || kind == Kind::End) {
             return Err(FrameError::AfterEnd { kind });
         }
