@@ -64,7 +64,7 @@ fi
 
 async def busybox():
     """The static busybox of the image of that name."""
-    vm = await Vm.create(**{"from": "busybox"}, memory="128MiB")
+    vm = await Vm.create("busybox", memory="128MiB")
     try:
         return await vm.read("/bin/busybox")
     finally:

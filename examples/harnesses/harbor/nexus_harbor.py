@@ -12,8 +12,7 @@ from harbor.environments.capabilities import (
     EnvironmentCapabilities,
     EnvironmentResourceCapabilities,
 )
-from harbor.environments.tar_transfer import tar_pack_succeeded
-from nexus_mcp import NexusError, Vm
+from nexus_mcp import Vm
 
 # Values that `from` of vm_create accepts unchanged; any other name is an image in a registry.
 SOURCES = (
@@ -65,11 +64,12 @@ class NexusEnvironment(BaseEnvironment):
         if not self._network_disabled:
             mode = self.network_policy.network_mode.value
             raise RuntimeError(
-                f"VMs of this adapter have no network, and the task wants {mode!r}: set network_mode='no-network'"
+                f"VMs of this adapter have no network, and the task wants {mode!r}: "
+                "set network_mode='no-network'"
             )
         memory, disk = self._effective_memory_mb, self._effective_storage_mb
         self._vm = await Vm.create(
-            **{"from": image if image.startswith(SOURCES) else f"oci:{image}"},
+            image if image.startswith(SOURCES) else f"oci:{image}",
             vcpus=self._effective_cpus and int(self._effective_cpus),
             memory=memory and f"{memory}MiB",
             disk=disk and f"{disk}MiB",
@@ -84,18 +84,13 @@ class NexusEnvironment(BaseEnvironment):
 
     async def exec(self, command, cwd=None, env=None, timeout_sec=None, user=None):
         user = self._resolve_user(user)
-        try:
-            ran = await self.vm.run(
-                command=command,
-                cwd=cwd or self.task_env_config.workdir,
-                env=self._merge_env(env),
-                timeout=timeout_sec,
-                user="image" if user is None else str(user),
-            )
-        except NexusError as error:
-            if error.status is None:
-                raise
-            return ExecResult(stderr=f"{error}\n", return_code=error.status)
+        ran = await self.vm.run(
+            command=command,
+            cwd=cwd or self.task_env_config.workdir,
+            env=self._merge_env(env),
+            timeout=timeout_sec,
+            user="image" if user is None else str(user),
+        )
         if ran.timed_out:
             raise RuntimeError(f"Command timed out after {timeout_sec} seconds")
         stdout, stderr = (
@@ -106,41 +101,29 @@ class NexusEnvironment(BaseEnvironment):
     async def upload_file(self, source_path, target_path):
         source = Path(source_path)
         mode = f"{source.stat().st_mode & 0o777:04o}"
-        await self.vm.write(str(target_path), source.read_bytes(), mode)
+        await self.vm.write(target_path, source.read_bytes(), mode)
 
     async def download_file(self, source_path, target_path):
         target = Path(target_path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(await self.vm.read(str(source_path)))
+        target.write_bytes(await self.vm.read(source_path))
 
     async def upload_dir(self, source_dir, target_dir):
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             for child in sorted(Path(source_dir).iterdir()):
                 tar.add(child, arcname=child.name, filter=_roots)
-        target = str(target_dir)
-        made = await self.vm.run("mkdir", "-p", "--", target, cwd="/")
-        await self._must(made, f"make {target}")
-        unpacked = await self.vm.run("tar", "-x", cwd=target, input=packed.getvalue())
-        await self._must(unpacked, f"unpack into {target}")
+        await self.vm.unpack(packed.getvalue(), target_dir)
 
     async def download_dir(self, source_dir, target_dir):
-        packed = await self.vm.run("tar", "-c", ".", cwd=str(source_dir))
-        said = packed.stderr.decode(errors="replace")
-        if not tar_pack_succeeded(packed.status, stderr=said, logger=self.logger):
-            raise RuntimeError(f"pack {source_dir} of {self.vm.name}: {said}")
+        packed = await self.vm.pack(source_dir)
         Path(target_dir).mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
             tar.extractall(target_dir, filter=transfer_tar_filter)
 
     async def attach(self):
         command = shlex.split(await self.vm.shell_line())
         os.execvp(command[0], command)
-
-    async def _must(self, ran, what):
-        if ran.status != 0:
-            said = ran.stderr.decode(errors="replace")
-            raise RuntimeError(f"{what} in {self.vm.name}: {said}")
 
 
 def _roots(member):

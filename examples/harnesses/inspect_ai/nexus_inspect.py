@@ -13,7 +13,7 @@ from inspect_ai.util import (
     SandboxUnavailableError,
     sandboxenv,
 )
-from nexus_mcp import Nexus, NexusError, OutputLimit, Vm
+from nexus_mcp import Nexus, OutputLimit, Vm
 from pydantic import BaseModel
 
 HARNESS = {"harness": "inspect_ai"}
@@ -24,7 +24,7 @@ class NexusConfig(BaseModel, frozen=True):
 
     image: str = "debian"  # `from`: an image, template:NAME, oci:IMAGE, docker-archive:PATH, ...
     user: str = "image"  # who runs commands and owns files by default; the user of the image
-    workdir: str | None = None  # the base of relative paths (default: the image's working directory)
+    workdir: str | None = None  # the base of relative paths (default: the image's own)
     memory: str | None = None
     vcpus: int | None = None
     disk: str | None = None
@@ -47,7 +47,7 @@ class NexusSandboxEnvironment(SandboxEnvironment):
             config = NexusConfig(**tomllib.loads(Path(config).read_text() if config else ""))
         tags = HARNESS | {"task": "".join(c if c.isalnum() else "-" for c in task_name)[:60]}
         size = config.model_dump(include={"memory", "vcpus", "disk", "env"}, exclude_none=True)
-        vm = await Vm.create(**{"from": config.image}, tags=tags, **size)
+        vm = await Vm.create(config.image, tags=tags, **size)
         try:
             return {"default": await cls.of(vm, config.user, config.workdir)}
         except BaseException:
@@ -68,11 +68,12 @@ class NexusSandboxEnvironment(SandboxEnvironment):
     async def of(cls, vm, user="image", workdir=None):
         """An environment in a VM that there is."""
         environment = cls()
-        environment.vm, environment.user = vm, user
+        environment.vm = vm
         if workdir:
             await vm.guest("file_mkdir", path=workdir, parents=True, user=user)
         facts, _ = await vm.guest("run_command", command=":", user=user, cwd=workdir)
         environment.workdir = PurePosixPath(facts["cwd"])
+        await vm.settle(_as_python, cwd=facts["cwd"], user=user)
         return environment
 
     async def exec(self, cmd, input=None, cwd=None, env=None, user=None, timeout=None, **hints):
@@ -85,15 +86,13 @@ class NexusSandboxEnvironment(SandboxEnvironment):
                 timeout=timeout,
                 cwd=str(self.workdir / (cwd or "")),
                 env=env,
-                user=user or self.user,
+                user=user,
             )
         except OutputLimit as error:
             limit = SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR
             raise OutputLimitExceededError(limit, _text(error.ran.stdout[:limit])) from error
-        except NexusError as error:
-            if error.status is not None and error.code != "program_not_executable":
-                return ExecResult(False, error.status, "", f"{error}\n")
-            raise _as_python(error, cmd[0]) from error
+        if ran.refusal is not None and ran.refusal.code == "program_not_executable":
+            raise _as_python(ran.refusal, "run", cmd) from ran.refusal
         if ran.timed_out:
             failure = TimeoutError(f"Command timed out after {timeout} seconds")
             failure.truncated_output = _text(ran.stdout + ran.stderr)
@@ -102,20 +101,15 @@ class NexusSandboxEnvironment(SandboxEnvironment):
 
     async def write_file(self, file, contents):
         content = contents.encode() if isinstance(contents, str) else contents
-        try:
-            await self.vm.write(str(self.workdir / file), content, user=self.user)
-        except NexusError as error:
-            raise _as_python(error, file) from error
+        await self.vm.write(self.workdir / file, content)
 
     async def read_file(self, file, text=True):
         limit = SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
         try:
-            content = await self.vm.read(str(self.workdir / file), limit, self.user)
+            content = await self.vm.read(self.workdir / file, limit)
         except OutputLimit as error:
             limit = SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR
             raise OutputLimitExceededError(limit, None) from error
-        except NexusError as error:
-            raise _as_python(error, file) from error
         return content.decode() if text else content
 
     async def connection(self, *, user=None):
@@ -139,8 +133,9 @@ def _text(output):
     return output.decode(errors="replace")
 
 
-def _as_python(error, what):
+def _as_python(error, action, what):
     """The exception that Inspect knows."""
     if error.errno:
-        return OSError(getattr(errno, error.errno, errno.EIO), str(error), what)
+        subject = what[0] if action == "run" else str(what)
+        return OSError(getattr(errno, error.errno, errno.EIO), str(error), subject)
     return SandboxUnavailableError(str(error)) if error.is_gone else error

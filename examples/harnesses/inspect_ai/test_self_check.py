@@ -8,7 +8,7 @@ from nexus_mcp import Vm
 
 @pytest.fixture(scope="module")
 async def environment():
-    vm = await Vm.create(**{"from": "debian"}, memory="512MiB", tags={"harness": "inspect_ai"})
+    vm = await Vm.create("debian", memory="512MiB", tags={"harness": "inspect_ai"})
     try:
         made = await vm.run("useradd", "--create-home", "agent")
         assert made.status == 0, made

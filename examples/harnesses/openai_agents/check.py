@@ -25,7 +25,7 @@ from agents.sandbox.manifest import Environment, Manifest
 from agents.sandbox.sandbox_agent import SandboxAgent
 from agents.sandbox.snapshot import LocalSnapshot
 from agents.sandbox.types import User
-from nexus_mcp import Nexus, NexusError
+from nexus_mcp import Commands, Nexus, NexusError
 from nexus_openai import NexusSandboxClient, NexusSandboxClientOptions
 from openai.types.responses import (
     ResponseFunctionToolCall,
@@ -268,6 +268,26 @@ async def all_terminals_end(s):
     for _ in range(3):
         await s.pty_exec_start("sleep 4567", tty=True, yield_time_s=0.3)
     await s.pty_terminate_all()
+    await nothing_is_called(s, "sleep")
+
+
+@step
+async def endless_output_comes_in_parts(s):
+    news = await s.pty_exec_start("yes", shell=False, yield_time_s=0.5)
+    assert news.process_id is not None and news.output.startswith(b"y\ny\n"), news
+    await s.pty_terminate_all()
+    await nothing_is_called(s, "yes")
+
+
+@step
+async def the_longest_unused_command_makes_room(s):
+    commands = Commands(most=2)
+    first, second = [await commands.begin(s._inner.vm, 0, "cat", tty=True) for _ in range(2)]
+    await commands.write(first.number, "", 0)
+    await commands.begin(s._inner.vm, 0, "sleep", "5678")
+    assert first.number in commands and second.number not in commands, list(commands)
+    await commands.kill_all()
+    await nothing_is_called(s, "cat")
     await nothing_is_called(s, "sleep")
 
 
