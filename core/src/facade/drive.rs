@@ -25,10 +25,11 @@ use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::tokens::Usage;
 use crate::store::{drives, now, random_id};
 use crate::vm::actor::busy_drive;
-use crate::vm::create::{ask, clone_of_image};
+use crate::vm::create::clone_of_image;
 use crate::vm::grow::grow_in_guest;
 use crate::vm::policy;
 use crate::vm::spec::{DISK_DEFAULT, DISK_MAX, DISK_MIN};
+use crate::vm::wait::ask;
 
 /// The source of a new drive.
 pub(super) enum From {

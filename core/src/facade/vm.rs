@@ -24,9 +24,10 @@ use crate::egress;
 use crate::op::{StoredResult, store_error};
 use crate::os::{disk, failpoint, process};
 use crate::store::{StoreError, history, vms};
-use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_and_wait};
+use crate::vm::create::{self, Old, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::defaults;
 use crate::vm::lifetime;
+use crate::vm::wait::{ask, until_down};
 use crate::vm::{details, wake};
 use crate::vm::{packages, policy};
 use crate::vmm::console;
@@ -502,7 +503,7 @@ pub(super) fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
 /// Suspends a VM, and waits until it is down.
 async fn suspend_and_wait(handle: &Handle, who: String, if_boot: Option<BootId>) -> Result<(), ToolError> {
     ask(handle, |reply| Command::Suspend { who, if_boot, reply }).await?;
-    if create::until_down(&mut handle.view.clone(), SUSPEND_WAIT).await {
+    if until_down(&mut handle.view.clone(), SUSPEND_WAIT).await {
         return Ok(());
     }
     let name = handle.view.borrow().record.name.clone();

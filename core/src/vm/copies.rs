@@ -2,8 +2,8 @@
 
 use nexus_schema::ToolError;
 
-use super::create::ask;
 use super::policy;
+use super::wait::ask;
 use crate::context::{Command, CopyDrives, Handle};
 
 /// Copies drives of a VM: of a stopped one as they are; a running guest syncs, stands still while they are copied, and goes on whatever happens. Holes

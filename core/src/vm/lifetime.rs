@@ -15,8 +15,8 @@ use nexus_schema::tools::command::{CommandList, CommandListParams, CommandState}
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{TimeSpan, Timestamp, ToolError};
 
-use super::create::ask;
 use super::guest_call;
+use super::wait::ask;
 use crate::context::{Command, Handle, Shared};
 use crate::op::store_error;
 use crate::store::vms::VmRecord;

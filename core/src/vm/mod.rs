@@ -38,6 +38,7 @@ pub(crate) mod recover;
 pub(crate) mod spec;
 mod stop;
 mod view;
+pub(crate) mod wait;
 mod waking;
 pub(crate) mod warm;
 

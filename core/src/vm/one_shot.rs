@@ -14,9 +14,9 @@ use nexus_schema::tools::vm::{VmDetails, VmRun, VmState};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::actor::DAEMON;
-use super::create::ask;
 use super::guest_call::{self, Said, is_of_link};
 use super::view::details;
+use super::wait::ask;
 use crate::context::{Command, Handle, Shared};
 use crate::guest::Link;
 use crate::os::failpoint;

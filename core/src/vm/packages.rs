@@ -12,8 +12,8 @@ use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
 use tokio::time::{Instant, timeout_at};
 
-use super::create::ask;
 use super::defaults::{self, PACKAGES};
+use super::wait::ask;
 use crate::asset::registries;
 use crate::context::{Command, Shared};
 

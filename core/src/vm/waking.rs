@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
 
-use super::create::{ask, until_ready};
 use super::policy;
+use super::wait::{ask, until_ready};
 use crate::context::{Command, Handle, Shared, View};
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;

@@ -27,7 +27,7 @@ use crate::store::tokens::Usage;
 use crate::store::vms::{Lineage, VmRecord, VmSpec};
 use crate::store::{StoreError, Transaction, assets, drives, history, images, now, random_id, vms};
 use crate::vm::actor;
-use crate::vm::create::{ask, until_ready};
+use crate::vm::wait::{ask, until_ready};
 
 /// The first line of a forked VM's history.
 const REQUESTED: &str = "fork requested";

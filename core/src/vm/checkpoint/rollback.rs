@@ -17,8 +17,8 @@ use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::checkpoints::{self, CheckpointDrive, CheckpointRecord, Manifest};
 use crate::store::vms::VmRecord;
-use crate::vm::create::{ask, until_ready};
 use crate::vm::policy;
+use crate::vm::wait::{ask, until_ready};
 
 /// A checkpoint that a VM can be rolled back to. It is not removed meanwhile.
 #[derive(Debug)]

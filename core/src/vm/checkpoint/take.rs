@@ -24,8 +24,8 @@ use crate::store::drives::DriveRecord;
 use crate::store::tokens::Usage;
 use crate::store::vms::VmProcesses;
 use crate::store::{StoreError, now};
-use crate::vm::create::ask;
 use crate::vm::policy;
+use crate::vm::wait::ask;
 use crate::vmm::{SavedKind, occupied};
 
 /// The work on a checkpoint's files.
