@@ -105,8 +105,11 @@ fn named(wanted: &str, users: &Users) -> Result<(User, Option<u32>), ToolError> 
     Ok((user, group.map(gid).transpose()?))
 }
 
-/// Parses the number of a user or a group.
+/// Parses the number of a user or a group. `root` is 0 also in images without a database of users.
 fn number(text: &str) -> Option<u32> {
+    if text == "root" {
+        return Some(0);
+    }
     // -1 means "do not change" to the kernel.
     text.parse().ok().filter(|number| *number != u32::MAX)
 }
@@ -144,6 +147,10 @@ mod tests {
         assert_eq!(who("image", Some("web:7")), is(33, 7, &[7]));
         for nobody in [None, Some("")] {
             assert_eq!(who("image", nobody), Ok(None));
+        }
+        for root in ["root", "root:root", "0:root"] {
+            let who = Identity::resolve(Some(root), None, &Users::of("", "")).unwrap();
+            assert_eq!((who.name.as_str(), who.credentials), ("root", None), "{root}");
         }
         for bad in ["no-such-user", "4294967295", "web:no-such-group", "web:", ":33", "-1", "1:2:3", ""] {
             assert_eq!(who(bad, None), Err(ErrorCode::UserNotFound), "{bad}");

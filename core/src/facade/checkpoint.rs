@@ -239,7 +239,7 @@ impl Shared {
         let known = self.store.read(move |db| checkpoints::is_current(db, id, vm));
         let current = known.await.map_err(store_error)?;
         let problem = checkpoint::problem(self, &row).await;
-        let unpacked_bytes = checkpoint::unpacked_bytes(self, id).await;
+        let packed = checkpoint::packed_size(self, id).await;
         let Some(manifest) = row.manifest else {
             return Err(ToolError::internal(format!("checkpoint {id} has no manifest")));
         };
@@ -255,8 +255,8 @@ impl Shared {
             restored_by: format!("{} {}", manifest.host.driver, manifest.host.driver_version),
             problem,
             memory: manifest.spec.memory,
-            memory_bytes: row.memory_bytes,
-            unpacked_bytes,
+            memory_bytes: packed.map_or(row.memory_bytes, |packed| packed.bytes),
+            unpacked_bytes: packed.map(|packed| packed.unpacked),
             disk_bytes: row.disk_bytes,
             quiesced: manifest.quiesced,
             pause_ms: row.pause_ms,

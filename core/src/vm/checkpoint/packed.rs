@@ -71,14 +71,27 @@ pub(super) fn has_memory(directory: &Path) -> bool {
     files.ram.exists() || files.packed.exists()
 }
 
-/// What a packed memory occupies once it is unpacked, in bytes; `None` if it is not packed.
-pub(crate) async fn unpacked_bytes(shared: &Shared, checkpoint: CheckpointId) -> Option<u64> {
+/// How large a packed memory is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PackedSize {
+    /// What it occupies, in bytes.
+    pub(crate) bytes: u64,
+    /// What it occupies once it is unpacked, in bytes.
+    pub(crate) unpacked: u64,
+}
+
+/// The size of a packed memory; `None` if it is not packed. Its row may not have that yet.
+pub(crate) async fn packed_size(shared: &Shared, checkpoint: CheckpointId) -> Option<PackedSize> {
     let files = Files::of(&shared.paths.checkpoint(checkpoint));
     let looked = spawn_blocking(move || {
-        let is_packed = files.is_packed();
-        is_packed.then(|| vmm::packed_header(&File::open(&files.packed).ok()?).ok()).flatten()
+        if !files.is_packed() {
+            return None;
+        }
+        let header = vmm::packed_header(&File::open(&files.packed).ok()?).ok()?;
+        let bytes = disk::allocated_bytes(&files.packed).ok()?;
+        Some(PackedSize { bytes, unpacked: header.occupied })
     });
-    looked.await.ok()?.map(|header| header.occupied)
+    looked.await.ok()?
 }
 
 /// How long it is until a memory that is used no more is to be packed; `None` if it is packed, or not there. Blocks.
