@@ -113,11 +113,11 @@ fn a_guest_that_is_told_of_its_restore_says_hello_with_the_nonce() {
 
 /// What the agent answers to a line on the port of the host's shim; nothing if it hangs up.
 fn lease(guest: &Guest, line: &str) -> String {
-    let mut port = dial(guest.directory.path(), b"CONNECT 203\n").unwrap();
-    port.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+    let mut port = dial(guest.directory.path(), b"CONNECT 203\n").expect("the agent listens");
+    port.get_mut().write_all(format!("{line}\n").as_bytes()).expect("it reads");
     let mut answer = Vec::new();
     let _ = port.read_to_end(&mut answer);
-    String::from_utf8(answer).unwrap()
+    String::from_utf8(answer).expect("it answers with text")
 }
 
 #[test]
