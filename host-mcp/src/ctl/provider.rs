@@ -57,7 +57,7 @@ pub(crate) struct OneArgs {
 pub(crate) struct SetArgs {
     /// The provider's name; an unknown name adds a provider
     provider: Name,
-    /// A field and its new value, such as mirrors=https://mirror.example/alpine: kind, about, api, min_version; mirrors, keys and
+    /// A field and its new value, such as `mirrors=https://mirror.example/alpine`: kind, about, api, min_version; mirrors, keys and
     /// drivers, which may be repeated; arch, versions and stages, as JSON
     #[arg(value_name = "FIELD=VALUE", value_parser = pair)]
     fields: Vec<(String, String)>,

@@ -1,6 +1,6 @@
 //! The ports of a virtio-serial device that replace the vsock device of a VM, and what is said on them.
 //!
-//! Two ports carry packets, each in a [session](crate::Receiver) of its own, so that calls do not wait for bulk. On a third one the host asks the
+//! Two ports carry packets, each in a [session](crate::session) of its own, so that calls do not wait for bulk. On a third one the host asks the
 //! guest to begin new sessions: after the VM was restored, what both ends of a port know of each other is no longer true.
 
 use std::fmt;
