@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::columns::{Json, RowExt, Text};
 use super::suspended::Suspended;
-use super::{StoreError, drives, name_taken};
+use super::{StoreError, drives, name_taken, now};
 
 /// The request that created a VM, with all defaults filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -195,6 +195,41 @@ pub struct VmRecord {
     pub lineage: Lineage,
     /// Its saved memory, from when that is whole until the VM is ready again.
     pub suspended: Option<Box<Suspended>>,
+}
+
+impl VmRecord {
+    /// The row of a VM whose creation begins, without what is known only later.
+    pub(crate) fn creating(id: VmId, name: Name, owner: String, arch: String, cid: u32, spec: VmSpec) -> Self {
+        Self {
+            id,
+            name,
+            state: VmState::Creating,
+            reason: None,
+            generation: 1,
+            owner,
+            tags: BTreeMap::new(),
+            protected: false,
+            arch,
+            cid,
+            image_id: None,
+            image_name: spec.from.clone(),
+            kernel_id: None,
+            driver: None,
+            driver_version: None,
+            accel: None,
+            boot_id: None,
+            token: None,
+            guest: None,
+            timings: None,
+            processes: None,
+            created_at: now(),
+            started_at: None,
+            expires_at: None,
+            lineage: Lineage::default(),
+            suspended: None,
+            spec,
+        }
+    }
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {

@@ -21,7 +21,7 @@ use crate::store::assets::AssetRecord;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::tokens::Usage;
-use crate::store::vms::{Lineage, VmRecord, VmSpec};
+use crate::store::vms::{VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, leases, now, random_id, vms};
 
 /// Begins to create a VM and returns the operation's id; the operation runs in the background. Fails on bad arguments before anything changes.
@@ -87,34 +87,12 @@ async fn insert(shared: &Arc<Shared>, owner: &str, params: VmCreateParams) -> Re
     let begun = shared
         .ops
         .begin(op, once, move |tx| {
+            let (arch, cid) = (arch.as_str().to_owned(), vms::free_cid(tx)?);
             let record = VmRecord {
-                id,
-                name,
-                state: VmState::Creating,
-                reason: None,
-                generation: 1,
-                owner: owner.clone(),
                 tags,
                 protected,
-                arch: arch.as_str().into(),
-                cid: vms::free_cid(tx)?,
-                image_id: None,
-                image_name: spec.from.clone(),
-                kernel_id: None,
-                driver: None,
-                driver_version: None,
-                accel: None,
-                boot_id: None,
-                token: None,
-                guest: None,
-                timings: None,
-                processes: None,
-                created_at: now(),
-                started_at: None,
                 expires_at,
-                lineage: Lineage::default(),
-                suspended: None,
-                spec,
+                ..VmRecord::creating(id, name, owner.clone(), arch, cid, spec)
             };
             let taken = Usage {
                 vms: 1,

@@ -167,41 +167,23 @@ fn child_of(
         None => None,
     };
     let parent = vms::get(tx, &Reference::Id(checkpoint.vm))?.map(|vm| vm.id);
+    let spec = VmSpec {
+        hostname: child.name.to_string(),
+        network: forking.network.clone(),
+        files: std::collections::BTreeMap::new(),
+        start: true,
+        run: None,
+        ..manifest.spec.clone()
+    };
+    let (owner, arch, cid) = (forking.owner.clone(), manifest.arch.clone(), vms::free_cid(tx)?);
     Ok(VmRecord {
-        id: child.id,
-        name: child.name.clone(),
-        state: VmState::Creating,
-        reason: None,
-        generation: 1,
-        owner: forking.owner.clone(),
         tags: forking.tags.clone(),
-        protected: false,
-        arch: manifest.arch.clone(),
-        cid: vms::free_cid(tx)?,
-        spec: VmSpec {
-            hostname: child.name.to_string(),
-            network: forking.network.clone(),
-            files: std::collections::BTreeMap::new(),
-            start: true,
-            run: None,
-            ..manifest.spec.clone()
-        },
         image_id,
         image_name: manifest.image_name.clone(),
         kernel_id,
-        driver: None,
-        driver_version: None,
-        accel: None,
-        boot_id: None,
-        token: None,
-        guest: None,
-        timings: None,
-        processes: None,
-        created_at: now(),
-        started_at: None,
         expires_at: forking.expires_at,
         lineage: Lineage { parent, checkpoint: Some(checkpoint.id) },
-        suspended: None,
+        ..VmRecord::creating(child.id, child.name.clone(), owner, arch, cid, spec)
     })
 }
 

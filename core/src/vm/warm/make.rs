@@ -26,7 +26,7 @@ use crate::progress::Progress;
 use crate::store::checkpoints::{MANIFEST_VERSION, Manifest};
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::{self, ImageRecord};
-use crate::store::vms::{GuestRecord, Lineage, VmRecord, VmSpec};
+use crate::store::vms::{GuestRecord, VmRecord, VmSpec};
 use crate::store::{now, random_id};
 use crate::vm::actor::{DAEMON, HOLD, quiesce, save_failed};
 use crate::vm::boot;
@@ -193,37 +193,25 @@ impl Machine {
         let text = vm.to_string();
         let made_up = format!("prepared-{}", &text[text.len() - 6..]).parse::<Name>();
         let name: Name = made_up.map_err(|e| ToolError::internal(format!("{e}")))?;
+        let spec = VmSpec {
+            // A name that is in /etc/hosts already.
+            hostname: "localhost".to_owned(),
+            network: NetworkPolicy { mode: NetworkMode::None, ..NetworkPolicy::default() },
+            dns: Vec::new(),
+            env: std::collections::BTreeMap::new(),
+            working_dir: None,
+            image_user: None,
+            files: std::collections::BTreeMap::new(),
+            run: None,
+            warm: None,
+            ..of.spec
+        };
         let record = VmRecord {
-            id: vm,
-            name,
-            owner: DAEMON.to_owned(),
-            tags: std::collections::BTreeMap::new(),
-            cid: CID,
-            spec: VmSpec {
-                // A name that is in /etc/hosts already.
-                hostname: "localhost".to_owned(),
-                network: NetworkPolicy { mode: NetworkMode::None, ..NetworkPolicy::default() },
-                dns: Vec::new(),
-                env: std::collections::BTreeMap::new(),
-                working_dir: None,
-                image_user: None,
-                files: std::collections::BTreeMap::new(),
-                run: None,
-                warm: None,
-                ..of.spec
-            },
-            driver: None,
-            driver_version: None,
-            accel: None,
-            boot_id: None,
-            token: None,
-            guest: None,
-            timings: None,
-            processes: None,
-            expires_at: None,
-            lineage: Lineage::default(),
-            suspended: None,
-            ..of
+            state: of.state,
+            image_id: of.image_id,
+            image_name: of.image_name,
+            kernel_id: of.kernel_id,
+            ..VmRecord::creating(vm, name, DAEMON.to_owned(), of.arch, CID, spec)
         };
         let drive = drive_of(&record, drive);
         Ok(Self { id, record, drive, shim: None })

@@ -24,8 +24,8 @@ use crate::context::{Reserved, Shared, Waiting};
 use crate::os::paths::checkpoint_files;
 use crate::os::{failpoint, meminfo, random, remove};
 use crate::progress::Progress;
-use crate::store::vms::{Lineage, VmRecord, VmSpec};
-use crate::store::{now, random_id};
+use crate::store::vms::{VmRecord, VmSpec};
+use crate::store::random_id;
 use crate::vm::actor::DAEMON;
 use crate::vm::checkpoint::choose;
 use crate::vm::spec::{self, Defaults};
@@ -169,34 +169,13 @@ async fn like(shared: &Arc<Shared>, from: &str, defaults: &Defaults) -> Result<V
     if spec.init == InitMode::Agent {
         spec.init = image.init;
     }
+    let (owner, arch) = (DAEMON.to_owned(), image.arch.clone());
     Ok(VmRecord {
-        id: random_id(),
-        name,
         state: VmState::Created,
-        reason: None,
-        generation: 1,
-        owner: DAEMON.to_owned(),
-        tags: std::collections::BTreeMap::new(),
-        protected: false,
-        arch: image.arch.clone(),
-        cid: CID_FIRST,
-        spec,
         image_id: Some(image.id),
         image_name: image.name.to_string(),
         kernel_id: Some(kernel.id),
-        driver: None,
-        driver_version: None,
-        accel: None,
-        boot_id: None,
-        token: None,
-        guest: None,
-        timings: None,
-        processes: None,
-        created_at: now(),
-        started_at: None,
-        expires_at: None,
-        lineage: Lineage::default(),
-        suspended: None,
+        ..VmRecord::creating(random_id(), name, owner, arch, CID_FIRST, spec)
     })
 }
 
