@@ -64,41 +64,52 @@ pub(super) async fn choose(
     let vm = checkpoint.vm;
     let rows = shared.store.read(move |db| checkpoints::list(db, Some(vm), None, u32::MAX)).await?;
     let (paths, own) = (shared.paths.clone(), checkpoint.clone());
-    let chosen = spawn_blocking(move || -> io::Result<Option<CheckpointId>> {
+    let chosen = spawn_blocking(move || {
         let mut hanging: HashMap<CheckpointId, usize> = HashMap::new();
         let mut whole: HashSet<CheckpointId> = HashSet::new();
         for row in &rows {
             let directory = paths.checkpoint(row.id);
-            if let Some(base) = base_in(&directory)? {
-                *hanging.entry(base).or_default() += 1;
-            } else if Files::of(&directory).is_packed() {
-                whole.insert(row.id);
+            match base_in(&directory) {
+                Ok(Some(base)) => *hanging.entry(base).or_default() += 1,
+                Ok(None) if !Files::of(&directory).is_packed() => {}
+                Ok(None) => {
+                    whole.insert(row.id);
+                }
+                // It may hang from any.
+                Err(_) => return None,
             }
         }
         // What others hang from has no base itself.
         if hanging.contains_key(&own.id) {
-            return Ok(None);
+            return None;
         }
         let has_room = |id: CheckpointId| hanging.get(&id).is_none_or(|count| *count < HANGING_MAX);
         let fits =
             |row: &&CheckpointRecord| may_be_base(row, &own) && has_room(row.id) && whole.contains(&row.id);
-        Ok(rows.iter().rev().find(fits).map(|row| row.id))
+        rows.iter().rev().find(fits).map(|row| row.id)
     });
-    let Some(id) = chosen.await.map_err(io::Error::other)?? else { return Ok(None) };
+    let Some(id) = chosen.await.map_err(io::Error::other)? else { return Ok(None) };
     let used = shared.checkpoints.pack(id, stop.clone());
     Ok(used.map(|used| Base { id, directory: shared.paths.checkpoint(id), _used: Some(used) }))
 }
 
 /// Whether the memory of a checkpoint may be told by that of another one, an earlier one of the same boot that is not about to be removed by itself.
 fn may_be_base(other: &CheckpointRecord, own: &CheckpointRecord) -> bool {
+    is_earlier(other, own) && other.expires_at.is_none()
+}
+
+/// Whether a checkpoint is an earlier one of the same boot than another one.
+fn is_earlier(other: &CheckpointRecord, own: &CheckpointRecord) -> bool {
     let boot = |row: &CheckpointRecord| row.manifest.as_ref().map(|manifest| manifest.boot_id);
-    other.seq < own.seq && other.expires_at.is_none() && boot(other).is_some() && boot(other) == boot(own)
+    other.seq < own.seq && boot(other).is_some() && boot(other) == boot(own)
 }
 
 /// Begins to use the base of a checkpoint's memory, if that is packed and has one.
 pub(super) async fn of(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<Option<Base>, ToolError> {
     let directory = shared.paths.checkpoint(checkpoint.id);
     let found = spawn_blocking(move || base_in(&directory)).await.map_err(stopped)?;
+    let unreadable =
+        |e: io::Error| ToolError::internal(format!("read the packed memory of {}: {e}", checkpoint.name));
     let Some(id) = found.map_err(unreadable)? else { return Ok(None) };
     let Some(used) = shared.checkpoints.read(id).await else {
         let message =
@@ -154,16 +165,19 @@ pub(super) async fn release(shared: &Shared, base: &CheckpointRecord) -> Result<
     let (vm, id, paths) = (base.vm, base.id, shared.paths.clone());
     let rows = shared.store.read(move |db| checkpoints::list(db, Some(vm), None, u32::MAX));
     let rows = rows.await.map_err(store_error)?;
-    let hanging = spawn_blocking(move || -> io::Result<Vec<CheckpointRecord>> {
+    let earlier = base.clone();
+    let hanging = spawn_blocking(move || -> Result<Vec<CheckpointRecord>, ToolError> {
         let mut hanging = Vec::new();
-        for row in rows {
-            if base_in(&paths.checkpoint(row.id))? == Some(id) {
-                hanging.push(row);
+        for row in rows.into_iter().filter(|row| is_earlier(&earlier, row)) {
+            match base_in(&paths.checkpoint(row.id)) {
+                Ok(Some(base)) if base == id => hanging.push(row),
+                Ok(_) => {}
+                Err(error) => return Err(not_released(&earlier, &row, &error)),
             }
         }
         Ok(hanging)
     });
-    for row in hanging.await.map_err(stopped)?.map_err(unreadable)? {
+    for row in hanging.await.map_err(stopped)?? {
         let Some(used) = shared.checkpoints.pack(row.id, CancellationToken::new()) else {
             let message = format!("checkpoint {} is needed for {}, which is in use", base.name, row.name);
             return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
@@ -190,21 +204,18 @@ pub(super) async fn release(shared: &Shared, base: &CheckpointRecord) -> Result<
             Ok(None) => {
                 tracing::warn!(checkpoint = %row.name, vm = %row.vm_name, "a damaged memory is lost with its base")
             }
-            Err(error) => {
-                let message = format!(
-                    "checkpoint {} is needed for {}, which cannot be written anew: {error}",
-                    base.name, row.name
-                );
-                return Err(ToolError::internal(message)
-                    .hint(format!("try again, or delete {} first if it is of no use", row.name)));
-            }
+            Err(error) => return Err(not_released(base, &row, &error)),
         }
     }
     Ok(())
 }
 
-fn unreadable(error: io::Error) -> ToolError {
-    ToolError::internal(format!("look at packed memories: {error}"))
+fn not_released(base: &CheckpointRecord, hanging: &CheckpointRecord, error: &io::Error) -> ToolError {
+    let message = format!(
+        "checkpoint {} may be needed for {}, whose memory cannot be read or written now: {error}",
+        base.name, hanging.name
+    );
+    ToolError::internal(message).hint(format!("try again, or delete {} first", hanging.name))
 }
 
 /// Replaces a packed memory with this digest that has a base by one that has none; returns what it occupies, in bytes. `None`, and it stays, if the two
