@@ -7,7 +7,7 @@
 //! ```
 //! A base has none itself, and few hang from it, so that an unpacking reads two memories at most, and a removal rewrites few.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Seek as _};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,9 @@ use nexus_schema::{ErrorCode, ToolError};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::packed::{Files, NotPacked, ROOM, make, remove_if_there, stopped, sync};
+use super::packed::{Files, NotPacked, ROOM, is_damage, make, remove_if_there, stopped, sync};
 use crate::context::{Shared, Used};
+use crate::drive::KEEP_FREE;
 use crate::op::store_error;
 use crate::os::{disk, failpoint};
 use crate::store::checkpoints::{self, CheckpointRecord};
@@ -39,13 +40,18 @@ pub(super) struct Base {
     _used: Option<Used>,
 }
 
-/// The base of a checkpoint's memory, if that is packed and has one. Blocks.
-fn base_in(directory: &Path) -> Option<CheckpointId> {
+/// The base of a checkpoint's memory, if that is packed and has one. A damaged one has none. Blocks.
+fn base_in(directory: &Path) -> io::Result<Option<CheckpointId>> {
     let files = Files::of(directory);
     if !files.is_packed() {
-        return None;
+        return Ok(None);
     }
-    vmm::packed_header(&File::open(&files.packed).ok()?).ok()?.base
+    match fs_err::File::open(&files.packed).and_then(|file| vmm::packed_header(file.file())) {
+        Ok(header) => Ok(header.base),
+        Err(error) if is_damage(&error) => Ok(None),
+        // It may have one, which is not to be removed then.
+        Err(error) => Err(error),
+    }
 }
 
 /// Chooses the base for a checkpoint's memory that is to be packed, and begins to use it until `stop` is cancelled, which others do that need it. `None` if
@@ -60,19 +66,26 @@ pub(super) async fn choose(
     let (paths, own) = (shared.paths.clone(), checkpoint.clone());
     let chosen = spawn_blocking(move || {
         let mut hanging: HashMap<CheckpointId, usize> = HashMap::new();
-        for id in rows.iter().filter_map(|row| base_in(&paths.checkpoint(row.id))) {
-            *hanging.entry(id).or_default() += 1;
+        let mut whole: HashSet<CheckpointId> = HashSet::new();
+        for row in &rows {
+            let directory = paths.checkpoint(row.id);
+            match base_in(&directory) {
+                Ok(Some(base)) => *hanging.entry(base).or_default() += 1,
+                Ok(None) if !Files::of(&directory).is_packed() => {}
+                Ok(None) => {
+                    whole.insert(row.id);
+                }
+                // It may hang from any.
+                Err(_) => return None,
+            }
         }
         // What others hang from has no base itself.
         if hanging.contains_key(&own.id) {
             return None;
         }
-        let is_whole = |row: &CheckpointRecord| {
-            let directory = paths.checkpoint(row.id);
-            Files::of(&directory).is_packed() && base_in(&directory).is_none()
-        };
         let has_room = |id: CheckpointId| hanging.get(&id).is_none_or(|count| *count < HANGING_MAX);
-        let fits = |row: &&CheckpointRecord| may_be_base(row, &own) && has_room(row.id) && is_whole(row);
+        let fits =
+            |row: &&CheckpointRecord| may_be_base(row, &own) && has_room(row.id) && whole.contains(&row.id);
         rows.iter().rev().find(fits).map(|row| row.id)
     });
     let Some(id) = chosen.await.map_err(io::Error::other)? else { return Ok(None) };
@@ -82,15 +95,22 @@ pub(super) async fn choose(
 
 /// Whether the memory of a checkpoint may be told by that of another one, an earlier one of the same boot that is not about to be removed by itself.
 fn may_be_base(other: &CheckpointRecord, own: &CheckpointRecord) -> bool {
+    is_earlier(other, own) && other.expires_at.is_none()
+}
+
+/// Whether a checkpoint is an earlier one of the same boot than another one.
+fn is_earlier(other: &CheckpointRecord, own: &CheckpointRecord) -> bool {
     let boot = |row: &CheckpointRecord| row.manifest.as_ref().map(|manifest| manifest.boot_id);
-    other.seq < own.seq && other.expires_at.is_none() && boot(other).is_some() && boot(other) == boot(own)
+    other.seq < own.seq && boot(other).is_some() && boot(other) == boot(own)
 }
 
 /// Begins to use the base of a checkpoint's memory, if that is packed and has one.
 pub(super) async fn of(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<Option<Base>, ToolError> {
     let directory = shared.paths.checkpoint(checkpoint.id);
     let found = spawn_blocking(move || base_in(&directory)).await.map_err(stopped)?;
-    let Some(id) = found else { return Ok(None) };
+    let unreadable =
+        |e: io::Error| ToolError::internal(format!("read the packed memory of {}: {e}", checkpoint.name));
+    let Some(id) = found.map_err(unreadable)? else { return Ok(None) };
     let Some(used) = shared.checkpoints.read(id).await else {
         let message =
             format!("checkpoint {} is being written anew, since another one is removed", checkpoint.name);
@@ -145,11 +165,19 @@ pub(super) async fn release(shared: &Shared, base: &CheckpointRecord) -> Result<
     let (vm, id, paths) = (base.vm, base.id, shared.paths.clone());
     let rows = shared.store.read(move |db| checkpoints::list(db, Some(vm), None, u32::MAX));
     let rows = rows.await.map_err(store_error)?;
-    let hanging = spawn_blocking(move || {
-        let hangs = |row: &CheckpointRecord| base_in(&paths.checkpoint(row.id)) == Some(id);
-        rows.into_iter().filter(hangs).collect::<Vec<_>>()
+    let earlier = base.clone();
+    let hanging = spawn_blocking(move || -> Result<Vec<CheckpointRecord>, ToolError> {
+        let mut hanging = Vec::new();
+        for row in rows.into_iter().filter(|row| is_earlier(&earlier, row)) {
+            match base_in(&paths.checkpoint(row.id)) {
+                Ok(Some(base)) if base == id => hanging.push(row),
+                Ok(_) => {}
+                Err(error) => return Err(not_released(&earlier, &row, &error)),
+            }
+        }
+        Ok(hanging)
     });
-    for row in hanging.await.map_err(stopped)? {
+    for row in hanging.await.map_err(stopped)?? {
         let Some(used) = shared.checkpoints.pack(row.id, CancellationToken::new()) else {
             let message = format!("checkpoint {} is needed for {}, which is in use", base.name, row.name);
             return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
@@ -159,7 +187,7 @@ pub(super) async fn release(shared: &Shared, base: &CheckpointRecord) -> Result<
         let work = spawn_blocking(move || (used, write_whole(&own, &of, &sha256)));
         let (_used, written) = work.await.map_err(stopped)?;
         match written {
-            Ok(bytes) => {
+            Ok(Some(bytes)) => {
                 let own = row.id;
                 let recorded = shared.store.write(move |tx| checkpoints::set_memory_bytes(tx, own, bytes));
                 recorded.await.map_err(store_error)?;
@@ -173,34 +201,68 @@ pub(super) async fn release(shared: &Shared, base: &CheckpointRecord) -> Result<
                     .hint(format!("delete {} first, or {ROOM}", row.name)));
             }
             // It could not be restored either.
-            Err(error) => {
-                tracing::warn!(checkpoint = %row.name, vm = %row.vm_name, %error, "a memory is lost with its base")
+            Ok(None) => {
+                tracing::warn!(checkpoint = %row.name, vm = %row.vm_name, "a damaged memory is lost with its base")
             }
+            Err(error) => return Err(not_released(base, &row, &error)),
         }
     }
     Ok(())
 }
 
-/// Replaces a packed memory with this digest that has a base by one that has none; returns what it occupies, in bytes. Blocks.
-fn write_whole(directory: &Path, base: &Path, sha256: &str) -> io::Result<u64> {
+fn not_released(base: &CheckpointRecord, hanging: &CheckpointRecord, error: &io::Error) -> ToolError {
+    let message = format!(
+        "checkpoint {} may be needed for {}, whose memory cannot be read or written now: {error}",
+        base.name, hanging.name
+    );
+    ToolError::internal(message).hint(format!("try again, or delete {} first", hanging.name))
+}
+
+/// Replaces a packed memory with this digest that has a base by one that has none; returns what it occupies, in bytes. `None`, and it stays, if the two
+/// are not what was saved. Blocks.
+fn write_whole(directory: &Path, base: &Path, sha256: &str) -> io::Result<Option<u64>> {
     let files = Files::of(directory);
-    let written = || -> io::Result<u64> {
+    let written = || -> io::Result<Option<u64>> {
         remove_if_there(&files.packed_part)?;
-        let from = open_packed(&files.packed, Some(base))?;
+        let from = match open_packed(&files.packed, Some(base)) {
+            Ok(from) => from,
+            Err(error) if is_damage(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Others write to this disk as well.
+        if disk::free_bytes(directory)? < whole_max(&files, base)?.saturating_add(KEEP_FREE) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let to = make(&files.packed_part)?;
-        let digest = vmm::pack(&from, &to, &|_| true)?;
+        match vmm::pack(&from, &to, &|_| true) {
+            Ok(digest) if digest == sha256 => {}
+            Ok(_) => return Ok(None),
+            Err(error) if is_damage(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
         to.sync_all()?;
-        if digest != sha256 || open_packed(&files.packed_part, None)?.sha256(&|_| true)? != sha256 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum is another one"));
+        if open_packed(&files.packed_part, None)?.sha256(&|_| true)? != sha256 {
+            return Err(io::Error::other("what was written is read as something else"));
         }
         failpoint::reach("checkpoint-made-whole");
         fs_err::rename(&files.packed_part, &files.packed)?;
         sync(directory)?;
-        disk::allocated_bytes(&files.packed)
+        disk::allocated_bytes(&files.packed).map(Some)
     };
-    written().inspect_err(|_| {
-        if let Err(error) = remove_if_there(&files.packed_part) {
-            tracing::warn!(%error, "cannot remove a part of a packed memory; nexusd retries");
-        }
-    })
+    let written = written();
+    if !matches!(written, Ok(Some(_)))
+        && let Err(error) = remove_if_there(&files.packed_part)
+    {
+        tracing::warn!(%error, "cannot remove a part of a packed memory; nexusd retries");
+    }
+    written
+}
+
+/// What a packed memory that has a base may occupy once it has none, in bytes: what the two do, but no more than before it was packed.
+fn whole_max(files: &Files, base: &Path) -> io::Result<u64> {
+    let occupied = vmm::packed_header(fs_err::File::open(&files.packed)?.file())?.occupied;
+    let of_base = Files::of(base);
+    let of_base = if of_base.is_packed() { of_base.packed } else { of_base.ram };
+    let both = disk::allocated_bytes(&files.packed)?.saturating_add(disk::allocated_bytes(&of_base)?);
+    Ok(both.min(occupied))
 }

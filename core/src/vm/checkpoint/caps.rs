@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nexus_schema::id::{CheckpointId, VmId};
 use nexus_schema::{ByteSize, ErrorCode, Reference, TimeSpan, Timestamp, ToolError};
+use tokio::sync::Mutex;
 
 use super::{is_made_up, remove};
 use crate::context::Shared;
@@ -58,6 +59,18 @@ fn beyond(rows: &[CheckpointRecord], caps: &Caps, now: Timestamp) -> Vec<(Checkp
     found
 }
 
+/// Held while what is beyond the caps is looked for and removed, so that each is removed, and told of, once.
+static ONE: Mutex<()> = Mutex::const_new(());
+
+/// Begins to remove what is beyond the caps of a VM. Nobody waits for it: others may have to be written anew before one is removed.
+pub(super) fn begin(shared: &Arc<Shared>, vm: VmId) {
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        apply(&shared, Some(vm)).await;
+        shared.upkeep.notify_one();
+    });
+}
+
 /// Removes what is beyond the caps: of one VM, or of all. What cannot be removed now is looked at again.
 pub(super) async fn apply(shared: &Arc<Shared>, vm: Option<VmId>) {
     if let Err(error) = try_apply(shared, vm).await {
@@ -66,6 +79,7 @@ pub(super) async fn apply(shared: &Arc<Shared>, vm: Option<VmId>) {
 }
 
 async fn try_apply(shared: &Arc<Shared>, vm: Option<VmId>) -> Result<(), ToolError> {
+    let _one = ONE.lock().await;
     let caps = defaults::upkeep(&shared.store).await?.caps;
     let rows = shared.store.read(move |db| checkpoints::list(db, vm, None, u32::MAX));
     let mut of_vms: HashMap<VmId, Vec<CheckpointRecord>> = HashMap::new();

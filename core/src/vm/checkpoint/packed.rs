@@ -318,7 +318,8 @@ pub(super) fn write_unpacked(
         }
         let to = make(&files.ram_part)?;
         let digest = vmm::unpack(&from, &to, &|done| {
-            progress.advance(done, Some(occupied));
+            // What is read of its base may be more.
+            progress.advance(done.min(occupied), Some(occupied));
             progress.check().is_ok()
         })?;
         if Some(digest.as_str()) != sha256 {
@@ -340,7 +341,10 @@ pub(super) fn write_unpacked(
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {
             Err(ToolError::new(ErrorCode::Cancelled, UNWANTED))
         }
-        Err(source) => Err(CheckError::Read { path: files.packed.clone(), source }.told(checkpoint)),
+        Err(source) if is_damage(&source) => {
+            Err(CheckError::Read { path: files.packed.clone(), source }.told(checkpoint))
+        }
+        Err(error) => Err(ToolError::internal(format!("unpack checkpoint {}: {error}", checkpoint.name))),
     };
     if written.is_err()
         && let Err(error) = remove_if_there(&files.ram_part)
@@ -348,6 +352,13 @@ pub(super) fn write_unpacked(
         tracing::warn!(%error, "cannot remove a part of an unpacked memory; nexusd retries");
     }
     written
+}
+
+/// Whether an error of reading a packed memory means that it is damaged or gone, not that it cannot be read now.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, Other, UnexpectedEof};
+    // Errors of the compression are `Other`; those of the system never are.
+    matches!(error.kind(), InvalidData | NotFound | Other | UnexpectedEof)
 }
 
 /// What to do about a disk that has no room for an unpacked memory.

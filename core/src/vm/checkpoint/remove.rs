@@ -14,7 +14,15 @@ use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::{StoreError, now};
 
 /// Removes a checkpoint, unless it is being restored. The row goes first: what is left of the files is removed at the next start.
-pub(crate) async fn remove(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
+pub(crate) async fn remove(shared: &Arc<Shared>, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
+    let (shared, checkpoint) = (shared.clone(), checkpoint.clone());
+    // By itself, so that it is whole whether or not somebody waits for it.
+    tokio::spawn(async move { remove_now(&shared, &checkpoint).await })
+        .await
+        .map_err(|e| ToolError::internal(format!("remove a checkpoint: {e}")))?
+}
+
+async fn remove_now(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
     let id = checkpoint.id;
     let Some(_removal) = shared.checkpoints.remove(id).await else {
         let message = format!(

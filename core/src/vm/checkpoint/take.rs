@@ -95,8 +95,7 @@ pub(crate) async fn take(
             if let Err(error) = ask(handle, |reply| Command::Checkpointed { checkpoint, reply }).await {
                 tracing::info!(vm = %row.vm_name, %error, "a vm does not know that a checkpoint of it was taken");
             }
-            Box::pin(caps::apply(shared, Some(row.vm))).await;
-            shared.upkeep.notify_one();
+            caps::begin(shared, row.vm);
             Ok(row)
         }
         Err(error) => {

@@ -37,8 +37,8 @@ fn a_memory_is_told_by_that_of_another_one_until_it_is_made_whole() {
     comes_back(&second, &second_row, Some(&base));
     let whole = pack(&first, &first_row, None);
     assert!(plain < whole / 8, "{plain} and {whole}");
-    assert_eq!(base_in(second.path()), Some(first_row.id));
-    assert_eq!(base_in(first.path()), None);
+    assert_eq!(base_in(second.path()).unwrap(), Some(first_row.id));
+    assert_eq!(base_in(first.path()).unwrap(), None);
     comes_back(&second, &second_row, Some(&base));
 
     let error = write_unpacked(second.path(), None, &second_row, &Progress::default()).unwrap_err();
@@ -51,15 +51,22 @@ fn a_memory_is_told_by_that_of_another_one_until_it_is_made_whole() {
     let path = first.path().join("ram.packed");
     let middle = std::fs::metadata(&path).unwrap().len() / 2;
     flip(&path, middle);
-    write_whole(second.path(), first.path(), &sha256(&second_row)).unwrap_err();
+    assert!(write_whole(second.path(), first.path(), &sha256(&second_row)).unwrap().is_none());
     assert_eq!(
-        (memories(&second), base_in(second.path())),
+        (memories(&second), base_in(second.path()).unwrap()),
         (vec!["ram.packed".to_owned()], Some(first_row.id))
     );
     flip(&path, middle);
-    let bytes = write_whole(second.path(), first.path(), &sha256(&second_row)).unwrap();
+    // What cannot be read now is no damage, and nothing is lost for it.
+    std::fs::create_dir(second.path().join("ram.packed.part")).unwrap();
+    write_whole(second.path(), first.path(), &sha256(&second_row)).unwrap_err();
+    std::fs::remove_dir(second.path().join("ram.packed.part")).unwrap();
+    assert_eq!(base_in(second.path()).unwrap(), Some(first_row.id));
+    let most = whole_max(&Files::of(second.path()), first.path()).unwrap();
+    let bytes = write_whole(second.path(), first.path(), &sha256(&second_row)).unwrap().unwrap();
     assert!(bytes > whole / 2, "{bytes} and {whole}");
-    assert_eq!((memories(&second), base_in(second.path())), (vec!["ram.packed".to_owned()], None));
+    assert!(most >= whole && most < 2 * whole, "{most} and {whole}");
+    assert_eq!((memories(&second), base_in(second.path()).unwrap()), (vec!["ram.packed".to_owned()], None));
     drop(first);
     comes_back(&second, &second_row, None);
 }
@@ -70,13 +77,18 @@ fn a_base_that_cannot_be_read_or_is_too_different_is_no_base() {
     let base = used_as(&first, &first_row);
     let (second, second_row) = saved(&lines());
     pack(&second, &second_row, Some(&base));
-    assert_eq!(base_in(second.path()), None);
+    assert_eq!(base_in(second.path()).unwrap(), None);
     comes_back(&second, &second_row, None);
     std::fs::remove_file(first.path().join("ram")).unwrap();
     comes_back(&second, &second_row, Some(&base));
     std::fs::write(first.path().join("ram.packed"), "nonsense that is long enough for a header").unwrap();
     comes_back(&second, &second_row, Some(&base));
-    assert_eq!(base_in(second.path()), None);
+    assert_eq!(base_in(second.path()).unwrap(), None);
+    // A damaged one has none; of one that cannot be read that is not known.
+    assert_eq!(base_in(first.path()).unwrap(), None);
+    std::fs::remove_file(first.path().join("ram.packed")).unwrap();
+    std::fs::create_dir(first.path().join("ram.packed")).unwrap();
+    assert!(base_in(first.path()).is_err());
 }
 
 #[test]
