@@ -23,6 +23,8 @@ use super::state::{Counted, Egress};
 
 /// Timeout for a guest to read an answer, and then to close the connection.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of a write to a machine that has ended its own direction, once the guest is gone: otherwise it could keep a place among the VM's connections.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Serves a connection until it ends. A violation by the guest ends only this connection.
 pub(super) async fn serve(egress: Arc<Egress>, stream: UnixStream) -> io::Result<()> {
@@ -89,7 +91,8 @@ impl Ends {
     ) -> Result<(), CopyError> {
         let Self { halves: (mut reader, mut writer), read, without_credit } = self;
         if without_credit {
-            return frames::copy_uncredited((&mut reader, &mut writer), &read, from, to).await;
+            let halves = (&mut reader, &mut writer);
+            return frames::copy_uncredited(halves, &read, from, to, Some(PATIENCE)).await;
         }
         let (mut receiver, sender) = frames::over_with(reader, writer, read, WINDOW);
         match frames::copy(&mut receiver, &sender, from, to).await? {

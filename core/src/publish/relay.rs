@@ -9,6 +9,7 @@ use nexus_schema::id::VmId;
 use nexus_schema::stream::{Open, Opening, TcpOpening, VERSION};
 use nexus_schema::tools::vm::VmState;
 use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -29,16 +30,17 @@ pub(super) enum Client {
 }
 
 impl Client {
-    /// Takes what the client has sent already, without waiting.
-    fn first_bytes(&self) -> Vec<u8> {
+    /// Takes what the client has sent already, without waiting. If it has reset its connection, fails: the next read would take that for an end.
+    fn first_bytes(&self) -> io::Result<Vec<u8>> {
         let socket = match self {
             Self::Tcp(client) => client.as_fd(),
             Self::Unix(client) => client.as_fd(),
         };
         let mut bytes = Vec::with_capacity(EARLY_MAX);
-        // A failure shows again at the next read.
-        let _ = rustix::net::recv(socket, spare_capacity(&mut bytes), RecvFlags::DONTWAIT);
-        bytes
+        match rustix::net::recv(socket, spare_capacity(&mut bytes), RecvFlags::DONTWAIT) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(bytes),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -65,7 +67,7 @@ pub(super) async fn serve(
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
     let takes_early = view.borrow().link.as_ref().is_some_and(|link| link.offers().early_data);
-    let early = if takes_early { client.first_bytes() } else { Vec::new() };
+    let early = if takes_early { client.first_bytes().map_err(StreamError::Own)? } else { Vec::new() };
     let open = Open::Tcp(TcpOpening { port: guest_port });
     let opening = Opening { version: VERSION, client: None, open };
     let stream = GuestStream::open_with(&directory, &opening, &early).await?;
@@ -78,5 +80,39 @@ pub(super) async fn serve(
             let (mut read, mut write) = client.into_split();
             stream.carry(&mut read, &mut write).await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_has_reset_its_connection_has_not_just_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        far.write_all(b"first").await.unwrap();
+        near.readable().await.unwrap();
+        let client = Client::Tcp(near);
+        assert_eq!(client.first_bytes().unwrap(), b"first");
+        assert_eq!(client.first_bytes().unwrap(), b"", "nothing is waited for");
+        rustix::net::sockopt::set_socket_linger(&far, Some(Duration::ZERO)).unwrap();
+        drop(far);
+        let reset = async {
+            loop {
+                match client.first_bytes() {
+                    Ok(bytes) => assert_eq!(bytes, b""),
+                    Err(error) => return error,
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let error = timeout(Duration::from_secs(20), reset).await.unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }

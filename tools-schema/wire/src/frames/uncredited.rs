@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
@@ -23,12 +24,14 @@ const RECEIVED: (usize, usize) = (8 << 10, 128 << 10);
 const SMALL: usize = 4 << 10;
 
 /// Copies both ways until both directions have ended. `early` has bytes that were already read after the opening. Fails if the peer disconnects before
-/// both have ended, also while the plain connection takes no more.
+/// both have ended, also while the plain connection takes no more. A peer that was sent the end may have left with all it needs, and what it sent before
+/// may include its own end: so then each write to the plain connection has `patience`; `None` waits forever.
 pub async fn copy_uncredited(
     (reader, writer): (&mut Reader, &mut Writer),
     early: &[u8],
     read: &mut (impl AsyncRead + Unpin),
     write: &mut (impl AsyncWrite + Unpin),
+    patience: Option<Duration>,
 ) -> Result<(), CopyError> {
     // Of this side's own direction. Only before it the peer's end of the connection is a failure: after it the peer may have left with all it needs.
     let (is_ended, ended) = (AtomicBool::new(false), Notify::new());
@@ -44,7 +47,7 @@ pub async fn copy_uncredited(
             tokio::select! {
                 biased;
                 written = write.write_all(&parts.buffer[part]) => written.map_err(CopyError::Write)?,
-                error = gone(reader, &is_ended) => return Err(error.into()),
+                error = gone(reader, &is_ended, patience) => return Err(error.into()),
             }
         }
         write.shutdown().await.map_err(CopyError::Write)?;
@@ -104,13 +107,17 @@ async fn read_soon(read: &mut (impl AsyncRead + Unpin), room: &mut [u8]) -> Opti
     None
 }
 
-/// Waits until the peer is gone without having been sent the end.
-async fn gone(reader: &mut Reader, is_ended: &AtomicBool) -> FrameError {
+/// Waits until the peer is gone; if it had been sent the end, waits with `patience` from then on.
+async fn gone(reader: &mut Reader, is_ended: &AtomicBool, patience: Option<Duration>) -> FrameError {
     match reader.closed().await {
-        Ok(()) if is_ended.load(Ordering::Acquire) => std::future::pending().await,
-        Ok(()) => FrameError::Closed,
-        Err(error) => error.into(),
+        Ok(()) if is_ended.load(Ordering::Acquire) => match patience {
+            Some(patience) => tokio::time::sleep(patience).await,
+            None => std::future::pending().await,
+        },
+        Ok(()) => {}
+        Err(error) => return error.into(),
     }
+    FrameError::Closed
 }
 
 /// The received bytes, of which frames are not put together.
@@ -213,7 +220,6 @@ impl Parts {
 mod tests {
     use std::net::Shutdown;
     use std::os::unix::net::UnixStream as Plain;
-    use std::time::Duration;
 
     use tokio::net::UnixStream;
     use tokio::task::JoinHandle;
@@ -234,7 +240,7 @@ mod tests {
         tokio::spawn(async move {
             let (mut reader, mut writer) = split(framed.into_std().unwrap().into()).unwrap();
             let (mut read, mut write) = plain.into_split();
-            copy_uncredited((&mut reader, &mut writer), early, &mut read, &mut write).await
+            copy_uncredited((&mut reader, &mut writer), early, &mut read, &mut write, None).await
         })
     }
 
@@ -387,5 +393,31 @@ mod tests {
             let closed = matches!(error, CopyError::Frames(FrameError::Closed));
             assert!(if is_ended { closed == is_between } else { closed }, "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_reads_nothing_is_not_waited_for_forever_once_the_peer_is_gone() {
+        let ((mut program, plain), (framed, mut peer)) =
+            (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+        let copied = tokio::spawn(async move {
+            let (mut reader, mut writer) = split(framed.into_std().unwrap().into()).unwrap();
+            let (mut read, mut write) = plain.into_split();
+            let patience = Some(Duration::from_millis(300));
+            copy_uncredited((&mut reader, &mut writer), &[], &mut read, &mut write, patience).await
+        });
+        program.shutdown().await.unwrap();
+        let mut end = [0; HEADER];
+        peer.read_exact(&mut end).await.unwrap();
+        // More than the sockets hold.
+        let block = [&Kind::Data.header(PAYLOAD_MAX)[..], &[7; PAYLOAD_MAX]].concat();
+        while let Ok(written) = timeout(Duration::from_millis(200), peer.write_all(&block)).await {
+            written.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert!(!copied.is_finished(), "the peer is there");
+        drop(peer);
+        let error = timeout(SOON, copied).await.unwrap().unwrap().unwrap_err();
+        assert!(matches!(error, CopyError::Frames(FrameError::Closed)), "{error}");
+        drop(program);
     }
 }

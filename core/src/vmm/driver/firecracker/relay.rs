@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
 /// Maximum number of connections at once to the hello port. A guest that says hello needs one; the first of the next boot may overlap with
 /// the bye of the last boot.
 pub(super) const HELLO_CONNECTIONS_MAX: usize = 8;
@@ -55,22 +59,25 @@ impl Drop for Held {
 fn carry_both(inside: UnixStream, outside: UnixStream, held: Arc<Held>) -> io::Result<()> {
     let (inside_too, outside_too) = (inside.try_clone()?, outside.try_clone()?);
     let held_too = Arc::clone(&held);
-    let spawn = |from, to, held: Arc<Held>| {
+    let spawn = |from, to, pass: Pass, held: Arc<Held>| {
         std::thread::Builder::new().name("relay".to_owned()).stack_size(STACK).spawn(move || {
-            carry(from, to);
+            carry(from, to, pass);
             drop(held);
         })
     };
-    spawn(inside, outside, held)?;
-    spawn(outside_too, inside_too, held_too)?;
+    spawn(inside, outside, to_host, held)?;
+    spawn(outside_too, inside_too, to_guest, held_too)?;
     Ok(())
 }
 
+/// Writes all of what was read of the first connection to the second one.
+type Pass = fn(&UnixStream, &UnixStream, &[u8]) -> io::Result<()>;
+
 /// Copies one direction. Closes both connections when one side ends; half-close is not needed here.
-fn carry(mut from: UnixStream, mut to: UnixStream) {
+fn carry(mut from: UnixStream, to: UnixStream, pass: Pass) {
     let mut chunk = [0; 8192];
     while let Ok(read @ 1..) = from.read(&mut chunk) {
-        if to.write_all(&chunk[..read]).is_err() {
+        if pass(&from, &to, &chunk[..read]).is_err() {
             break;
         }
     }
@@ -80,9 +87,47 @@ fn carry(mut from: UnixStream, mut to: UnixStream) {
     }
 }
 
+/// Writes to the host. Fails if the guest disconnects while there is no room: a host that reads nothing for long must notice that.
+fn to_host(guest: &UnixStream, host: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::net::send(host, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let mut ends = [PollFd::new(host, PollFlags::OUT), PollFd::new(guest, PollFlags::empty())];
+                rustix::io::retry_on_intr(|| rustix::event::poll(&mut ends, None))?;
+                if ends[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes to the guest, also if the host disconnects meanwhile: it may have sent all there is.
+fn to_guest(_: &UnixStream, mut guest: &UnixStream, bytes: &[u8]) -> io::Result<()> {
+    guest.write_all(bytes)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rustix::event::{Timespec, poll};
+
     use super::*;
+
+    /// Writes until nothing more fits; returns how many bytes were written.
+    fn fill(stream: &mut UnixStream) -> usize {
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut sent = 0;
+        while let Ok(written) = stream.write(&[7; 8192]) {
+            sent += written;
+        }
+        sent
+    }
 
     #[test]
     fn carries_both_ways_and_dials_anew_for_each_connection() {
@@ -105,5 +150,41 @@ mod tests {
             assert_eq!(guest.read(&mut got).unwrap(), 0);
             std::fs::remove_file(&outside).unwrap();
         }
+    }
+
+    #[test]
+    fn a_guest_that_disconnects_is_noticed_while_the_host_reads_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        start(UnixListener::bind(&inside).unwrap(), outside.clone(), 1).unwrap();
+        let listener = UnixListener::bind(&outside).unwrap();
+        let mut guest = UnixStream::connect(&inside).unwrap();
+        let (mut host, _) = listener.accept().unwrap();
+        fill(&mut guest);
+        let is_over = |seconds| {
+            let within = Timespec { tv_sec: seconds, tv_nsec: 0 };
+            poll(&mut [PollFd::new(&host, PollFlags::RDHUP)], Some(&within)).unwrap() > 0
+        };
+        assert!(!is_over(0));
+        drop(guest);
+        assert!(is_over(20));
+        // What it has is there to be read.
+        let mut chunk = [0; 8192];
+        assert!(host.read(&mut chunk).unwrap() > 0 && chunk[0] == 7);
+    }
+
+    #[test]
+    fn what_the_host_sent_before_it_left_goes_to_a_guest_that_reads_late() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        start(UnixListener::bind(&inside).unwrap(), outside.clone(), 1).unwrap();
+        let listener = UnixListener::bind(&outside).unwrap();
+        let mut guest = UnixStream::connect(&inside).unwrap();
+        let (mut host, _) = listener.accept().unwrap();
+        let sent = fill(&mut host);
+        drop(host);
+        let mut all = Vec::new();
+        guest.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), sent);
     }
 }
