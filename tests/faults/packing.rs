@@ -337,7 +337,7 @@ fn the_oldest_that_nobody_named_go_when_there_are_too_many_and_their_vm_says_so(
     let wrong = refused(
         &mut client,
         "settings_set",
-        json!({ "values": { "checkpoint.max_count": "0", "checkpoint.pack_after": "never" } }),
+        json!({ "values": { "checkpoint.max_count": "1", "checkpoint.pack_after": "never" } }),
     );
     assert_eq!(wrong.code, "invalid_argument", "{}", wrong.text);
     // It runs on.

@@ -67,8 +67,8 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 27] = [
     ),
     (
         MAX_COUNT,
-        "64",
-        "how many checkpoints one VM may have before the oldest without a given name are deleted",
+        "0",
+        "how many checkpoints one VM may have before the oldest without a given name are deleted; 0: any number",
     ),
     (
         PACK_AFTER,
@@ -206,7 +206,7 @@ pub(crate) struct Values(Defaults, Kept, SharedNetwork, Upkeep);
 
 impl Default for Values {
     fn default() -> Self {
-        let caps = Caps { count: 64, age: TimeSpan::seconds(0), bytes: ByteSize::bytes(0), has_named: false };
+        let caps = Caps { count: 0, age: TimeSpan::seconds(0), bytes: ByteSize::bytes(0), has_named: false };
         let upkeep = Upkeep { pack_after: TimeSpan::seconds(60 * 60), caps };
         Self(Defaults::built_in(), Kept { days: 90, per_vm: 1000 }, SharedNetwork::default(), upkeep)
     }
@@ -305,7 +305,9 @@ impl Values {
             }
             MAX_AGE => upkeep.caps.age = span(value)?,
             MAX_BYTES => upkeep.caps.bytes = size(value)?,
-            MAX_COUNT => upkeep.caps.count = between(value, 2, 100_000)?,
+            MAX_COUNT => {
+                upkeep.caps.count = if value == "0" { 0 } else { between(value, 2, 100_000)? };
+            }
             PACK_AFTER => {
                 upkeep.pack_after = if value == "off" { TimeSpan::seconds(0) } else { span(value)? };
             }

@@ -19,7 +19,7 @@ use crate::vm::defaults;
 /// What is kept of each VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caps {
-    /// How many.
+    /// How many; zero: any number.
     pub(crate) count: u32,
     /// How long; zero: for ever.
     pub(crate) age: TimeSpan,
@@ -45,7 +45,7 @@ fn beyond(rows: &[CheckpointRecord], caps: &Caps, now: Timestamp) -> Vec<(Checkp
             format!("it is older than {}", caps.age)
         } else if newest == Some(row.id) {
             continue;
-        } else if count > most {
+        } else if caps.count > 0 && count > most {
             format!("its VM has more than {}", caps.count)
         } else if caps.bytes.as_bytes() > 0 && bytes > caps.bytes.as_bytes() {
             format!("those of its VM occupy more than {}", caps.bytes)
@@ -123,7 +123,7 @@ mod tests {
     use crate::vm::checkpoint::made_up_name;
 
     const NONE: Caps =
-        Caps { count: 100, age: TimeSpan::seconds(0), bytes: ByteSize::bytes(0), has_named: false };
+        Caps { count: 0, age: TimeSpan::seconds(0), bytes: ByteSize::bytes(0), has_named: false };
 
     /// Checkpoints of 120 bytes each, a second apart; those with `-` at their end get made-up names.
     fn rows(names: &[&str]) -> Vec<CheckpointRecord> {
