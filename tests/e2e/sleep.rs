@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::{Daemon, kill_process};
+use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 /// Makes a machine that can be suspended, with a loop that counts and a server.
@@ -37,6 +38,13 @@ fn suspend(client: &mut Client, vm: &str) -> Value {
 fn memories(daemon: &Daemon) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(daemon.state().join("suspended")).expect("the directory");
     entries.map(|entry| entry.expect("an entry").path()).collect()
+}
+
+/// The memory of a VM that is awake is removed, soon after that is told.
+#[track_caller]
+fn assert_gone(daemon: &Daemon, when: &str) {
+    let gone = until(BOOT, || memories(daemon).is_empty().then_some(()));
+    assert!(gone.is_some(), "{when}: {:?}", memories(daemon));
 }
 
 /// How often a VM was woken.
@@ -114,7 +122,7 @@ fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
         }
     });
     assert_eq!(wakes(&mut client, "web"), 1);
-    assert!(memories(&daemon).is_empty());
+    assert_gone(&daemon, "");
     assert!(count(&mut client, "web") >= before, "the loop goes on");
     let then = count(&mut client, "web");
     client.run("web", "sleep 1");
@@ -179,7 +187,7 @@ fn a_memory_for_which_its_owners_quota_has_no_room_is_not_saved() {
     }));
     let failure = holder.call("vm_pause", json!({ "vm": "web", "suspend": true })).expect_err("no room");
     assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
-    assert!(memories(&daemon).is_empty());
+    assert_gone(&daemon, "");
     assert_eq!(holder.run("web", "echo up").stdout, "up\n");
 }
 
@@ -199,7 +207,7 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
         client.run("web", "sleep 1");
         assert!(count(&mut client, "web") > before, "{point}");
         assert_eq!(client.inspect("web")["boot_id"], boot, "{point}");
-        assert!(memories(&daemon).is_empty(), "{point}");
+        assert_gone(&daemon, point);
     }
     // From then on it is suspended.
     let mut before = count(&mut daemon.client(), "web");
@@ -225,7 +233,7 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     kill_at(&mut daemon, "wake-ready", "guest_run_command", &wake);
     let mut client = daemon.client();
     client.wait_for_state("web", "ready");
-    assert!(memories(&daemon).is_empty());
+    assert_gone(&daemon, "");
     assert!(count(&mut client, "web") >= before);
     assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
     // A VMM or a shim that is killed before it is awake leaves it suspended. Where that was too late, it is tried again.
@@ -247,7 +255,7 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
             client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
         }
         assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n", "{which}");
-        assert!(memories(&daemon).is_empty(), "{which}");
+        assert_gone(&daemon, which);
     }
     // A memory that is damaged is not restored; the disk has what was synced.
     suspend(&mut client, "web");
@@ -260,5 +268,5 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     assert_eq!(client.inspect("web")["state"], "suspended");
     client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
     assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
-    assert!(memories(&daemon).is_empty());
+    assert_gone(&daemon, "");
 }

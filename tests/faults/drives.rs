@@ -212,3 +212,31 @@ fn a_copy_that_the_daemon_did_not_wait_for_is_on_the_disk_later() {
     }
     world.assert_in_order();
 }
+
+#[test]
+fn a_new_database_costs_no_drive_that_it_does_not_know() {
+    let mut world = World::new();
+    let made = |client: &mut Client, name: &str| {
+        let drive = client.to_the_end("drive_create", json!({ "name": name, "size": "160MiB" }), SOON);
+        drive["id"].as_str().expect("an id").to_owned()
+    };
+    let id = made(&mut world.client(), "data");
+    let state = world.daemon.state().to_owned();
+    let directory = state.join("drives").join(id);
+    assert!(directory.exists(), "{}", directory.display());
+    world.daemon.stop();
+    for name in ["nexus.db", "nexus.db-wal", "nexus.db-shm"] {
+        fs::remove_file(state.join(name)).ok();
+    }
+    // At the first start the database is new, at the second one it has a drive.
+    for name in ["other", "third"] {
+        world.daemon.restart();
+        assert!(directory.exists(), "{}", world.daemon.log());
+        made(&mut world.client(), name);
+        world.daemon.stop();
+    }
+    world.daemon.restart();
+    assert!(directory.exists(), "{}", world.daemon.log());
+    assert!(world.daemon.log().contains("they are kept"), "{}", world.daemon.log());
+    fs::remove_dir_all(&directory).expect("nobody else removes it");
+}

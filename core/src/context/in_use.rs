@@ -78,6 +78,19 @@ impl InUse {
         (!self.0.is_closed.load(Ordering::SeqCst)).then_some(used)
     }
 
+    /// The same as [`InUse::pack`], but one that is being packed is waited for, as by [`InUse::read`].
+    pub(crate) async fn pack_anew(&self, id: CheckpointId, stop: CancellationToken) -> Option<Used> {
+        loop {
+            let ended = self.0.ended.notified();
+            match self.begin(id, Use::Packed(stop.clone())) {
+                Ok(used) => return (!self.0.is_closed.load(Ordering::SeqCst)).then_some(used),
+                Err(Use::Packed(other)) => other.cancel(),
+                Err(Use::Read(_) | Use::Removed) => return None,
+            }
+            ended.await;
+        }
+    }
+
     /// Ends all packing, for the end of the daemon. Nothing is packed afterwards.
     pub(crate) fn end_packing(&self) {
         self.0.is_closed.store(true, Ordering::SeqCst);

@@ -46,7 +46,7 @@ fn database_check(path: &Path) -> DoctorCheck {
             DoctorStatus::Fail,
             format!("{shown} is damaged: {why}"),
             Some(format!(
-                "stop nexusd, move the database away with its -wal and -shm, and put back a copy of the state directory, or {shown}.before-vN if there is one"
+                "stop nexusd, copy the state directory, move the database away with its -wal and -shm, and put back a copy of yours or {shown}.before-vN: disks of VMs that it does not know are deleted at the next start"
             )),
         ),
         Err(error) => (

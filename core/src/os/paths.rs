@@ -36,6 +36,11 @@ impl Paths {
         self.root.join("nexus.db")
     }
 
+    /// The names of entries that are kept although no row names them.
+    pub fn kept(&self) -> PathBuf {
+        self.root.join("kept.json")
+    }
+
     /// The directory of all VMs.
     pub fn vms(&self) -> PathBuf {
         self.root.join("vms")

@@ -96,3 +96,8 @@ pub fn list(
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
+
+/// Whether no VM ever was.
+pub(crate) fn is_empty(db: &Connection) -> Result<bool, StoreError> {
+    Ok(db.query_row("SELECT NOT EXISTS (SELECT 1 FROM vm_history)", [], |row| row.get(0))?)
+}

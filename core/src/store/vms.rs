@@ -199,7 +199,14 @@ pub struct VmRecord {
 
 impl VmRecord {
     /// The row of a VM whose creation begins, without what is known only later.
-    pub(crate) fn creating(id: VmId, name: Name, owner: String, arch: String, cid: u32, spec: VmSpec) -> Self {
+    pub(crate) fn creating(
+        id: VmId,
+        name: Name,
+        owner: String,
+        arch: String,
+        cid: u32,
+        spec: VmSpec,
+    ) -> Self {
         Self {
             id,
             name,

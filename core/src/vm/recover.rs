@@ -9,6 +9,7 @@ use nexus_schema::id::VmId;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
+use tokio::task::spawn_blocking;
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
@@ -17,7 +18,7 @@ use super::create;
 use super::last_words;
 use super::network;
 use super::policy;
-use super::{waking, warm};
+use super::{unknown, waking, warm};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
 use crate::progress::Progress;
@@ -372,7 +373,7 @@ async fn rewrite(
 
 /// Removes rows of half-created things, and files without a row, but the drives' copies of the names `staged`.
 async fn sweep(shared: &Arc<Shared>, staged: Vec<String>) -> Result<(), ToolError> {
-    let (vm_ids, mut drive_ids, image_ids, asset_ids, build_ids) = shared
+    let (is_new, mut vm_ids, mut drive_ids, mut image_ids, asset_ids, build_ids) = shared
         .store
         .write(|tx| -> Result<_, StoreError> {
             while let Some(build) = builds::list(tx, None, Some(BuildStatus::Building), None, 1)?.pop() {
@@ -395,10 +396,24 @@ async fn sweep(shared: &Arc<Shared>, staged: Vec<String>) -> Result<(), ToolErro
             let images: HashSet<String> = images::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
             let assets: HashSet<String> = assets::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
             let builds: HashSet<String> = builds::ids(tx)?.into_iter().map(|id| id.to_string()).collect();
-            Ok((vms, drives, images, assets, builds))
+            let rows = [&vms, &drives, &images, &assets, &builds];
+            let is_new = rows.iter().all(|ids| ids.is_empty()) && history::is_empty(tx)?;
+            Ok((is_new, vms, drives, images, assets, builds))
         })
         .await
         .map_err(crate::op::store_error)?;
+    let paths = shared.paths.clone();
+    let found = spawn_blocking(move || unknown::kept(&paths, is_new));
+    let kept = found.await.map_err(std::io::Error::other).flatten().map_err(|error| {
+        ToolError::internal(format!(
+            "look for files that are not to be removed in {}: {error}",
+            shared.paths.kept().display()
+        ))
+        .hint("make that file readable, or remove it: then what the database does not know is removed")
+    })?;
+    for ids in [&mut vm_ids, &mut drive_ids, &mut image_ids] {
+        ids.extend(kept.iter().cloned());
+    }
     let paths = shared.paths.clone();
     for name in orphans(&paths.vms(), &vm_ids) {
         let directory = paths.vms().join(&name);

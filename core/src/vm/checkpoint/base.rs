@@ -178,7 +178,7 @@ pub(super) async fn release(shared: &Shared, base: &CheckpointRecord) -> Result<
         Ok(hanging)
     });
     for row in hanging.await.map_err(stopped)?? {
-        let Some(used) = shared.checkpoints.pack(row.id, CancellationToken::new()) else {
+        let Some(used) = shared.checkpoints.pack_anew(row.id, CancellationToken::new()).await else {
             let message = format!("checkpoint {} is needed for {}, which is in use", base.name, row.name);
             return Err(ToolError::new(ErrorCode::Busy, message).hint("try again in a moment"));
         };
