@@ -53,6 +53,15 @@ impl Drives {
         (0..self.ids.len()).map(read).collect()
     }
 
+    /// Takes a drive away, and its copy of the rollback `new`; returns where the copy was and where it is.
+    fn take_away(&self, world: &World, at: usize) -> (PathBuf, PathBuf) {
+        let [staged, away, old] =
+            [&format!("drives/.nexus-new-{at}"), "away", "old"].map(|name| world.daemon.state().join(name));
+        fs::rename(&staged, &away).expect("a directory is moved");
+        fs::rename(self.place(world, at), old).expect("a directory is moved");
+        (staged, away)
+    }
+
     /// Plants a rollback of which nothing is done yet; its drives will have these words on them.
     fn plant(&self, world: &World, words: &str) {
         let staged: Vec<String> = (0..self.ids.len()).map(|at| format!(".nexus-{words}-{at}")).collect();
@@ -121,10 +130,7 @@ fn nothing_uses_drives_of_which_some_are_replaced() {
     world.daemon.stop();
     drives.plant(&world, "new");
     // The copy of the data drive cannot be read, and neither can the drive.
-    let [staged, away, old] =
-        ["drives/.nexus-new-1", "away", "old"].map(|name| world.daemon.state().join(name));
-    fs::rename(&staged, &away).expect("a directory is moved");
-    fs::rename(drives.place(&world, 1), old).expect("a directory is moved");
+    let (staged, away) = drives.take_away(&world, 1);
     world.daemon.restart();
     let mut client = world.client();
     let vm = client.inspect("web");
@@ -156,10 +162,7 @@ fn drives_stay_locked_if_a_rollback_panics_in_the_middle() {
     world.daemon.stop();
     drives.plant(&world, "new");
     // The start of the daemon cannot begin with it: neither the copy of the first drive can be read, nor the drive.
-    let [staged, away, old] =
-        ["drives/.nexus-new-0", "away", "old"].map(|name| world.daemon.state().join(name));
-    fs::rename(&staged, &away).expect("a directory is moved");
-    fs::rename(drives.place(&world, 0), old).expect("a directory is moved");
+    let (staged, away) = drives.take_away(&world, 0);
     world.daemon.set("NEXUS_FAILPOINT", Some("panic:rollback-drive-placed"));
     world.daemon.restart();
     let mut client = world.client();

@@ -79,27 +79,10 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use nexus_schema::Timestamp;
-
     use super::*;
 
     fn call(tool: &'static str) -> CallRecord {
-        CallRecord {
-            started: Timestamp::from_millis(1),
-            owner: "uid:0".into(),
-            tool: tool.into(),
-            vm: None,
-            boot: None,
-            duration: Duration::from_micros(60),
-            outcome: "ok",
-            rule: "owner",
-            denied: false,
-            trace: None,
-            bytes_in: 2,
-            bytes_out: 3,
-        }
+        CallRecord { tool: tool.into(), ..crate::store::tests::call() }
     }
 
     #[test]

@@ -138,26 +138,8 @@ async fn export(
 
 #[cfg(test)]
 mod tests {
-    use nexus_schema::Timestamp;
-
     use super::*;
-
-    fn call() -> CallRecord {
-        CallRecord {
-            started: Timestamp::from_millis(1),
-            owner: "uid:0".into(),
-            tool: "guest_file_stat".into(),
-            vm: None,
-            boot: None,
-            duration: Duration::from_micros(60),
-            outcome: "ok",
-            rule: "owner",
-            denied: false,
-            trace: None,
-            bytes_in: 0,
-            bytes_out: 0,
-        }
-    }
+    use crate::store::tests::call;
 
     #[tokio::test]
     async fn a_burst_is_recorded_whole_and_what_has_no_room_is_counted() {

@@ -48,43 +48,35 @@ impl InUse {
     /// Begins to read a checkpoint, which is not removed meanwhile. `None` if it is being removed. One that is being packed is waited for, which ends
     /// its packing soon.
     pub(crate) async fn read(&self, id: CheckpointId) -> Option<Used> {
-        loop {
-            let ended = self.0.ended.notified();
-            match self.begin(id, Use::Read(1)) {
-                Ok(used) => return Some(used),
-                Err(Use::Packed(stop)) => stop.cancel(),
-                Err(Use::Read(_) | Use::Removed) => return None,
-            }
-            ended.await;
-        }
+        self.begin_after_packing(id, Use::Read(1)).await
     }
 
     /// Begins to remove a checkpoint. `None` if it is in use. One that is being packed is waited for, as by [`InUse::read`].
     pub(crate) async fn remove(&self, id: CheckpointId) -> Option<Used> {
-        loop {
-            let ended = self.0.ended.notified();
-            match self.begin(id, Use::Removed) {
-                Ok(used) => return Some(used),
-                Err(Use::Packed(stop)) => stop.cancel(),
-                Err(Use::Read(_) | Use::Removed) => return None,
-            }
-            ended.await;
-        }
+        self.begin_after_packing(id, Use::Removed).await
     }
 
     /// Begins to pack a checkpoint, or another one with it, until `stop` is cancelled, which others do. `None` if it is in use, or the daemon is ending.
     pub(crate) fn pack(&self, id: CheckpointId, stop: CancellationToken) -> Option<Used> {
-        let used = self.begin(id, Use::Packed(stop)).ok()?;
-        (!self.0.is_closed.load(Ordering::SeqCst)).then_some(used)
+        self.unless_closed(self.begin(id, Use::Packed(stop)).ok())
     }
 
     /// The same as [`InUse::pack`], but one that is being packed is waited for, as by [`InUse::read`].
     pub(crate) async fn pack_anew(&self, id: CheckpointId, stop: CancellationToken) -> Option<Used> {
+        self.unless_closed(self.begin_after_packing(id, Use::Packed(stop)).await)
+    }
+
+    fn unless_closed(&self, used: Option<Used>) -> Option<Used> {
+        used.filter(|_| !self.0.is_closed.load(Ordering::SeqCst))
+    }
+
+    /// Begins a use, once nobody packs the checkpoint; that is cancelled. `None` if another use keeps it from that.
+    async fn begin_after_packing(&self, id: CheckpointId, new: Use) -> Option<Used> {
         loop {
             let ended = self.0.ended.notified();
-            match self.begin(id, Use::Packed(stop.clone())) {
-                Ok(used) => return (!self.0.is_closed.load(Ordering::SeqCst)).then_some(used),
-                Err(Use::Packed(other)) => other.cancel(),
+            match self.begin(id, new.clone()) {
+                Ok(used) => return Some(used),
+                Err(Use::Packed(stop)) => stop.cancel(),
                 Err(Use::Read(_) | Use::Removed) => return None,
             }
             ended.await;

@@ -84,3 +84,10 @@ fn examine_file(path: &Path, bytes: u64) -> Result<Health, StoreError> {
         _ => Ok(Health::Damaged { why: said.join("; ") }),
     }
 }
+
+/// Whether nothing was ever done with a database.
+pub(crate) fn is_unused(db: &Connection) -> Result<bool, StoreError> {
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM calls UNION ALL SELECT 1 FROM ops UNION ALL SELECT 1 FROM vm_history
+        UNION ALL SELECT 1 FROM drives UNION ALL SELECT 1 FROM images UNION ALL SELECT 1 FROM assets)";
+    Ok(db.query_row(sql, [], |row| row.get(0))?)
+}

@@ -96,9 +96,3 @@ pub fn list(
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
-
-/// Whether nothing was ever done with this database.
-pub(crate) fn is_empty(db: &Connection) -> Result<bool, StoreError> {
-    let sql = "SELECT NOT EXISTS (SELECT 1 FROM vm_history UNION ALL SELECT 1 FROM ops UNION ALL SELECT 1 FROM calls)";
-    Ok(db.query_row(sql, [], |row| row.get(0))?)
-}

@@ -7,6 +7,7 @@ mod usage;
 mod used_drives;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use nexus_schema::id::{OpId, VmId};
 use nexus_schema::link::InitMode;
@@ -16,6 +17,7 @@ use nexus_schema::tools::vm::{DriverChoice, VmState};
 use nexus_schema::{ByteSize, Reference, Timestamp};
 
 pub(crate) use self::checkpoints::checkpoint;
+use super::calls::CallRecord;
 use super::vms::{TmpPlace, VmRecord, VmSpec};
 use super::*;
 
@@ -41,58 +43,53 @@ pub(crate) fn suspended(vm: &VmRecord) -> super::suspended::Suspended {
 }
 
 pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
+    let spec = VmSpec {
+        vcpus: 1,
+        memory: ByteSize::mib(512),
+        disk: ByteSize::gib(8),
+        disk_given: false,
+        dns: Vec::new(),
+        driver: DriverChoice::Auto,
+        init: InitMode::Agent,
+        network: nexus_schema::network::NetworkPolicy::default(),
+        hostname: name.into(),
+        env: BTreeMap::new(),
+        working_dir: None,
+        image_user: None,
+        tmp: TmpPlace::Disk,
+        wait_for_init: true,
+        files: BTreeMap::new(),
+        from: "debian".into(),
+        kernel: "debian".into(),
+        start: true,
+        idle_stop: None,
+        idle_action: nexus_schema::tools::vm::IdleAction::Stop,
+        checkpoints: false,
+        run: None,
+        warm: None,
+    };
     VmRecord {
-        id: random_id(),
-        name: name.parse().unwrap(),
         state: VmState::Created,
-        reason: None,
-        generation: 1,
-        owner: "uid:0".into(),
         tags: BTreeMap::from([("team".into(), "a".into())]),
-        protected: false,
-        arch: "x86_64".into(),
-        cid,
-        spec: VmSpec {
-            vcpus: 1,
-            memory: ByteSize::mib(512),
-            disk: ByteSize::gib(8),
-            disk_given: false,
-            dns: Vec::new(),
-            driver: DriverChoice::Auto,
-            init: InitMode::Agent,
-            network: nexus_schema::network::NetworkPolicy::default(),
-            hostname: name.into(),
-            env: BTreeMap::new(),
-            working_dir: None,
-            image_user: None,
-            tmp: TmpPlace::Disk,
-            wait_for_init: true,
-            files: BTreeMap::new(),
-            from: "debian".into(),
-            kernel: "debian".into(),
-            start: true,
-            idle_stop: None,
-            idle_action: nexus_schema::tools::vm::IdleAction::Stop,
-            checkpoints: false,
-            run: None,
-            warm: None,
-        },
-        image_id: None,
-        image_name: "debian".into(),
-        kernel_id: None,
-        driver: None,
-        driver_version: None,
-        accel: None,
-        boot_id: None,
-        token: None,
-        guest: None,
-        timings: None,
-        processes: None,
-        created_at: Timestamp::from_millis(now().as_millis()),
-        started_at: None,
-        expires_at: None,
-        lineage: vms::Lineage::default(),
-        suspended: None,
+        ..VmRecord::creating(random_id(), name.parse().unwrap(), "uid:0".into(), "x86_64".into(), cid, spec)
+    }
+}
+
+/// The record of a call that went well.
+pub(crate) fn call() -> CallRecord {
+    CallRecord {
+        started: Timestamp::from_millis(1),
+        owner: "uid:0".into(),
+        tool: "vm_list".into(),
+        vm: None,
+        boot: None,
+        duration: Duration::from_micros(60),
+        outcome: "ok",
+        rule: "owner",
+        denied: false,
+        trace: None,
+        bytes_in: 2,
+        bytes_out: 3,
     }
 }
 

@@ -272,24 +272,12 @@ impl Values {
                     .parse()
                     .map_err(|()| ToolError::invalid(format!("`{value}` is neither stop nor suspend")))?;
             }
-            DEFAULT_WAIT_FOR_INIT => {
-                let wait = value.parse();
-                defaults.wait_for_init =
-                    wait.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
-            }
-            DEFAULT_WARM_START => {
-                let warm = value.parse();
-                defaults.warm_start =
-                    warm.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
-            }
+            DEFAULT_WAIT_FOR_INIT => defaults.wait_for_init = truth(value)?,
+            DEFAULT_WARM_START => defaults.warm_start = truth(value)?,
             WARM_POOL => defaults.warm_pool = pool(value)?,
             DNS => defaults.dns = addresses(value)?,
             NETWORK_DNS => network.dns = addresses(value)?,
-            FIREWALL => {
-                network.opens_firewall = value
-                    .parse()
-                    .map_err(|_| ToolError::invalid(format!("`{value}` is neither `true` nor `false`")))?;
-            }
+            FIREWALL => network.opens_firewall = truth(value)?,
             PACKAGES => network.packages = rules(value)?,
             SEARCH => network.search = domains(value)?,
             SUBNET => {
@@ -298,11 +286,7 @@ impl Values {
                     subnet => Some(parse_subnet(subnet).map_err(ToolError::invalid)?),
                 };
             }
-            CAP_NAMED => {
-                upkeep.caps.has_named = value
-                    .parse()
-                    .map_err(|_| ToolError::invalid(format!("`{value}` is neither `true` nor `false`")))?;
-            }
+            CAP_NAMED => upkeep.caps.has_named = truth(value)?,
             MAX_AGE => upkeep.caps.age = span(value)?,
             MAX_BYTES => upkeep.caps.bytes = size(value)?,
             MAX_COUNT => {
@@ -317,6 +301,10 @@ impl Values {
         }
         Ok(())
     }
+}
+
+fn truth(value: &str) -> Result<bool, ToolError> {
+    value.parse().map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))
 }
 
 fn between(value: &str, least: u32, most: u32) -> Result<u32, ToolError> {

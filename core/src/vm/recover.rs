@@ -9,7 +9,6 @@ use nexus_schema::id::VmId;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
-use tokio::task::spawn_blocking;
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
@@ -44,15 +43,16 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         taken?;
     }
     network::settle(shared, !connected.is_empty()).await;
+    let unknown = unknown::kept(shared).await?;
     or_later(
-        checkpoint::sweep(shared).await,
+        checkpoint::sweep(shared, &unknown).await,
         "the disk is full: half-made checkpoints are removed at the next start",
     )?;
-    waking::sweep(shared).await?;
+    waking::sweep(shared, &unknown).await?;
     warm::sweep(shared).await;
     let staged = unfinished.iter().flat_map(|left| &left.rollback.drives).map(|drive| drive.staged.clone());
     or_later(
-        sweep(shared, staged.collect()).await,
+        sweep(shared, staged.collect(), &unknown).await,
         "the disk is full: unused files and rows are removed at the next start",
     )
 }
@@ -371,9 +371,13 @@ async fn rewrite(
     Ok(record)
 }
 
-/// Removes rows of half-created things, and files without a row, but the drives' copies of the names `staged`.
-async fn sweep(shared: &Arc<Shared>, staged: Vec<String>) -> Result<(), ToolError> {
-    let (is_new, mut vm_ids, mut drive_ids, mut image_ids, asset_ids, build_ids) = shared
+/// Removes rows of half-created things, and files without a row, but the drives' copies of the names `staged` and what is `unknown` and kept.
+async fn sweep(
+    shared: &Arc<Shared>,
+    staged: Vec<String>,
+    unknown: &HashSet<String>,
+) -> Result<(), ToolError> {
+    let (mut vm_ids, mut drive_ids, mut image_ids, mut asset_ids, build_ids) = shared
         .store
         .write(|tx| -> Result<_, StoreError> {
             while let Some(build) = builds::list(tx, None, Some(BuildStatus::Building), None, 1)?.pop() {
@@ -396,23 +400,12 @@ async fn sweep(shared: &Arc<Shared>, staged: Vec<String>) -> Result<(), ToolErro
             let images: HashSet<String> = images::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
             let assets: HashSet<String> = assets::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
             let builds: HashSet<String> = builds::ids(tx)?.into_iter().map(|id| id.to_string()).collect();
-            let rows = [&vms, &drives, &images, &assets, &builds];
-            let is_new = rows.iter().all(|ids| ids.is_empty()) && history::is_empty(tx)?;
-            Ok((is_new, vms, drives, images, assets, builds))
+            Ok((vms, drives, images, assets, builds))
         })
         .await
         .map_err(crate::op::store_error)?;
-    let paths = shared.paths.clone();
-    let found = spawn_blocking(move || unknown::kept(&paths, is_new));
-    let kept = found.await.map_err(std::io::Error::other).flatten().map_err(|error| {
-        ToolError::internal(format!(
-            "look for files that are not to be removed in {}: {error}",
-            shared.paths.kept().display()
-        ))
-        .hint("make that file readable, or remove it: then what the database does not know is removed")
-    })?;
-    for ids in [&mut vm_ids, &mut drive_ids, &mut image_ids] {
-        ids.extend(kept.iter().cloned());
+    for ids in [&mut vm_ids, &mut drive_ids, &mut image_ids, &mut asset_ids] {
+        ids.extend(unknown.iter().cloned());
     }
     let paths = shared.paths.clone();
     for name in orphans(&paths.vms(), &vm_ids) {
@@ -454,8 +447,8 @@ async fn sweep(shared: &Arc<Shared>, staged: Vec<String>) -> Result<(), ToolErro
     Ok(())
 }
 
-/// Returns the entries of a directory without a row in the store.
-fn orphans(directory: &Path, known: &HashSet<String>) -> Vec<String> {
+/// Returns the entries of a directory that are not known.
+pub(super) fn orphans(directory: &Path, known: &HashSet<String>) -> Vec<String> {
     let Ok(entries) = fs_err::read_dir(directory) else { return Vec::new() };
     entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -7,6 +7,7 @@ use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
 
 use super::policy;
+use super::recover::orphans;
 use super::wait::{ask, until_ready};
 use crate::context::{Command, Handle, Shared, View};
 use crate::op::store_error;
@@ -60,15 +61,14 @@ pub(super) fn is_unfinished(shared: &Shared, record: &VmRecord) -> bool {
     matches!(record.state, VmState::Starting | VmState::Running) && !is_renewed && is_there()
 }
 
-/// For the start of the daemon: removes saved memories that no VM is to be woken with.
-pub(super) async fn sweep(shared: &Shared) -> Result<(), ToolError> {
+/// For the start of the daemon: removes saved memories that no VM is to be woken with, but what is `unknown` and kept.
+pub(super) async fn sweep(shared: &Shared, unknown: &HashSet<String>) -> Result<(), ToolError> {
     let all = shared.store.read(vms::all).await.map_err(store_error)?;
     let memories = all.iter().filter_map(|vm| vm.suspended.as_ref());
-    let kept: HashSet<String> = memories.map(|memory| memory.manifest.checkpoint.to_string()).collect();
+    let memories = memories.map(|memory| memory.manifest.checkpoint.to_string());
+    let kept = memories.chain(unknown.iter().cloned()).collect();
     let directory = shared.paths.all_suspended();
-    let entries = fs_err::read_dir(&directory).into_iter().flatten().flatten();
-    let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    for name in names.into_iter().filter(|name| !kept.contains(name)) {
+    for name in orphans(&directory, &kept) {
         tracing::info!(name, "removing the memory of a vm that is not suspended");
         remove::tree(&directory.join(name)).await;
     }

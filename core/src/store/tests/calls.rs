@@ -1,7 +1,5 @@
 //! The audit log: its oldest calls go, and its newest are found by what they are about.
 
-use std::time::Duration;
-
 use nexus_schema::tools::audit::AuditEntry;
 
 use super::*;
@@ -13,14 +11,7 @@ fn call(at: i64, owner: &str, tool: &'static str, vm: Option<VmId>) -> CallRecor
         owner: owner.into(),
         tool: tool.into(),
         vm,
-        boot: None,
-        duration: Duration::from_micros(60),
-        outcome: "ok",
-        rule: "owner",
-        denied: false,
-        trace: None,
-        bytes_in: 1,
-        bytes_out: 2,
+        ..super::call()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::op::store_error;
 use crate::os::{failpoint, remove as files};
 use crate::store::checkpoints::{self, CheckpointRecord};
 use crate::store::{StoreError, now};
+use crate::vm::recover::orphans;
 
 /// Removes a checkpoint, unless it is being restored. The row goes first: what is left of the files is removed at the next start.
 pub(crate) async fn remove(shared: &Arc<Shared>, checkpoint: &CheckpointRecord) -> Result<(), ToolError> {
@@ -57,24 +58,18 @@ pub(crate) async fn expire(shared: &Arc<Shared>) {
     }
 }
 
-/// For the start of the daemon: removes what an earlier one left half made, packed or unpacked.
-pub(crate) async fn sweep(shared: &Shared) -> Result<(), ToolError> {
+/// For the start of the daemon: removes what an earlier one left half made, packed or unpacked, but what is `unknown` and kept.
+pub(crate) async fn sweep(shared: &Shared, unknown: &HashSet<String>) -> Result<(), ToolError> {
     let kept = shared.store.write(|tx| -> Result<Vec<CheckpointRecord>, StoreError> {
         let (ready, half): (Vec<_>, Vec<_>) = checkpoints::all(tx)?.into_iter().partition(|row| row.ready);
         half.iter().try_for_each(|row| checkpoints::delete(tx, row.id))?;
         Ok(ready)
     });
     let rows = kept.await.map_err(store_error)?;
-    let kept: HashSet<String> = rows.iter().map(|row| row.id.to_string()).collect();
-    let names = |directory: &std::path::Path| -> Vec<String> {
-        let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-    };
-    for name in names(&shared.paths.checkpoints()) {
-        if !kept.contains(&name) {
-            tracing::info!(name, "removing a half-made checkpoint");
-            files::tree(&shared.paths.checkpoints().join(name)).await;
-        }
+    let kept = rows.iter().map(|row| row.id.to_string()).chain(unknown.iter().cloned()).collect();
+    for name in orphans(&shared.paths.checkpoints(), &kept) {
+        tracing::info!(name, "removing a half-made checkpoint");
+        files::tree(&shared.paths.checkpoints().join(name)).await;
     }
     settle(shared, rows).await
 }

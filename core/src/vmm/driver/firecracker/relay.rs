@@ -129,6 +129,17 @@ mod tests {
         sent
     }
 
+    /// A guest and a host that are connected by a relay.
+    fn connected() -> (tempfile::TempDir, UnixStream, UnixStream) {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        start(UnixListener::bind(&inside).unwrap(), outside.clone(), 1).unwrap();
+        let listener = UnixListener::bind(&outside).unwrap();
+        let guest = UnixStream::connect(&inside).unwrap();
+        let (host, _) = listener.accept().unwrap();
+        (directory, guest, host)
+    }
+
     #[test]
     fn carries_both_ways_and_dials_anew_for_each_connection() {
         let directory = tempfile::tempdir().unwrap();
@@ -154,12 +165,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_disconnects_is_noticed_while_the_host_reads_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
-        start(UnixListener::bind(&inside).unwrap(), outside.clone(), 1).unwrap();
-        let listener = UnixListener::bind(&outside).unwrap();
-        let mut guest = UnixStream::connect(&inside).unwrap();
-        let (mut host, _) = listener.accept().unwrap();
+        let (_directory, mut guest, mut host) = connected();
         fill(&mut guest);
         let is_over = |seconds| {
             let within = Timespec { tv_sec: seconds, tv_nsec: 0 };
@@ -175,12 +181,7 @@ mod tests {
 
     #[test]
     fn what_the_host_sent_before_it_left_goes_to_a_guest_that_reads_late() {
-        let directory = tempfile::tempdir().unwrap();
-        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
-        start(UnixListener::bind(&inside).unwrap(), outside.clone(), 1).unwrap();
-        let listener = UnixListener::bind(&outside).unwrap();
-        let mut guest = UnixStream::connect(&inside).unwrap();
-        let (mut host, _) = listener.accept().unwrap();
+        let (_directory, mut guest, mut host) = connected();
         let sent = fill(&mut host);
         drop(host);
         let mut all = Vec::new();
