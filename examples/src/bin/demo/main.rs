@@ -25,9 +25,9 @@ const SHELL_SCRIPT: &str = "echo hello from $(hostname)\necho kernel $(uname -r)
 
 /// What the page of this program says.
 const PAGE: &str = "a page of the host";
-/// Asks the archive that the image's apt uses for its head.
-const ARCHIVE: &str = "curl -sS -m 30 -o /dev/null -w 'the archive answers with %{http_code}\\n' \
-    \"$(grep -om 1 'https\\?://[^] ]*' /etc/apt/sources.list)\"";
+/// Reads from the archive that the image's apt uses what it says of itself.
+const ARCHIVE: &str = "list=$(sed -n 's#^deb .*\\(https\\?://[^ ]*\\) \\([^ ]*\\) .*#\\1/dists/\\2/InRelease#p' /etc/apt/sources.list | head -n 1)\n\
+    curl -sSf -m 30 \"$list\" | grep -aE '^(Origin|Codename):'";
 
 /// The timeout for the first virtual machine of a host, which downloads a kernel and makes an image.
 const FIRST_VM: Duration = Duration::from_mins(20);
