@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use super::{Prepared, Sort, copy_name, find, is_on, sort_of};
+use super::{Prepared, Sort, copy_name, find, is_on, remove_files, sort_of, try_end};
 use crate::context::{Shared, Taken, drive_error};
 use crate::drive::{DISK, KEEP_FREE, copy_file};
 use crate::guest::{GuestEvent, HelloServer, Link};
@@ -50,8 +50,6 @@ pub(super) const MEMORY_LEFT: u64 = 256 << 20;
 const LINK_MAX: Duration = Duration::from_secs(20);
 /// What a guest that is ready may still be doing: its last answer from the host is on the way, and it writes what its start has changed.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Timeout for a VMM to end after it was killed.
-const END_MAX: Duration = Duration::from_secs(20);
 
 /// Prepares a machine for later VMs like this one, which has started cold, unless there is one, it cannot be, or one is being prepared now.
 pub(in crate::vm) fn prepare_later(shared: &Arc<Shared>, record: VmRecord) {
@@ -220,17 +218,12 @@ impl Machine {
     /// Ends what runs of it, and removes its files but those of a machine that is whole. What cannot be removed is removed at the next start.
     async fn end(&mut self, shared: &Shared) {
         if let Some(shim) = self.shim.take()
-            && let Err(error) = end(&shim).await
+            && let Err(error) = try_end(&shim).await
         {
             // Its files are in use.
             return tracing::error!(%error, "a machine that was prepared still runs; the next daemon ends it");
         }
-        let directory = shared.paths.vm(self.record.id);
-        crate::vmm::remove_sockets(&directory);
-        remove::tree(&directory).await;
-        if let Err(error) = shared.drives.delete(&shared.paths.drive(self.drive.id)).await {
-            tracing::warn!(%error, "cannot remove the drive of a machine that was prepared");
-        }
+        remove_files(shared, self.record.id, self.drive.id).await;
         remove::tree(&shared.paths.prepared_part(self.id)).await;
     }
 }
@@ -249,17 +242,6 @@ pub(super) fn drive_of(record: &VmRecord, id: DriveId) -> DriveRecord {
         read_only: false,
         owner: DAEMON.to_owned(),
         created_at: now(),
-    }
-}
-
-/// Ends a VMM.
-async fn end(shim: &ShimClient) -> Result<(), ToolError> {
-    if let Err(error) = shim.kill().await {
-        tracing::warn!(%error, "cannot kill the VMM of a machine that was prepared");
-    }
-    match timeout(END_MAX, shim.wait()).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(ToolError::new(ErrorCode::Timeout, "its VMM is still running after it was killed")),
     }
 }
 
@@ -351,7 +333,7 @@ async fn save(link: &Link, shim: &Arc<ShimClient>, part: &Path) -> Result<Saved,
     let saved = shim.save(part, HOLD).await.map_err(|error| save_failed(&error))?;
     // The hold begins after the state was written.
     let written = Duration::from_millis(saved.state_ms.saturating_add(saved.ram_ms));
-    end(shim).await?;
+    try_end(shim).await?;
     match begun.elapsed().saturating_sub(written) < HOLD {
         true => Ok(saved),
         false => Err(failed("it could not be ended before its guest went on")),

@@ -17,26 +17,33 @@ mod make;
 pub(crate) mod pool;
 
 use std::path::Path;
+use std::time::Duration;
 
-use nexus_schema::id::{AssetId, CheckpointId, DriveId, ImageId};
+use nexus_schema::id::{AssetId, CheckpointId, DriveId, ImageId, VmId};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::{Arch, ByteSize, ErrorCode, ToolError};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::checkpoint::check_at;
 use super::defaults;
 use crate::context::{Shared, Used, drive_error};
 use crate::os::paths::checkpoint_files;
+use crate::os::remove as files;
 use crate::progress::Progress;
 use crate::store::checkpoints::Manifest;
 use crate::store::drives::DriveRecord;
-use crate::store::vms::{TmpPlace, VmRecord};
+use crate::store::vms::{TmpPlace, VmRecord, VmSpec};
+use crate::vmm::ShimClient;
 
 pub(in crate::vm) use keep::sweep;
 pub(crate) use keep::{removable, remove, tidy};
 pub(in crate::vm) use make::prepare_later;
+
+/// Timeout for a VMM to end after it was killed.
+const END_MAX: Duration = Duration::from_secs(20);
 
 /// What VMs have in common that can go on from the same machine: all that a guest's state depends on when it is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,13 +95,39 @@ async fn is_on(shared: &Shared) -> Result<bool, ToolError> {
     Ok(defaults::read(&shared.store).await?.warm_start)
 }
 
+/// Whether VMs like this one can start warm at all.
+fn may_start_warm(spec: &VmSpec) -> bool {
+    // A network card has addresses that are the VM's own, and an init of the image starts services that remember things.
+    let is_plain = spec.init == InitMode::Agent && spec.network.mode != NetworkMode::Nat;
+    is_plain && spec.checkpoints && spec.start
+}
+
+/// Removes what a machine without a row has on the disk. What cannot be removed is removed at the next start.
+async fn remove_files(shared: &Shared, vm: VmId, drive: DriveId) {
+    let directory = shared.paths.vm(vm);
+    crate::vmm::remove_sockets(&directory);
+    files::tree(&directory).await;
+    if let Err(error) = shared.drives.delete(&shared.paths.drive(drive)).await {
+        tracing::warn!(%error, "cannot remove the drive of a machine without a vm");
+    }
+}
+
+/// Ends the VMM of a machine. Fails if it is still running after it was killed.
+async fn try_end(shim: &ShimClient) -> Result<(), ToolError> {
+    if let Err(error) = shim.kill().await {
+        tracing::warn!(%error, "cannot kill the VMM of a machine without a vm");
+    }
+    match timeout(END_MAX, shim.wait()).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ToolError::new(ErrorCode::Timeout, "its VMM is still running after it was killed")),
+    }
+}
+
 /// The sort of a VM whose image and kernel are known; `None` if such VMs always start cold.
 async fn sort_of(shared: &Shared, record: &VmRecord) -> Result<Option<Sort>, ToolError> {
     let spec = &record.spec;
     let (Some(image), Some(kernel)) = (record.image_id, record.kernel_id) else { return Ok(None) };
-    // A network card has addresses that are the VM's own, and an init of the image starts services that remember things.
-    let is_plain = spec.init == InitMode::Agent && spec.network.mode != NetworkMode::Nat;
-    if !is_plain || !spec.checkpoints || !spec.start || record.arch != Arch::HOST.as_str() {
+    if !may_start_warm(spec) || record.arch != Arch::HOST.as_str() {
         return Ok(None);
     }
     let choice = shared.choose_driver_of(record).await?;

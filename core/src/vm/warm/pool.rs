@@ -12,17 +12,16 @@ use std::time::Duration;
 
 use nexus_schema::id::{BootId, DriveId, VmId};
 use nexus_schema::link::InitMode;
-use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmState};
 use nexus_schema::{Arch, ErrorCode, Name, ToolError};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::make::{MEMORY_LEFT, drive_of, is_busy, prepare};
-use super::{Prepared, copy_drive, find, take};
+use super::{Prepared, copy_drive, find, may_start_warm, remove_files, take, try_end};
 use crate::context::{Reserved, Shared, Waiting};
 use crate::os::paths::checkpoint_files;
-use crate::os::{failpoint, meminfo, random, remove};
+use crate::os::{failpoint, meminfo, random};
 use crate::progress::Progress;
 use crate::store::random_id;
 use crate::store::vms::{VmRecord, VmSpec};
@@ -34,8 +33,6 @@ use crate::vmm::{LaunchPlan, Restore, SavedKind, ShimClient};
 
 /// The interval in which it is looked whether enough machines wait.
 const LOOK: Duration = Duration::from_secs(30);
-/// Timeout for a VMM to end after it was killed.
-const END_MAX: Duration = Duration::from_secs(20);
 /// The first context id of machines that wait. A machine's user in its jail depends on it.
 const CID_FIRST: u32 = 0x7f00_0000;
 
@@ -249,8 +246,7 @@ async fn launch(
 
 /// Reserves a machine that waits for a VM like this one. The VM must have its id.
 pub(in crate::vm) fn reserve(shared: &Shared, spec: &VmSpec) -> Option<Reserved> {
-    let is_plain = spec.init == InitMode::Agent && spec.network.mode != NetworkMode::Nat;
-    if !is_plain || !spec.checkpoints || !spec.start {
+    if !may_start_warm(spec) {
         return None;
     }
     shared.warming.reserve(|waiting| {
@@ -281,22 +277,10 @@ async fn discard(shared: &Shared, waiting: Waiting) {
     remove_files(shared, waiting.vm, waiting.drive).await;
 }
 
-async fn remove_files(shared: &Shared, vm: VmId, drive: DriveId) {
-    let directory = shared.paths.vm(vm);
-    crate::vmm::remove_sockets(&directory);
-    remove::tree(&directory).await;
-    if let Err(error) = shared.drives.delete(&shared.paths.drive(drive)).await {
-        tracing::warn!(%error, "cannot remove the drive of a machine that waited");
-    }
-}
-
 /// Ends the VMM of a machine that waits.
 pub(in crate::vm) async fn end_vmm(shim: &ShimClient) {
-    if let Err(error) = shim.kill().await {
-        tracing::warn!(%error, "cannot kill the VMM of a machine that waited");
-    }
-    if timeout(END_MAX, shim.wait()).await.is_err() {
-        tracing::error!("the VMM of a machine that waited is still running after it was killed");
+    if let Err(error) = try_end(shim).await {
+        tracing::error!(%error, "cannot end a machine that waited");
     }
 }
 
