@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::limits::UPLOAD_MAX;
 
 use super::draft::{Draft, sync};
-use super::target::Target;
+use super::target::{Target, open_again};
 use crate::places::Owner;
 
 /// Timeout between two pieces of an upload.
@@ -198,8 +198,7 @@ impl Upload {
 
 /// Overwrites a file with a draft's content.
 fn overwrite(draft: &File, path: &Path) -> io::Result<()> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let mut file = File::options().write(true).truncate(true).custom_flags(flags).open(path)?;
+    let mut file = open_again(path)?;
     let mut source = draft;
     io::Seek::rewind(&mut source)?;
     io::copy(&mut source, &mut file)?;
