@@ -373,7 +373,7 @@ fn attributes_of_files_are_kept_and_rights_only_with_owner_and_mode() {
     let has_rights = set("security.capability", &capability);
     fs::set_permissions(&file, PermissionsExt::from_mode(0o444)).unwrap();
     let get = |path: &Path, name: &str| {
-        let mut value = vec![0; 100];
+        let mut value = vec![0_u8; 100];
         let length = rustix::fs::getxattr(path, name, &mut value).ok()?;
         Some(value[..length].to_vec())
     };

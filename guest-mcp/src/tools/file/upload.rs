@@ -92,12 +92,13 @@ impl Uploads {
     /// Handles a piece; the last one puts the file in place.
     pub(super) fn take(&self, piece: &Piece, owner: Owner) -> Result<Received, ToolError> {
         self.tidy();
-        let upload = self.find(piece, owner)?;
-        let mut upload = lock(&upload);
+        let found = self.find(piece, owner)?;
+        let mut upload = lock(&found);
         let taken = upload.take(piece, owner);
         // It is in place, or could not be put there: then a retry starts again instead of hearing that it is done.
         if upload.draft.is_none() {
-            lock(&self.all).remove(&piece.id);
+            // Another upload may have its id by now.
+            lock(&self.all).retain(|_, other| !Arc::ptr_eq(other, &found));
         }
         taken
     }
