@@ -2,7 +2,7 @@
 #![no_main]
 
 #[path = "../../core/src/ext4/read/mod.rs"]
-#[expect(dead_code, reason = "the room has more users")]
+#[allow(dead_code, unused_imports, reason = "the room has more users")]
 mod read;
 
 use std::fs::{self, File};

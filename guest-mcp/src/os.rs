@@ -3,15 +3,18 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nexus_schema::ToolError;
 use rustix::mount::MountFlags;
 
-/// Reads at most `max` bytes of a small file as text; `None` if it cannot be read.
+/// Reads at most `max` bytes of a small file as text; `None` if it cannot be read. Never waits: in the place of a file there may be a pipe.
 pub(crate) fn read_small(path: impl AsRef<Path>, max: u64) -> Option<String> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(max).read_to_end(&mut bytes).ok()?;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    file.take(max).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -200,6 +203,17 @@ mod tests {
         assert_eq!(release.pretty_name.as_deref(), Some("Debian GNU/Linux 12"));
         assert_eq!(release.id.as_deref(), Some("debian"));
         assert_eq!(release.version_id.as_deref(), Some("12"));
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_small_file_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("passwd");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        assert_eq!(read_small(&path, 100).as_deref(), Some(""));
+        let _writer = File::options().read(true).write(true).open(&path).unwrap();
+        assert_eq!(read_small(&path, 100), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
-use common::{Client, Guest, configure, facts, processes_with, spawn, stream, until, wait};
+use common::{Client, Guest, configure, facts, holder, processes_with, spawn, stream, until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -21,22 +21,6 @@ fn replace_agent(guest: &mut Guest) {
     wait(&mut guest.process);
     guest.process = spawn(guest.directory.path(), &[]);
     guest.host.welcome(configure());
-}
-
-/// The process that holds the commands of a guest.
-fn holder(guest: &Guest) -> u32 {
-    let mark = format!("hold-for-process\0{}", guest.directory.path().display());
-    let mut found = None;
-    until("the holder runs", || {
-        let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        found = pids.find(|pid| {
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&command).contains(&mark)
-        });
-        found.is_some()
-    });
-    found.unwrap()
 }
 
 fn memory(pid: u32) -> u64 {

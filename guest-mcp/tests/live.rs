@@ -91,7 +91,8 @@ fn a_call_that_does_not_wait_answers_at_once() {
 fn output_is_kept_to_the_byte() {
     let guest = Guest::start();
     let mut client = guest.client();
-    for (bytes, keep) in [(1 << 20, None), (3_000_000, Some(3_000_000)), (10 << 20, Some(10 << 20))] {
+    let most = 16 << 20;
+    for (bytes, keep) in [(1 << 20, None), (3_000_000, Some(3_000_000)), (most, Some(most))] {
         let line = format!("head -c {bytes} /dev/urandom | tee {}", guest.path("all"));
         let mut arguments = json!({ "command": line, "encoding": "base64" });
         if let Some(keep) = keep {
@@ -326,6 +327,11 @@ fn a_timeout_takes_fractions_and_asks_first_if_wanted() {
     assert!(begun.elapsed() < Duration::from_secs(30));
     let facts_ = facts(&result);
     assert_eq!((&facts_["timed_out"], &facts_["status"]), (&json!(true), &json!(137)));
+
+    // 0 is no timeout, and not one that is over at once.
+    let result = client.good("run_command", json!({ "command": "sleep 0.2; echo done", "timeout_s": 0 }));
+    assert_eq!((stream(&result, "stdout"), &facts(&result)["exit_code"]), ("done\n", &json!(0)));
+    assert!(facts(&result)["timed_out"] != true, "{result}");
 
     let mark = format!("{}.375", 30_000 + std::process::id());
     let line =

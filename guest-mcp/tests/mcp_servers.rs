@@ -40,6 +40,20 @@ for line in sys.stdin:
     else: say({"id": id, "error": {"code": -32602, "message": "no such tool: " + params["name"]}})
 "#;
 
+/// A server whose answers are as large as a line may be, and become far larger if they are parsed as they are.
+const HOARDER: &str = r#"
+import json, sys
+wide = {"x": [1] * 1000000}
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" not in message: continue
+    if message["method"] == "initialize": result = {"serverInfo": 7}
+    elif message["method"] == "tools/list": result = {"tools": [{"name": "t", "inputSchema": wide}], "nextCursor": "x"}
+    elif message["params"]["name"] == "wide": result = {"content": [], "structuredContent": wide}
+    else: result = {"content": [{}, 7, {"type": 7, "text": {}}] * 100000}
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"#;
+
 fn guest() -> Guest {
     let guest = Guest::start();
     let place = guest.directory.path().join("mcp.d");
@@ -142,4 +156,34 @@ fn servers_that_fail_are_told_of_and_started_again() {
     until("they are gone", || {
         common::processes_with("while :; do printf xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx") == 0
     });
+}
+
+/// What a server says is never held as values before it is known to be small.
+#[test]
+fn the_holder_stays_small_whatever_a_server_says() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let place = guest.directory.path().join("mcp.d");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::write(place.join("server.py"), HOARDER).unwrap();
+    let config = json!({ "command": "python3", "args": ["-u", place.join("server.py")] });
+    std::fs::write(place.join("hoarder.json"), config.to_string()).unwrap();
+
+    let listed = client.good("mcp_list", json!({ "server": "hoarder" }));
+    let server = &facts(&listed)["servers"][0];
+    // One tool on each of twenty pages, and more would come.
+    assert_eq!(server["tools"], json!(vec![json!({ "name": "t" }); 20]), "{listed}");
+    assert_eq!((&server["omitted_tools"], &server["title"]), (&json!(1), &json!("")));
+    let ask = |client: &mut Client, tool: &str| {
+        let result = client.good("mcp_call", json!({ "server": "hoarder", "tool": tool }));
+        facts(&result).clone()
+    };
+    assert_eq!(ask(&mut client, "wide"), json!({ "is_error": false }));
+    let many = ask(&mut client, "many");
+    assert_eq!(many["omitted"], json!(vec!["unknown 0"; 200]), "{many}");
+
+    let status = std::fs::read_to_string(format!("/proc/{}/status", common::holder(&guest))).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak = peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+    assert!(peak < 96 << 10, "the holder had {peak} KiB");
 }

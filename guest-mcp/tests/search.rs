@@ -130,3 +130,38 @@ fn a_search_follows_nothing_out_and_hangs_on_nothing() {
         assert_eq!(facts(&result)["files"], 0, "{result}");
     });
 }
+
+/// What has the name of a file of patterns is read only if it is one: a pipe would never end, a device fill the memory.
+#[test]
+fn patterns_are_read_from_files_only() {
+    let (guest, root) = start();
+    for directory in ["pipe", "zero", "kernel", "large", "tame"] {
+        std::fs::create_dir_all(format!("{root}/{directory}/inner")).unwrap();
+        std::fs::write(format!("{root}/{directory}/inner/file"), "haystack\n").unwrap();
+    }
+    let pipe = format!("{root}/pipe/.gitignore");
+    nix::unistd::mkfifo(pipe.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    symlink("/dev/zero", format!("{root}/zero/.ignore")).unwrap();
+    symlink("/proc/kmsg", format!("{root}/kernel/.gitignore")).unwrap();
+    std::fs::File::create(format!("{root}/large/.gitignore")).unwrap().set_len(2 << 20).unwrap();
+    // A link to a file is as good as one.
+    symlink("../src/b.txt", format!("{root}/tame/.gitignore")).unwrap();
+    let mut client = guest.client();
+    within(common::PATIENCE, move || {
+        let mut search = |path: &str, all: bool| {
+            let path = format!("{root}{path}");
+            client.call("file_search", json!({ "path": path, "pattern": "haystack", "all": all }))
+        };
+        let result = search("", false);
+        assert_eq!(text(&result), "tame/inner/file\n1:haystack", "{result}");
+        assert_eq!(facts(&result)["unreadable"], 4, "{result}");
+        assert_eq!(facts(&search("", true))["files"], 5);
+        let refused = search("/pipe", false);
+        assert_eq!(refused["_meta"]["dev.nexus/error"]["code"], "file_refused", "{refused}");
+        assert_eq!(facts(&search("/pipe", true))["files"], 1);
+        // Those of the directories above are left out instead.
+        for above in ["pipe", "zero", "kernel", "large"] {
+            assert_eq!(facts(&search(&format!("/{above}/inner"), false))["files"], 1, "{above}");
+        }
+    });
+}

@@ -16,7 +16,7 @@ impl Run for Export {
     async fn run(call: Call, params: ExportParams) -> Result<Reply<ExportOutput>, ToolError> {
         let max = params.max_bytes.unwrap_or(OUTPUT_DEFAULT);
         if !(1..=OUTPUT_MAX).contains(&max) {
-            return Err(ToolError::invalid(format!("max_bytes is {max}, not 1 to {OUTPUT_MAX}")));
+            return Err(ToolError::invalid(format!("max_bytes must be 1 to {OUTPUT_MAX}, got {max}")));
         }
         if let Some(to) = &params.to
             && !Path::new(to).is_absolute()

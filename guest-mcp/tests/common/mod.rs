@@ -309,3 +309,19 @@ pub(crate) fn processes_with(needle: &str) -> usize {
     })
     .count()
 }
+
+/// The process that holds the commands of a guest.
+pub(crate) fn holder(guest: &Guest) -> u32 {
+    let mark = format!("hold-for-process\0{}", guest.directory.path().display());
+    let mut found = None;
+    until("the holder runs", || {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        found = pids.find(|pid| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(&mark)
+        });
+        found.is_some()
+    });
+    found.unwrap()
+}

@@ -5,6 +5,7 @@ use std::io::{self, BufRead};
 
 use tar::{EntryType, Header};
 
+use crate::attributes::Attribute;
 use crate::error::TreeError;
 use crate::header::{BLOCK, Sparse};
 use crate::pax::{self, Records};
@@ -30,6 +31,8 @@ pub(crate) struct Entry {
     pub(crate) sparse: Option<Sparse>,
     /// How much of the file's beginning was left out, because it is there already.
     pub(crate) from: u64,
+    /// All that it has, also those that are not to be kept.
+    pub(crate) attributes: Vec<Attribute>,
 }
 
 /// A tar stream.
@@ -248,7 +251,9 @@ impl<'a, R: BufRead> Archive<'a, R> {
         let link = link.unwrap_or_default();
         let from = ahead.records.get(pax::FROM).map_or(Some(0), pax::decimal);
         let from = from.ok_or_else(|| self.damaged("a header holds no number"))?;
-        let mut entry = Entry { kind, path, link, mode, uid, gid, mtime, device, size, sparse: None, from };
+        let (sparse, attributes) = (None, ahead.records.xattrs().collect());
+        let mut entry =
+            Entry { kind, path, link, mode, uid, gid, mtime, device, size, sparse, from, attributes };
         if kind == EntryType::GNUSparse {
             entry.sparse = Some(self.sparse(header, size)?);
             entry.kind = EntryType::Regular;

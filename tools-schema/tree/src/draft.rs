@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::destination::{Facts, settle};
+use crate::attributes::{Attribute, settle_with};
+use crate::destination::Facts;
 use crate::part::Begun;
 
 /// Files of at least this size have no name at first. For smaller ones that would take longer than writing them.
@@ -61,12 +62,13 @@ impl Draft {
         temporary: &OsStr,
         name: &OsStr,
         facts: &Facts,
+        attributes: &[&Attribute],
     ) -> Result<(), Errno> {
         let (file, is_named) = match self {
             Self::New { file, is_named } => (OwnedFd::from(file), is_named),
-            Self::Part(part) => return part.place(name, facts),
+            Self::Part(part) => return part.place(name, facts, attributes),
         };
-        settle(&file, facts)?;
+        settle_with(&file, facts, attributes)?;
         if !is_named {
             let own = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
             let link = |to| rustix::fs::linkat(CWD, &*own, directory, to, AtFlags::SYMLINK_FOLLOW);

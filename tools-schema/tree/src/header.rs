@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use rustix::fs::Stat;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
+use crate::attributes::Attribute;
 use crate::pax;
 
 /// The unit of an archive, in bytes.
@@ -46,6 +47,7 @@ pub(crate) struct Fields<'a> {
     pub(crate) sparse: Option<&'a Sparse>,
     /// Where the data starts, if the file's beginning is left out.
     pub(crate) from: u64,
+    pub(crate) attributes: &'a [Attribute],
 }
 
 /// Writes all headers of an entry.
@@ -65,6 +67,12 @@ pub(crate) fn write(sink: &mut dyn Write, fields: &Fields<'_>) -> io::Result<()>
     }
     if fields.from > 0 {
         pax::record(&mut records, pax::FROM, fields.from.to_string().as_bytes());
+    }
+    for (name, value) in fields.attributes {
+        // A key ends at the first `=`.
+        if let Some(name) = std::str::from_utf8(name).ok().filter(|name| !name.contains('=')) {
+            pax::record(&mut records, &format!("{}{name}", pax::XATTR), value);
+        }
     }
     if !records.is_empty() {
         let mut extension = Header::new_gnu();

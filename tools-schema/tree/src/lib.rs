@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod attributes;
 mod chunks;
 mod destination;
 mod draft;

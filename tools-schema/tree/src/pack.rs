@@ -10,6 +10,7 @@ use rustix::fs::{FileType, Mode, SeekFrom};
 use rustix::io::Errno;
 use tar::EntryType;
 
+use crate::attributes::{self, Attribute};
 use crate::chunks::{CHUNK, Sink};
 use crate::error::TreeError;
 use crate::filter::Filter;
@@ -106,7 +107,7 @@ impl Packer<'_> {
         if let Some(first) = entry.linked_to {
             self.linked = in_archive(&self.how.top, first, false);
             let linked = std::mem::take(&mut self.linked);
-            self.header(EntryType::Link, &linked, entry, 0, None)?;
+            self.header(EntryType::Link, &linked, entry, 0, None, &[])?;
             summary.hard_links += 1;
             copied(summary, entry.path);
             return Ok(true);
@@ -145,15 +146,15 @@ impl Packer<'_> {
                         return Ok(false);
                     }
                 };
-                self.header(EntryType::Symlink, target.as_bytes(), entry, 0, None)?;
+                self.header(EntryType::Symlink, target.as_bytes(), entry, 0, None, &[])?;
             }
-            FileType::Directory => self.header(EntryType::Directory, b"", entry, 0, None)?,
-            FileType::Fifo if self.how.specials => self.header(EntryType::Fifo, b"", entry, 0, None)?,
+            FileType::Directory => self.header(EntryType::Directory, b"", entry, 0, None, &[])?,
+            FileType::Fifo if self.how.specials => self.header(EntryType::Fifo, b"", entry, 0, None, &[])?,
             FileType::CharacterDevice if self.how.specials => {
-                self.header(EntryType::Char, b"", entry, 0, None)?;
+                self.header(EntryType::Char, b"", entry, 0, None, &[])?;
             }
             FileType::BlockDevice if self.how.specials => {
-                self.header(EntryType::Block, b"", entry, 0, None)?;
+                self.header(EntryType::Block, b"", entry, 0, None, &[])?;
             }
             _ => {}
         }
@@ -171,9 +172,11 @@ impl Packer<'_> {
         entry: &Entry<'_>,
         size: u64,
         sparse: Option<&Sparse>,
+        attributes: &[Attribute],
     ) -> Result<(), TreeError> {
         let from = if sparse.is_some() { self.from(entry) } else { 0 };
-        let fields = Fields { kind, name: &self.name, link, stat: entry.stat, size, sparse, from };
+        let fields =
+            Fields { kind, name: &self.name, link, stat: entry.stat, size, sparse, from, attributes };
         header::write(self.sink, &fields).map_err(TreeError::Stream)
     }
 
@@ -191,14 +194,15 @@ impl Packer<'_> {
             let whole = || Sparse { parts: vec![(0, size)], real: size };
             sparse = Some(sparse.unwrap_or_else(whole).behind(from));
         }
+        let attributes = attributes::read(&file);
         let file = File::from(file);
         let Some(sparse) = sparse else {
-            self.header(EntryType::Regular, b"", entry, size, None)?;
+            self.header(EntryType::Regular, b"", entry, size, None, &attributes)?;
             self.data(entry, &file, 0, size, summary)?;
             return header::pad(self.sink, size).map_err(TreeError::Stream);
         };
         let data = sparse.parts.iter().map(|(_, length)| length).sum();
-        self.header(EntryType::GNUSparse, b"", entry, data, Some(&sparse))?;
+        self.header(EntryType::GNUSparse, b"", entry, data, Some(&sparse), &attributes)?;
         for (offset, length) in &sparse.parts {
             self.data(entry, &file, *offset, *length, summary)?;
         }

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use data_encoding::HEXLOWER;
@@ -12,7 +12,8 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use crate::destination::{Facts, settle};
+use crate::attributes::{Attribute, settle_with};
+use crate::destination::Facts;
 use crate::error::TreeError;
 use crate::report::Watch;
 
@@ -116,9 +117,9 @@ impl Begun {
     }
 
     /// Moves it into place, replacing an existing file.
-    pub(crate) fn place(self, name: &OsStr, facts: &Facts) -> Result<(), Errno> {
+    pub(crate) fn place(self, name: &OsStr, facts: &Facts, attributes: &[&Attribute]) -> Result<(), Errno> {
         let Part { directory, name: own, file, .. } = &self.0;
-        settle(file.as_fd(), facts)?;
+        settle_with(file, facts, attributes)?;
         rustix::fs::renameat(directory, own, directory, name)
     }
 }

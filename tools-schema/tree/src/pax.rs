@@ -8,7 +8,8 @@ pub struct Records(BTreeMap<String, Vec<u8>>);
 
 /// The key of our own record: the offset where the data of a file starts, if the receiver already has its beginning.
 pub(crate) const FROM: &str = "NEXUS.from";
-const XATTR: &str = "SCHILY.xattr.";
+/// What the keys of extended attributes begin with.
+pub(crate) const XATTR: &str = "SCHILY.xattr.";
 
 impl Records {
     /// Adds the records of a header. An empty value removes the record.

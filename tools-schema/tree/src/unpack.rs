@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use crate::archive::{Archive, Entry};
+use crate::attributes::is_kept;
 use crate::chunks::CHUNK;
 use crate::destination::{Destination, Facts, settle_name};
 use crate::draft::Draft;
@@ -313,7 +314,11 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
             return Err(error);
         }
-        let placed = draft.place(self.destination.here(), &temporary, name, facts);
+        // Rights are those of numeric owners, and where set-user-ID bits are not wanted, capabilities are not, either.
+        let rights = self.how.owner == Owner::Same && self.how.modes == 0o7777;
+        let attributes: Vec<_> =
+            entry.attributes.iter().filter(|(attribute, _)| is_kept(attribute, rights)).collect();
+        let placed = draft.place(self.destination.here(), &temporary, name, facts, &attributes);
         placed.map_err(|error| self.undo(&temporary, &entry.path, error))?;
         if let Some(track) = &mut self.how.track {
             track.file_done();

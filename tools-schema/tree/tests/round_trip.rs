@@ -351,3 +351,47 @@ fn a_part_of_a_file_is_gone_on_with() {
         assert!(!into.path().join("elsewhere").exists());
     }
 }
+
+#[test]
+fn attributes_of_files_are_kept_and_rights_only_with_owner_and_mode() {
+    let from = tempfile::tempdir().unwrap();
+    let file = from.path().join("file");
+    fs::write(&file, "x").unwrap();
+    let set = |name: &str, value: &[u8]| {
+        rustix::fs::setxattr(file.as_path(), name, value, rustix::fs::XattrFlags::empty()).is_ok()
+    };
+    let note = b"a\n=b\0";
+    if !set("user.note", note) {
+        // The filesystem of temporary files has none.
+        return;
+    }
+    assert!(set("user.empty", b""));
+    // More names than a small buffer holds.
+    assert!((0..10).all(|number| set(&format!("user.{number}{}", "n".repeat(50)), b"v")));
+    // CAP_NET_RAW, as `struct vfs_cap_data` of linux/capability.h. Only root may set it.
+    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let has_rights = set("security.capability", &capability);
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o444)).unwrap();
+    let get = |path: &Path, name: &str| {
+        let mut value = vec![0_u8; 100];
+        let length = rustix::fs::getxattr(path, name, &mut value).ok()?;
+        Some(value[..length].to_vec())
+    };
+    let (archive, _) = packed(from.path(), &packing());
+    for (owner, modes, rights) in
+        [(Owner::Same, 0o7777, has_rights), (Owner::Same, 0o777, false), (Owner::Own, 0o7777, false)]
+    {
+        let to = tempfile::tempdir().unwrap();
+        let mut how = Unpacking { owner, modes, ..Unpacking::default() };
+        unpack(&archive[..], directory(to.path()), &mut how, &mut |_, _| Ok(())).unwrap();
+        let file = to.path().join("file");
+        assert_eq!(get(&file, "user.note").as_deref(), Some(&note[..]));
+        assert_eq!(get(&file, "user.empty"), Some(Vec::new()));
+        assert_eq!(get(&file, &format!("user.9{}", "n".repeat(50))), Some(b"v".to_vec()));
+        assert_eq!(
+            get(&file, "security.capability"),
+            rights.then(|| capability.to_vec()),
+            "{owner:?} {modes:o}"
+        );
+    }
+}

@@ -15,6 +15,7 @@ use nexus_schema::tools::mcp::{
 };
 use nexus_schema::{Name, ToolError};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
@@ -36,6 +37,10 @@ const FILE_MAX: u64 = 64 << 10;
 /// The maximum number of a server's tools that are listed, and of pages that are requested.
 const TOOLS_MAX: usize = 200;
 const PAGES_MAX: usize = 20;
+/// The maximum number of blocks other than text that are named.
+const OMITTED_MAX: usize = 200;
+/// The maximum length of a tool's name, in characters.
+const NAME_MAX: usize = 200;
 /// The maximum length of a shown description, in characters, and of the schema of a tool's arguments, in bytes.
 const DESCRIPTION_MAX: usize = 1000;
 const SCHEMA_MAX: usize = 8 << 10;
@@ -49,36 +54,75 @@ const IDLE: (Duration, Duration) = (Duration::from_secs(900), Duration::from_sec
 #[derive(Debug, Default)]
 pub(super) struct Server(Mutex<Option<Session>>);
 
-/// A page of a server's tools.
+/// A page of a server's tools. The text of values is checked for its length before it is parsed, here and in results.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Tools {
-    #[serde(default)]
-    tools: Vec<TheirTool>,
+struct Tools<'a> {
+    #[serde(borrow, default)]
+    tools: Vec<TheirTool<'a>>,
     #[serde(default)]
     next_cursor: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct TheirTool {
+struct TheirTool<'a> {
     name: String,
     #[serde(default)]
     description: Option<String>,
-    #[serde(default)]
-    input_schema: Option<Map<String, Value>>,
+    #[serde(borrow, default)]
+    input_schema: Option<&'a RawValue>,
+}
+
+impl TheirTool<'_> {
+    /// Returns what is listed of it. `room` is how many bytes of schemas may still be listed.
+    fn listed(self, room: &mut usize) -> McpServerTool {
+        let length = self.input_schema.map_or(0, |schema| schema.get().len());
+        let schema = self.input_schema.filter(|_| length <= SCHEMA_MAX.min(*room));
+        let input_schema = schema.and_then(|schema| serde_json::from_str(schema.get()).ok());
+        if input_schema.is_some() {
+            *room -= length;
+        }
+        let description = cut(&self.description.unwrap_or_default(), DESCRIPTION_MAX);
+        McpServerTool { name: cut(&self.name, NAME_MAX), description, input_schema }
+    }
 }
 
 /// The result of a tool.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Outcome {
-    #[serde(default)]
-    content: Vec<Map<String, Value>>,
-    #[serde(default)]
-    structured_content: Option<Map<String, Value>>,
+struct Outcome<'a> {
+    #[serde(borrow, default)]
+    content: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    structured_content: Option<&'a RawValue>,
     #[serde(default)]
     is_error: bool,
+}
+
+/// A block of a result.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TheirBlock<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    mime_type: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+/// Returns a value that is text.
+fn said(value: Option<&RawValue>) -> Option<String> {
+    serde_json::from_str(value?.get()).ok()
+}
+
+/// Parses a server's answer.
+fn valid<'a, T: Deserialize<'a>>(name: &str, method: &str, answer: &'a RawValue) -> Result<T, ToolError> {
+    serde_json::from_str(answer.get())
+        .map_err(|error| gone(name, &format!("its answer to {method} is not valid MCP: {error}")))
 }
 
 impl Table {
@@ -134,29 +178,30 @@ impl Table {
         let config = take(&mut configured(&self.mcp_directory()), &server)?;
         let asked = json!({ "name": tool, "arguments": arguments });
         let deadline = Instant::now() + wait;
-        let outcome: Outcome = self.ask(&server, &config, caller, "tools/call", asked, deadline).await?;
+        let answer = self.ask(&server, &config, caller, "tools/call", asked, deadline).await?;
+        let outcome: Outcome<'_> = valid(&server, "tools/call", &answer)?;
         let (mut text, mut omitted, mut omitted_bytes) = (String::new(), Vec::new(), 0);
         for block in &outcome.content {
-            let said = |key: &str| block.get(key).and_then(Value::as_str);
-            match (said("type"), said("text")) {
-                (Some("text"), Some(piece)) => {
-                    let room = (OUTPUT_MAX as usize).saturating_sub(text.len());
-                    let end = piece.floor_char_boundary(room.min(piece.len()));
-                    omitted_bytes += (piece.len() - end) as u64;
-                    text.push_str(&piece[..end]);
-                    if !piece.ends_with('\n') {
-                        text.push('\n');
-                    }
+            let block: TheirBlock<'_> = serde_json::from_str(block.get()).unwrap_or_default();
+            let kind = said(block.kind);
+            let piece = said(block.text).filter(|_| kind.as_deref() == Some("text"));
+            if let Some(piece) = piece {
+                let room = (OUTPUT_MAX as usize).saturating_sub(text.len());
+                let end = piece.floor_char_boundary(room.min(piece.len()));
+                omitted_bytes += (piece.len() - end) as u64;
+                text.push_str(&piece[..end]);
+                if end > 0 && !piece.ends_with('\n') {
+                    text.push('\n');
                 }
-                (kind, _) => {
-                    let kind = said("mimeType").or(kind).unwrap_or("unknown");
-                    let size = said("data").map_or(0, |data| data.len() / 4 * 3);
-                    omitted.push(format!("{} {size}", cut(kind, 100)));
-                }
+            } else if omitted.len() < OMITTED_MAX {
+                let kind = said(block.mime_type).or(kind).unwrap_or_else(|| "unknown".to_owned());
+                let size = said(block.data).map_or(0, |data| data.len() / 4 * 3);
+                omitted.push(format!("{} {size}", cut(&kind, 100)));
             }
         }
-        omitted.truncate(TOOLS_MAX);
-        let structured = outcome.structured_content.filter(|value| size(value) <= STRUCTURED_MAX);
+        let structured = outcome.structured_content.filter(|value| value.get().len() <= STRUCTURED_MAX);
+        let structured: Option<Map<String, Value>> =
+            structured.and_then(|value| serde_json::from_str(value.get()).ok());
         if text.is_empty()
             && let Some(value) = &structured
         {
@@ -185,35 +230,31 @@ impl Table {
         caller: &Caller,
     ) -> Result<McpServer, ToolError> {
         let deadline = Instant::now() + WAIT_MAX;
-        let (mut tools, mut cursor, mut schemas) = (Vec::new(), None, 0);
+        let (mut tools, mut omitted_tools, mut cursor, mut room) = (Vec::new(), 0, None, SCHEMAS_MAX);
         for _ in 0..PAGES_MAX {
             let asked = cursor.map_or_else(|| json!({}), |cursor: String| json!({ "cursor": cursor }));
-            let page: Tools = self.ask(&name, config, caller, "tools/list", asked, deadline).await?;
-            tools.extend(page.tools);
+            let answer = self.ask(&name, config, caller, "tools/list", asked, deadline).await?;
+            let page: Tools<'_> = valid(&name, "tools/list", &answer)?;
+            for tool in page.tools {
+                if tools.len() < TOOLS_MAX {
+                    tools.push(tool.listed(&mut room));
+                } else {
+                    omitted_tools += 1;
+                }
+            }
             cursor = page.next_cursor;
-            if cursor.is_none() || tools.len() > TOOLS_MAX {
+            if cursor.is_none() || omitted_tools > 0 {
                 break;
             }
         }
-        let omitted_tools = tools.len().saturating_sub(TOOLS_MAX) as u64 + u64::from(cursor.is_some());
-        tools.truncate(TOOLS_MAX);
-        let tools = tools.into_iter().map(|tool| {
-            let input_schema = tool.input_schema.filter(|schema| {
-                let size = size(schema);
-                schemas += size;
-                size <= SCHEMA_MAX && schemas <= SCHEMAS_MAX
-            });
-            let description = cut(&tool.description.unwrap_or_default(), DESCRIPTION_MAX);
-            McpServerTool { name: cut(&tool.name, 200), description, input_schema }
-        });
-        let tools = tools.collect();
-        let title = self.server(&name).0.lock().await.as_ref().map(|session| cut(&session.title, 200));
+        omitted_tools += u64::from(cursor.is_some());
+        let title = self.server(&name).0.lock().await.as_ref().map(|session| session.title.clone());
         let command = line(config);
         Ok(McpServer { name, command, running: true, title, tools, omitted_tools, problem: None })
     }
 
     /// Sends one request to a server; starts the server if it is not running.
-    async fn ask<T: serde::de::DeserializeOwned>(
+    async fn ask(
         self: &Arc<Self>,
         name: &str,
         config: &McpServerConfig,
@@ -221,7 +262,7 @@ impl Table {
         method: &str,
         params: Value,
         deadline: Instant,
-    ) -> Result<T, ToolError> {
+    ) -> Result<Box<RawValue>, ToolError> {
         let server = self.server(name);
         let asked = async {
             let mut place = server.0.lock().await;
@@ -243,15 +284,13 @@ impl Table {
             answer = timeout_at(deadline, asked) => answer,
             () = caller.cancel.cancelled() => return Err(crate::tools::cancelled()),
         };
-        let answer = answer.map_err(|_| {
+        answer.map_err(|_| {
             ToolError::new(
                 ErrorCode::Timeout,
                 format!("the MCP server {name} did not answer {method} in time"),
             )
             .hint("give a larger timeout_s, at most 45")
-        })??;
-        serde_json::from_value(answer)
-            .map_err(|error| gone(name, &format!("its answer to {method} is not valid MCP: {error}")))
+        })?
     }
 
     fn start_server(
@@ -369,10 +408,6 @@ fn shown(server: &McpServer) -> String {
         text.push_str("  and more tools\n");
     }
     text
-}
-
-fn size(value: &Map<String, Value>) -> usize {
-    serde_json::to_string(value).map_or(usize::MAX, |text| text.len())
 }
 
 /// Returns at most `most` characters of a text, without those that control terminals.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nexus_schema::ToolError;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::task::JoinHandle;
@@ -21,6 +22,10 @@ use crate::role::VERSION;
 const REVISION: &str = "2025-06-18";
 /// The maximum length of a line from a server, in bytes.
 const LINE_MAX: usize = 4 << 20;
+/// The maximum length of its name and version, in characters.
+const TITLE_MAX: usize = 200;
+/// The maximum length of the id of a server's request, in bytes; requests with longer ones are skipped.
+const ID_MAX: usize = 256;
 /// How much of the end of its standard error an error message contains, in bytes.
 const TAIL: usize = 1 << 10;
 /// Timeout for the end of its standard error after its output has ended.
@@ -47,15 +52,15 @@ pub(super) struct Session {
     is_broken: bool,
 }
 
-/// A message of a server.
+/// A message of a server. What it contains is not parsed yet, because values take many times the memory of their text.
 #[derive(Debug, Deserialize)]
-struct Message {
-    #[serde(default)]
-    id: Option<Value>,
+struct Message<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
     #[serde(default)]
     method: Option<String>,
-    #[serde(default)]
-    result: Option<Value>,
+    #[serde(borrow, default)]
+    result: Option<&'a RawValue>,
     #[serde(default)]
     error: Option<Failure>,
 }
@@ -64,6 +69,20 @@ struct Message {
 struct Failure {
     #[serde(default)]
     message: String,
+}
+
+/// The server's answer to `initialize`.
+#[derive(Debug, Default, Deserialize)]
+struct Greeting {
+    #[serde(default, rename = "serverInfo")]
+    server_info: ServerInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServerInfo {
+    name: String,
+    version: String,
 }
 
 impl Session {
@@ -100,30 +119,34 @@ impl Session {
             "clientInfo": { "name": "nexus-guest", "version": VERSION },
         });
         let answer = self.request("initialize", &asked).await?;
-        let said = |key: &str| answer["serverInfo"][key].as_str().unwrap_or_default().to_owned();
-        self.title = format!("{} {}", said("name"), said("version")).trim().to_owned();
+        // A server without a valid name is used all the same.
+        let Greeting { server_info } = serde_json::from_str(answer.get()).unwrap_or_default();
+        let title = format!("{} {}", server_info.name, server_info.version);
+        self.title = cut(title.trim(), TITLE_MAX);
         self.write(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await
     }
 
     /// Sends a request and waits for its answer. If this is dropped early, the answer is skipped later.
-    pub(super) async fn request(&mut self, method: &str, params: &Value) -> Result<Value, ToolError> {
+    pub(super) async fn request(&mut self, method: &str, params: &Value) -> Result<Box<RawValue>, ToolError> {
         self.used = Instant::now();
         self.last += 1;
         let id = self.last;
         self.write(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })).await?;
         loop {
             let line = self.line().await?;
-            let message: Message = match serde_json::from_slice(&line) {
+            let message: Message<'_> = match serde_json::from_slice(&line) {
                 Ok(message) => message,
                 Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
                 Err(error) => return Err(self.gone(&format!("its output is not valid MCP: {error}"))),
             };
             match (message.method, message.id) {
-                (Some(asked), Some(theirs)) => self.answer(&asked, theirs).await?,
-                (None, Some(Value::Number(of))) if of.as_u64() == Some(id) => {
+                (Some(asked), Some(theirs)) if theirs.get().len() <= ID_MAX => {
+                    self.answer(&asked, theirs).await?;
+                }
+                (None, Some(of)) if of.get().parse::<u64>() == Ok(id) => {
                     self.used = Instant::now();
                     return match (message.result, message.error) {
-                        (Some(result), None) => Ok(result),
+                        (Some(result), None) => Ok(result.to_owned()),
                         (_, Some(error)) => Err(ToolError::invalid(format!(
                             "the MCP server {} refused: {}",
                             self.name,
@@ -139,7 +162,7 @@ impl Session {
     }
 
     /// Answers a request of the server to its client.
-    async fn answer(&mut self, method: &str, id: Value) -> Result<(), ToolError> {
+    async fn answer(&mut self, method: &str, id: &RawValue) -> Result<(), ToolError> {
         let answer = match method {
             "ping" => json!({ "jsonrpc": "2.0", "id": id, "result": {} }),
             _ => {

@@ -7,17 +7,18 @@
 
 use std::io;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
-use rustix::fs::{AtFlags, CWD};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
-use super::draft::{Draft, under_free_name};
-use super::failed;
+use super::draft::{Draft, is_beneath, under_free_name};
 use super::read::open_regular;
 use super::target::{Ready, Target};
+use super::{failed, refused};
 use crate::places::Owner;
 
 /// The largest file that can be changed in part, in bytes.
@@ -45,9 +46,16 @@ pub(super) struct Change {
 pub(super) struct Changes {
     pub(super) all: Vec<Change>,
     bytes: u64,
+    /// Nothing is written or deleted outside of it.
+    root: Option<PathBuf>,
 }
 
 impl Changes {
+    /// Returns no changes yet, of files in a directory whose path has no links.
+    pub(super) fn within(root: &Path) -> Self {
+        Self { root: Some(root.to_owned()), ..Self::default() }
+    }
+
     /// Returns the change of an existing file. Its new content is initially the old one.
     pub(super) fn of(&mut self, name: &str, path: &Path) -> Result<&mut Change, ToolError> {
         let target = Target::find(path)?;
@@ -126,7 +134,13 @@ impl Changes {
                     if change.target.existing.is_none() {
                         made.extend(change.target.make_parents(owner)?);
                     }
-                    Some(change.target.prepare(new.clone(), change.mode, owner)?)
+                    let ready = change.target.prepare(new.clone(), change.mode, owner)?;
+                    if let (Some(root), Ready::Draft(draft)) = (&self.root, &ready)
+                        && !draft.is_beneath(root)
+                    {
+                        return Err(leads_out(change.target.path()));
+                    }
+                    Some(ready)
                 }
             });
         }
@@ -139,7 +153,7 @@ impl Changes {
     fn commit(&self, ready: Vec<Option<Ready>>, owner: Owner) -> Result<(), ToolError> {
         let mut done: Vec<Done> = Vec::with_capacity(ready.len());
         for (change, ready) in self.all.iter().zip(ready) {
-            match change.put(ready) {
+            match change.put(ready, self.root.as_deref()) {
                 Ok(one) => done.push(one),
                 Err(error) => {
                     let mut error = error;
@@ -167,8 +181,8 @@ enum Done {
     Placed,
     /// The old content was overwritten.
     Overwritten,
-    /// The file to be deleted was renamed to this path.
-    Hidden(PathBuf),
+    /// The file to be deleted has this name in its directory.
+    Hidden(OwnedFd, String),
 }
 
 impl Done {
@@ -176,7 +190,9 @@ impl Done {
         match self {
             Self::Exchanged(draft) => draft.discard(),
             // The file under this name is the deleted one.
-            Self::Hidden(path) => drop(std::fs::remove_file(path)),
+            Self::Hidden(directory, own) => {
+                let _ = rustix::fs::unlinkat(&directory, own.as_str(), AtFlags::empty());
+            }
             Self::Placed | Self::Overwritten => {}
         }
     }
@@ -184,10 +200,10 @@ impl Done {
 
 impl Change {
     /// Makes the change.
-    fn put(&self, ready: Option<Ready>) -> Result<Done, ToolError> {
+    fn put(&self, ready: Option<Ready>, root: Option<&Path>) -> Result<Done, ToolError> {
         let (target, name) = (&self.target, self.target.name());
         match ready {
-            None => self.hide().map_err(|error| target.fail(error)),
+            None => self.hide(root),
             Some(Ready::InPlace(content)) => self.overwrite(&content),
             Some(Ready::Draft(draft)) if target.existing.is_none() => {
                 draft.place(name).map(|()| Done::Placed).map_err(|error| target.fail(error))
@@ -218,11 +234,17 @@ impl Change {
         }
     }
 
-    fn hide(&self) -> io::Result<Done> {
-        let directory = self.target.directory();
-        let (own, ()) =
-            under_free_name(|own| rustix::fs::renameat(CWD, self.target.path(), CWD, directory.join(own)))?;
-        Ok(Done::Hidden(directory.join(own)))
+    fn hide(&self, root: Option<&Path>) -> Result<Done, ToolError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(self.target.directory(), flags, Mode::empty())
+            .map_err(|error| self.target.fail(error))?;
+        if root.is_some_and(|root| !is_beneath(&directory, root)) {
+            return Err(leads_out(self.target.path()));
+        }
+        let name = self.target.name();
+        let (own, ()) = under_free_name(|own| rustix::fs::renameat(&directory, name, &directory, own))
+            .map_err(|error| self.target.fail(error))?;
+        Ok(Done::Hidden(directory, own))
     }
 
     /// Reverts the change.
@@ -232,13 +254,21 @@ impl Change {
         match done {
             Done::Exchanged(mut draft) => draft.exchange(self.target.name()).map_err(fail),
             Done::Placed => std::fs::remove_file(path).map_err(fail),
-            Done::Hidden(own) => std::fs::rename(own, path).map_err(fail),
+            Done::Hidden(directory, own) => {
+                rustix::fs::renameat(&directory, own.as_str(), &directory, self.target.name())
+                    .map_err(|error| fail(error.into()))
+            }
             Done::Overwritten => {
                 let mode = self.target.existing.as_ref().map(|old| old.mode);
                 Target::find(path)?.put(self.old.clone(), mode, owner)
             }
         }
     }
+}
+
+/// Returns the error for a directory that was replaced by a link after it was looked at.
+fn leads_out(path: &Path) -> ToolError {
+    refused("write", path, "a symbolic link leads out of the given directory")
 }
 
 /// Removes a directory and its subdirectories if they contain no files.
@@ -285,5 +315,30 @@ mod tests {
         made.iter().for_each(|first| remove_empty(first));
         let left = std::fs::read_dir(root.path()).unwrap().count();
         assert_eq!(left, 2, "nothing else is left");
+    }
+    /// As a program does that wants the agent to write what it may not write itself.
+    #[test]
+    fn a_directory_that_becomes_a_link_does_not_lead_out() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (root, outside) = (place.join("root"), place.join("outside"));
+        for directory in [root.join("src"), outside.clone()] {
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join("old"), "old\n").unwrap();
+        }
+        let mut creates = Changes::within(&root);
+        let target = Target::find(&root.join("src/new")).unwrap();
+        creates.create("new", target, b"new\n".to_vec(), None).unwrap();
+        let mut deletes = Changes::within(&root);
+        deletes.of("old", &root.join("src/old")).unwrap().new = None;
+        std::fs::rename(root.join("src"), root.join("moved")).unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("src")).unwrap();
+
+        assert_eq!(creates.apply(Owner::Maker).unwrap_err().code, ErrorCode::FileRefused);
+        // It becomes a link just before it is used.
+        assert_eq!(deletes.commit(vec![None], Owner::Maker).unwrap_err().code, ErrorCode::FileRefused);
+        let left: Vec<_> =
+            std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["old"]);
     }
 }

@@ -29,6 +29,11 @@ pub(super) struct Draft {
 }
 
 impl Draft {
+    /// Returns whether it is in `root` or below, whatever paths lead to now.
+    pub(super) fn is_beneath(&self, root: &Path) -> bool {
+        is_beneath(&self.directory, root)
+    }
+
     /// Creates an empty draft for a directory.
     pub(super) fn create(directory: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -136,6 +141,12 @@ impl Drop for Draft {
             let _ = rustix::fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty());
         }
     }
+}
+
+/// Returns whether an open directory is `root` or below it, whatever paths lead to now.
+pub(super) fn is_beneath(directory: &OwnedFd, root: &Path) -> bool {
+    let own = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    std::fs::read_link(own).is_ok_and(|path| path.starts_with(root))
 }
 
 /// Calls `make` with random names until one is not taken.

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use grep_matcher::Matcher;
@@ -24,7 +24,7 @@ use rustix::fs::{CWD, FileType as Kind, Mode, OFlags};
 use tokio_util::sync::CancellationToken;
 
 use super::target::is_of_kernel;
-use super::{failed, not_regular, parse_path};
+use super::{failed, not_regular, parse_path, refused};
 use crate::tools::text::{decode, shown};
 use crate::tools::{Block, Call, Reply, Run, cancelled};
 
@@ -42,6 +42,9 @@ const BEFORE: usize = 100;
 const TEXT_MAX: usize = OUTPUT_MAX as usize - 4000;
 /// The longest line that is searched, in bytes.
 const HEAP_MAX: usize = 4 << 20;
+/// The files of patterns that are heeded, and the largest one, in bytes.
+const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
+const IGNORE_MAX: u64 = 1 << 20;
 /// Timeout of a search. Clients abort calls after about a minute.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// The maximum number of threads.
@@ -175,7 +178,7 @@ struct Search<'a> {
     all: Mutex<All>,
     searched: AtomicU64,
     links: AtomicU64,
-    unreadable: AtomicU64,
+    unreadable: Arc<AtomicU64>,
     is_late: AtomicBool,
 }
 
@@ -199,14 +202,29 @@ fn search(
     }
     // A root that is a link stands for its target.
     let root = root.canonicalize().map_err(|error| failed("search", root, error))?;
+    let heeds = !wanted.all;
+    if heeds && !is_tame(&root) {
+        let why = "its .gitignore or .ignore is not a file of at most 1 MiB";
+        return Err(refused("search", &root, why).hint("give all: true to search without them"));
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let mut walk = WalkBuilder::new(&root);
-    let heeds = !wanted.all;
-    walk.follow_links(false).hidden(heeds).parents(heeds).ignore(heeds).git_ignore(heeds).git_exclude(heeds);
+    walk.follow_links(false).hidden(heeds).ignore(heeds).git_ignore(heeds);
+    // `.git` may be a file that names any other one to be read.
+    walk.git_exclude(false).parents(heeds && root.ancestors().skip(1).all(is_tame));
     walk.git_global(false).require_git(false).overrides(wanted.overrides(&root)?).threads(threads);
-    walk.filter_entry(|entry| {
+    let unreadable = Arc::new(AtomicU64::new(0));
+    let left_out = unreadable.clone();
+    walk.filter_entry(move |entry| {
         let is_directory = entry.file_type().is_some_and(|kind| kind.is_dir());
-        !is_directory || entry.depth() == 0 || !is_of_kernel(entry.path())
+        if !is_directory || entry.depth() == 0 {
+            return true;
+        }
+        let is_readable = !heeds || is_tame(entry.path());
+        if !is_readable {
+            left_out.fetch_add(1, Ordering::Relaxed);
+        }
+        is_readable && !is_of_kernel(entry.path())
     });
     let search = Search {
         wanted,
@@ -216,7 +234,7 @@ fn search(
         all: Mutex::default(),
         searched: AtomicU64::new(0),
         links: AtomicU64::new(0),
-        unreadable: AtomicU64::new(0),
+        unreadable,
         is_late: AtomicBool::new(false),
     };
     walk.build_parallel().run(|| {
@@ -234,6 +252,20 @@ fn search(
         return Err(cancelled());
     }
     Ok(search.result())
+}
+
+/// Returns whether reading a directory's files of patterns neither waits nor fills the memory: the library opens whatever has their names.
+fn is_tame(directory: &Path) -> bool {
+    IGNORE_FILES.iter().all(|name| {
+        let path = directory.join(name);
+        match std::fs::metadata(&path) {
+            // Opening a directory is harmless.
+            Ok(found) if found.is_dir() => true,
+            Ok(found) => found.is_file() && found.len() <= IGNORE_MAX && !is_of_kernel(&path),
+            // There is none.
+            Err(_) => true,
+        }
+    })
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -317,7 +349,7 @@ impl Search<'_> {
             searched: self.searched.into_inner(),
             shown: count,
             links: self.links.into_inner(),
-            unreadable: self.unreadable.into_inner(),
+            unreadable: self.unreadable.load(Ordering::Relaxed),
             incomplete: self.is_late.into_inner(),
         };
         (facts, text)

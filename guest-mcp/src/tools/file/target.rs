@@ -171,8 +171,7 @@ impl Target {
 
     /// Overwrites the existing file.
     pub(super) fn overwrite(&self, content: &[u8], mode: Option<u32>) -> io::Result<()> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let mut file = File::options().write(true).truncate(true).custom_flags(flags).open(&self.path)?;
+        let mut file = open_again(&self.path)?;
         // Kernel interfaces expect a value in one write.
         file.write_all(content)?;
         if let Some(mode) = mode {
@@ -198,6 +197,22 @@ impl Target {
         let text = format!("write {}: it was changed meanwhile", self.given.display());
         Err(ToolError::new(ErrorCode::Changed, text).hint("read it again"))
     }
+}
+
+/// Opens an existing file to overwrite it. Never waits, whatever it was replaced by meanwhile.
+pub(super) fn open_again(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().write(true).truncate(true).custom_flags(flags).open(path)?;
+    check_regular(&file)?;
+    Ok(file)
+}
+
+/// Refuses an open file that is not a regular one: it was replaced after it was found.
+pub(super) fn check_regular(file: &File) -> io::Result<()> {
+    if file.metadata()?.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no longer a regular file"))
 }
 
 /// Follows the links at the end of a path.
@@ -246,5 +261,26 @@ fn look(given: &Path, path: &Path) -> Result<Option<Existing>, ToolError> {
             }))
         }
         other => Err(not_regular("write", given, other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_a_pipe_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        std::fs::write(&path, "old").unwrap();
+        let target = Target::find(&path).unwrap();
+        // As a program does that wants to stop the agent.
+        std::fs::remove_file(&path).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(CWD, &path, Kind::Fifo, mode, 0).unwrap();
+        assert_eq!(target.overwrite(b"new", None).unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        // With a reader it would take what is written.
+        let _reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        assert_eq!(target.overwrite(b"new", None).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

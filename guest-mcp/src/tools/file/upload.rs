@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::limits::UPLOAD_MAX;
 
 use super::draft::{Draft, sync};
-use super::target::Target;
+use super::target::{Target, open_again};
 use crate::places::Owner;
 
 /// Timeout between two pieces of an upload.
@@ -92,11 +92,13 @@ impl Uploads {
     /// Handles a piece; the last one puts the file in place.
     pub(super) fn take(&self, piece: &Piece, owner: Owner) -> Result<Received, ToolError> {
         self.tidy();
-        let upload = self.find(piece, owner)?;
-        let mut upload = lock(&upload);
+        let found = self.find(piece, owner)?;
+        let mut upload = lock(&found);
         let taken = upload.take(piece, owner);
-        if piece.commit && taken.is_ok() {
-            lock(&self.all).remove(&piece.id);
+        // It is in place, or could not be put there: then a retry starts again instead of hearing that it is done.
+        if upload.draft.is_none() {
+            // Another upload may have its id by now.
+            lock(&self.all).retain(|_, other| !Arc::ptr_eq(other, &found));
         }
         taken
     }
@@ -198,10 +200,64 @@ impl Upload {
 
 /// Overwrites a file with a draft's content.
 fn overwrite(draft: &File, path: &Path) -> io::Result<()> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let mut file = File::options().write(true).truncate(true).custom_flags(flags).open(path)?;
+    let mut file = open_again(path)?;
     let mut source = draft;
     io::Seek::rewind(&mut source)?;
     io::copy(&mut source, &mut file)?;
     sync(&file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(path: &Path, content: &[u8], commit: bool) -> Piece {
+        Piece {
+            id: "up-1".to_owned(),
+            path: path.to_owned(),
+            user: None,
+            offset: None,
+            content: content.to_vec(),
+            create_parents: false,
+            commit,
+            mode: None,
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_gibibyte_is_taken_and_no_larger_one() {
+        assert_eq!(UPLOAD_MAX, 1_073_741_824);
+        let root = tempfile::tempdir().unwrap();
+        let (uploads, path) = (Uploads::default(), root.path().join("big"));
+        let first = piece(&path, b"first", false);
+        assert_eq!(uploads.take(&first, Owner::Maker).unwrap().length, 5);
+        // As after all pieces but the last one; the file has a hole in their place.
+        let upload = uploads.find(&first, Owner::Maker).unwrap();
+        lock(&upload).length = UPLOAD_MAX - 4;
+        let Err(error) = uploads.take(&piece(&path, b"12345", true), Owner::Maker) else {
+            panic!("it is too large")
+        };
+        assert_eq!(error.code, ErrorCode::TooLarge);
+        let received = uploads.take(&piece(&path, b"1234", true), Owner::Maker).unwrap();
+        assert_eq!((received.length, received.created), (UPLOAD_MAX, Some(true)));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), UPLOAD_MAX);
+    }
+
+    #[test]
+    fn an_upload_that_cannot_be_put_in_place_is_not_told_as_committed() {
+        let root = tempfile::tempdir().unwrap();
+        let (uploads, path) = (Uploads::default(), root.path().join("file"));
+        let first = piece(&path, b"lost", false);
+        uploads.take(&first, Owner::Maker).unwrap();
+        // A draft whose directory is gone cannot get a name.
+        let place = root.path().join("place");
+        std::fs::create_dir(&place).unwrap();
+        let upload = uploads.find(&first, Owner::Maker).unwrap();
+        lock(&upload).draft = Some(Draft::create(&place).unwrap());
+        std::fs::remove_dir_all(&place).unwrap();
+        assert!(uploads.take(&piece(&path, b"", true), Owner::Maker).is_err());
+        let again = uploads.take(&piece(&path, b"whole", true), Owner::Maker).unwrap();
+        assert_eq!((again.length, again.created), (5, Some(true)));
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+    }
 }

@@ -12,7 +12,7 @@ use nexus_schema::tools::file::{FileWrite, FileWriteOutput, FileWriteParams};
 
 use super::draft::sync;
 use super::parse_path;
-use super::target::Target;
+use super::target::{Target, check_regular};
 use super::upload::{Piece, Uploads, check_id};
 use crate::places::{Owner, give_to_owner_of};
 use crate::tools::text::shown;
@@ -142,8 +142,11 @@ impl Request {
 /// Appends to the file; returns its new size.
 fn append(target: &Target, content: &[u8], mode: Option<u32>, owner: Owner) -> io::Result<u64> {
     let mut options = File::options();
-    options.append(true).create(true).mode(mode.unwrap_or(0o644)).custom_flags(libc::O_NOFOLLOW);
+    // A file that was found to be regular may have been replaced by a pipe or a device meanwhile.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    options.append(true).create(true).mode(mode.unwrap_or(0o644)).custom_flags(flags);
     let mut file = options.open(target.path())?;
+    check_regular(&file)?;
     let before = file.metadata()?.len();
     let is_new = target.existing.is_none();
     if is_new && owner == Owner::OfDirectory {

@@ -49,7 +49,7 @@ fn patch(
 ) -> Result<Reply<FileChangeOutput>, ToolError> {
     let root = root.canonicalize().map_err(|error| failed("patch in", root, error))?;
     let strip = strip.map_or_else(|| usize::from(has_prefixes(files)), |strip| strip as usize);
-    let (mut changes, mut count) = (Changes::default(), 0);
+    let (mut changes, mut count) = (Changes::within(&root), 0);
     for file in files {
         let place =
             |name: &Option<Vec<u8>>| name.as_deref().map(|name| below(&root, name, strip)).transpose();
