@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::stream::{Done, Ended};
-use nexus_wire::frames::{CopyError, FULL, copy};
+use nexus_wire::frames::{CopyError, FULL, Source, copy_spliced};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -21,15 +22,27 @@ use crate::os::reason;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a program sends. Between two reads of much data the program gets the processor if little is left: so on a single one it writes as much as it can,
-/// instead of being interrupted after each segment.
+/// instead of being interrupted after each segment. What is left then is not read, but moved into frames by the kernel.
 pub(crate) struct OfProgram<R> {
     read: R,
     is_bulk: bool,
 }
 
-impl<R> OfProgram<R> {
+impl<R: AsRef<TcpStream>> OfProgram<R> {
     pub(crate) fn new(read: R) -> Self {
         Self { read, is_bulk: false }
+    }
+
+    /// Returns how many bytes are left, after the program had the processor if these are few.
+    fn left(&self) -> usize {
+        let socket: &TcpStream = self.read.as_ref();
+        let left = || rustix::io::ioctl_fionread(socket).map_or(0, |left| left as usize);
+        let before = left();
+        if before >= FULL {
+            return before;
+        }
+        rustix::thread::sched_yield();
+        left()
     }
 }
 
@@ -39,15 +52,25 @@ impl<R: AsyncRead + AsRef<TcpStream> + Unpin> AsyncRead for OfProgram<R> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let is_bulk = std::mem::take(&mut self.is_bulk);
-        let socket: &TcpStream = self.read.as_ref();
-        if is_bulk && rustix::io::ioctl_fionread(socket).is_ok_and(|left| left < FULL as u64) {
-            rustix::thread::sched_yield();
+        if std::mem::take(&mut self.is_bulk) {
+            self.left();
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.read).poll_read(cx, buf);
         self.is_bulk = buf.filled().len() - before >= FULL;
         polled
+    }
+}
+
+impl<R: AsyncRead + AsRef<TcpStream> + Unpin> Source for OfProgram<R> {
+    fn much(&mut self) -> Option<(usize, BorrowedFd<'_>)> {
+        if !self.is_bulk {
+            return None;
+        }
+        let left = self.left();
+        self.is_bulk = left >= FULL;
+        let socket: &TcpStream = self.read.as_ref();
+        self.is_bulk.then(|| (left, socket.as_fd()))
     }
 }
 
@@ -81,7 +104,7 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
 pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sender: Sender) {
     let (read, mut write) = connection.split();
     let mut read = OfProgram::new(read);
-    let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
+    let copied = copy_spliced(&mut receiver, &sender, &mut read, &mut write).await;
     let failed = |what: &str, error: &io::Error| {
         Done::Error(ToolError::new(
             ErrorCode::GuestFailed,

@@ -20,6 +20,7 @@ mod copy;
 mod receiver;
 mod rules;
 mod sender;
+mod splice;
 #[cfg(test)]
 mod tests;
 mod uncredited;
@@ -32,10 +33,11 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-pub use copy::{CopyError, copy};
+pub use copy::{CopyError, copy, copy_spliced};
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;
-pub use uncredited::copy_uncredited;
+pub use splice::{Copied, Source};
+pub use uncredited::{copy_uncredited, copy_uncredited_spliced};
 pub use waiting::Waiting;
 
 /// The length of a frame without its payload, in bytes.
