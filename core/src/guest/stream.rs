@@ -12,13 +12,13 @@ use nexus_schema::stream::{Answer, Done, LINE_MAX, Open, Opened, Opening};
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Kind, Receiver, Sender};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::link::{Dialled, LinkError, dial};
 use super::result::words;
 
-/// The maximum of data that is sent with the request for a stream, in bytes.
+/// The maximum of data that is sent with the request for a stream, and again before its answer, in bytes.
 pub(crate) const EARLY_MAX: usize = 16 << 10;
 /// Timeout for a guest's answer. Longer than the guest's own timeout for a connection to one of its ports.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -103,32 +103,32 @@ pub struct GuestStream {
     pub ends: (Reader, Writer),
     /// Frames that were already read together with the answer.
     pub read: BytesMut,
-    /// How much data was sent with the request, in bytes.
+    /// How much data was sent before the answer, in bytes.
     early: u32,
 }
 
 impl GuestStream {
     /// Opens a stream of the guest whose vsock socket is in `directory`.
     pub(crate) async fn open(directory: &Path, opening: &Opening) -> Result<Self, StreamError> {
-        Self::open_with(directory, opening, &[]).await
+        Self::open_with(directory, opening, || Ok(Vec::new())).await
     }
 
-    /// Opens a TCP stream, and sends the first bytes of its connection together with the request: at most [`EARLY_MAX`], and only to guests that
-    /// offer `early_data`.
+    /// Opens a TCP stream. `early` takes the first bytes of its connection, as far as they are there, and is called again once the guest has accepted:
+    /// these bytes do not wait for the answer. Only guests that offer `early_data` may get any. What is taken beyond [`EARLY_MAX`] is an error.
     pub(crate) async fn open_with(
         directory: &Path,
         opening: &Opening,
-        early: &[u8],
+        mut early: impl FnMut() -> io::Result<Vec<u8>>,
     ) -> Result<Self, StreamError> {
-        let early = &early[..early.len().min(EARLY_MAX)];
         let mut line = serde_json::to_vec(opening).map_err(|error| StreamError::Own(error.into()))?;
         line.push(b'\n');
-        if !early.is_empty() {
-            line.extend_from_slice(&Kind::Data.header(early.len()));
-            line.extend_from_slice(early);
-        }
+        let at_once = early().and_then(|bytes| add_frame(&mut line, &bytes)).map_err(StreamError::Own)?;
         let dialled = dial(directory, STREAM_PORT, &line).await.map_err(StreamError::Dial)?;
-        let Dialled { mut reader, writer, mut read } = dialled;
+        let Dialled { mut reader, mut writer, mut read } = dialled;
+        line.clear();
+        let meanwhile = early().and_then(|bytes| add_frame(&mut line, &bytes)).map_err(StreamError::Own)?;
+        // If the guest is gone, its answer may be there all the same.
+        let _ = writer.write_all(&line).await;
         let exchange = async {
             match frames::read_line(&mut reader, &mut read, LINE_MAX).await {
                 Ok(answer) => answer.ok_or(StreamError::HungUp),
@@ -147,7 +147,7 @@ impl GuestStream {
         let answer = answer.map_err(|_| StreamError::Deadline { after })??;
         match serde_json::from_slice(&answer) {
             Ok(Answer::Ok(opened)) => {
-                Ok(Self { opened, ends: (reader, writer), read, early: early.len() as u32 })
+                Ok(Self { opened, ends: (reader, writer), read, early: at_once + meanwhile })
             }
             Ok(Answer::Error(error)) => Err(refused(error)),
             Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
@@ -188,6 +188,18 @@ impl GuestStream {
             Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
         }
     }
+}
+
+/// Appends a frame of a connection's first bytes, if there are any; returns how many they are.
+fn add_frame(line: &mut Vec<u8>, bytes: &[u8]) -> io::Result<u32> {
+    if bytes.len() > EARLY_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if !bytes.is_empty() {
+        line.extend_from_slice(&Kind::Data.header(bytes.len()));
+        line.extend_from_slice(bytes);
+    }
+    Ok(bytes.len() as u32)
 }
 
 /// Converts an error of a guest, whose words are checked and shortened.

@@ -67,10 +67,10 @@ pub(super) async fn serve(
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
     let takes_early = view.borrow().link.as_ref().is_some_and(|link| link.offers().early_data);
-    let early = if takes_early { client.first_bytes().map_err(StreamError::Own)? } else { Vec::new() };
+    let early = || if takes_early { client.first_bytes() } else { Ok(Vec::new()) };
     let open = Open::Tcp(TcpOpening { port: guest_port });
     let opening = Opening { version: VERSION, client: None, open };
-    let stream = GuestStream::open_with(&directory, &opening, &early).await?;
+    let stream = GuestStream::open_with(&directory, &opening, early).await?;
     match client {
         Client::Tcp(client) => {
             let (mut read, mut write) = client.into_split();
