@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 /// How much a pipe holds, in bytes, if it has whole pages.
 pub const SIZE: usize = 256 << 10;
 /// How many unused pipes are kept.
-const UNUSED_MAX: usize = 4;
+const UNUSED_MAX: usize = 8;
 /// How many pipes there are at most, with the unused ones.
 const OPEN_MAX: usize = 32;
 /// The first version of Linux that passes all pages of a pipe to a socket at once. Earlier ones send each page separately, which is slower than a copy.

@@ -36,7 +36,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 pub use copy::{CopyError, copy, copy_spliced};
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;
-pub use splice::{Copied, Source};
+pub use splice::{Copied, Moved, Source};
 pub use uncredited::{copy_uncredited, copy_uncredited_spliced};
 pub use waiting::Waiting;
 

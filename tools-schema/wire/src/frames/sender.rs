@@ -8,7 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::rules::Flow;
-use super::{CopyError, FrameError, Kind, PIECE, splice};
+use super::{CopyError, FrameError, Kind, Moved, PIECE, splice};
 use crate::duplex::Writer;
 use crate::pipe::Pipe;
 
@@ -110,6 +110,19 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
 }
 
 impl Sender<Writer> {
+    /// Sends a frame of a file's data, once there is credit for all of it.
+    pub async fn moved(&self, Moved { mut pipe, length }: Moved) -> Result<(), FrameError> {
+        self.flow.take_all(length as u32).await?;
+        let mut output = self.output.lock().await;
+        // A failure below leaves an incomplete frame.
+        if std::mem::replace(&mut output.is_closed, true) {
+            return Err(FrameError::Closed);
+        }
+        output.write.drain(&mut pipe).await?;
+        output.is_closed = false;
+        Ok(())
+    }
+
     /// Sends a frame of up to `length` bytes that wait in a socket, at most [`PIECE`], through an empty pipe.
     pub(super) async fn splice(
         &self,
