@@ -94,6 +94,32 @@ impl StreamError {
     }
 }
 
+/// Connects to the port for streams of the guest whose vsock socket is in `directory`, before a stream is needed.
+pub(crate) async fn connect(directory: &Path) -> io::Result<Dialled> {
+    dial(directory, STREAM_PORT, &[]).await
+}
+
+/// How the connection of a stream is made.
+pub(crate) enum Way<'a> {
+    /// A new one to the guest whose vsock socket is in this directory.
+    New(&'a Path),
+    /// One that was made before.
+    Made(Dialled),
+}
+
+impl Way<'_> {
+    /// Sends the first bytes.
+    async fn go(self, first: &[u8]) -> io::Result<Dialled> {
+        match self {
+            Self::New(directory) => dial(directory, STREAM_PORT, first).await,
+            Self::Made(mut dialled) => {
+                dialled.writer.write_all(first).await?;
+                Ok(dialled)
+            }
+        }
+    }
+}
+
 /// An open stream of a guest.
 #[derive(Debug)]
 pub struct GuestStream {
@@ -110,25 +136,21 @@ pub struct GuestStream {
 impl GuestStream {
     /// Opens a stream of the guest whose vsock socket is in `directory`.
     pub(crate) async fn open(directory: &Path, opening: &Opening) -> Result<Self, StreamError> {
-        Self::open_with(directory, opening, || Ok(Vec::new())).await
+        Self::open_with(Way::New(directory), opening, &[], std::future::pending()).await
     }
 
-    /// Opens a TCP stream. `early` takes the first bytes of its connection, as far as they are there, and is called again once the guest has accepted:
-    /// these bytes do not wait for the answer. Only guests that offer `early_data` may get any. What is taken beyond [`EARLY_MAX`] is an error.
+    /// Opens a TCP stream, and sends the first bytes of its connection together with the request: at most [`EARLY_MAX`]. What `more` then returns, as
+    /// much again, does not wait for the answer either. Only guests that offer `early_data` may get any.
     pub(crate) async fn open_with(
-        directory: &Path,
+        way: Way<'_>,
         opening: &Opening,
-        mut early: impl FnMut() -> io::Result<Vec<u8>>,
+        early: &[u8],
+        more: impl Future<Output = io::Result<Vec<u8>>>,
     ) -> Result<Self, StreamError> {
         let mut line = serde_json::to_vec(opening).map_err(|error| StreamError::Own(error.into()))?;
         line.push(b'\n');
-        let at_once = early().and_then(|bytes| add_frame(&mut line, &bytes)).map_err(StreamError::Own)?;
-        let dialled = dial(directory, STREAM_PORT, &line).await.map_err(StreamError::Dial)?;
-        let Dialled { mut reader, mut writer, mut read } = dialled;
-        line.clear();
-        let meanwhile = early().and_then(|bytes| add_frame(&mut line, &bytes)).map_err(StreamError::Own)?;
-        // If the guest is gone, its answer may be there all the same.
-        let _ = writer.write_all(&line).await;
+        let mut sent = add_frame(&mut line, early).map_err(StreamError::Own)?;
+        let Dialled { mut reader, mut writer, mut read } = way.go(&line).await.map_err(StreamError::Dial)?;
         let exchange = async {
             match frames::read_line(&mut reader, &mut read, LINE_MAX).await {
                 Ok(answer) => answer.ok_or(StreamError::HungUp),
@@ -139,16 +161,29 @@ impl GuestStream {
                 Err(_) => Err(StreamError::HungUp),
             }
         };
+        let with_more = async {
+            let mut exchange = std::pin::pin!(exchange);
+            tokio::select! {
+                biased;
+                answer = &mut exchange => return answer,
+                bytes = more => {
+                    line.clear();
+                    let added = bytes.and_then(|bytes| add_frame(&mut line, &bytes));
+                    sent += added.map_err(StreamError::Own)?;
+                    // If the guest is gone, its answer may be there all the same.
+                    let _ = writer.write_all(&line).await;
+                }
+            }
+            exchange.await
+        };
         let after = match opening.open {
             Open::TreeIn(_) | Open::TreeOut(_) => TREE_TIMEOUT,
             Open::Exec(_) | Open::Attach(_) | Open::Tcp(_) => ANSWER_TIMEOUT,
         };
-        let answer = timeout(after, exchange).await;
+        let answer = timeout(after, with_more).await;
         let answer = answer.map_err(|_| StreamError::Deadline { after })??;
         match serde_json::from_slice(&answer) {
-            Ok(Answer::Ok(opened)) => {
-                Ok(Self { opened, ends: (reader, writer), read, early: at_once + meanwhile })
-            }
+            Ok(Answer::Ok(opened)) => Ok(Self { opened, ends: (reader, writer), read, early: sent }),
             Ok(Answer::Error(error)) => Err(refused(error)),
             Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
         }

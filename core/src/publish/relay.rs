@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nexus_schema::id::VmId;
@@ -14,8 +14,9 @@ use rustix::net::RecvFlags;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listener::find;
+use super::spare::Spare;
 use crate::context::Shared;
-use crate::guest::{EARLY_MAX, GuestStream, StreamError};
+use crate::guest::{EARLY_MAX, GuestStream, StreamError, Way};
 use crate::vm::actor::DAEMON;
 use crate::vm::wake;
 
@@ -42,6 +43,30 @@ impl Client {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Waits for what the client sends next, and takes it; nothing at its end. Cancel-safe.
+    async fn next_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; EARLY_MAX];
+        loop {
+            let read = match self {
+                Self::Tcp(client) => {
+                    client.readable().await?;
+                    client.try_read(&mut bytes)
+                }
+                Self::Unix(client) => {
+                    client.readable().await?;
+                    client.try_read(&mut bytes)
+                }
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    bytes.truncate(read?);
+                    return Ok(bytes);
+                }
+            }
+        }
+    }
 }
 
 /// Serves a client until both directions have ended.
@@ -50,6 +75,7 @@ pub(super) async fn serve(
     vm: VmId,
     guest_port: u16,
     client: Client,
+    spare: &Arc<Spare>,
 ) -> Result<(), StreamError> {
     let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?, shared.paths.vm(vm))));
     let Some((handle, directory)) = found else { return Ok(()) };
@@ -67,10 +93,13 @@ pub(super) async fn serve(
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
     let takes_early = view.borrow().link.as_ref().is_some_and(|link| link.offers().early_data);
-    let early = || if takes_early { client.first_bytes() } else { Ok(Vec::new()) };
+    let early = if takes_early { client.first_bytes().map_err(StreamError::Own)? } else { Vec::new() };
+    let more = async { if takes_early { client.next_bytes().await } else { std::future::pending().await } };
     let open = Open::Tcp(TcpOpening { port: guest_port });
     let opening = Opening { version: VERSION, client: None, open };
-    let stream = GuestStream::open_with(&directory, &opening, early).await?;
+    let way = spare.take().map_or(Way::New(&directory), Way::Made);
+    let stream = GuestStream::open_with(way, &opening, &early, more).await?;
+    spare.want(directory);
     match client {
         Client::Tcp(client) => {
             let (mut read, mut write) = client.into_split();

@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use connection::Patience;
 pub(crate) use connection::STANDSTILL;
-pub(super) use greeting::{Dialled, dial};
+pub(crate) use greeting::Dialled;
+pub(super) use greeting::dial;
 use nexus_schema::link::{CLIENT_META, CUT_OFF, CommandEnded};
 use nexus_schema::{ErrorCode, ToolError, TraceContext, trace};
 pub use passing::{Offers, Question, Reply};

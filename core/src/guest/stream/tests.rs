@@ -67,9 +67,8 @@ async fn the_first_bytes_go_with_the_request() {
         assert_eq!(all, b"\x01\0\0\x03you");
         stream.write_all(b"{\"ok\":{}}\n").await.unwrap();
     });
-    let mut first = [b"hello".to_vec(), b"you".to_vec()].into_iter();
-    let early = || Ok(first.next().unwrap());
-    let stream = GuestStream::open_with(directory.path(), &opening(), early).await.unwrap();
+    let (way, more) = (Way::New(directory.path()), async { Ok(b"you".to_vec()) });
+    let stream = GuestStream::open_with(way, &opening(), b"hello", more).await.unwrap();
     assert_eq!(stream.early, 8);
     guest.await.unwrap();
 }
