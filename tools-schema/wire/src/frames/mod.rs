@@ -15,6 +15,8 @@
 //! connection: [`Receiver`] checks each frame before it buffers anything.
 //!
 //! A connection that carries nothing but one stream of data each way can do without credit: [`copy_uncredited`].
+//!
+//! Much data that waits in a socket, or is in a file, need not be copied to this process on its way into frames: [`copy_spliced`], [`Moved`].
 
 mod copy;
 mod receiver;
