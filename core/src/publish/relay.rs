@@ -144,4 +144,22 @@ mod tests {
         let error = timeout(Duration::from_secs(20), reset).await.unwrap();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
+
+    #[tokio::test]
+    async fn what_a_client_sends_next_is_waited_for_and_then_its_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = Client::Tcp(listener.accept().await.unwrap().0);
+        let soon = Duration::from_secs(20);
+        let (next, written) = tokio::join!(timeout(soon, client.next_bytes()), far.write_all(b"later"));
+        written.unwrap();
+        assert_eq!(next.unwrap().unwrap(), b"later");
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"last").await.unwrap();
+        drop(far);
+        let client = Client::Unix(near);
+        for expected in [&b"last"[..], b""] {
+            assert_eq!(timeout(soon, client.next_bytes()).await.unwrap().unwrap(), expected);
+        }
+    }
 }

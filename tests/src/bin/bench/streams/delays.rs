@@ -80,7 +80,7 @@ fn idle(subject: &Subject, wire: &mut Stream, times: usize, quiet: &mut Samples,
         beside.extend(calls(wire, times / 4).iter());
         streams.into_iter().for_each(end);
         end_commands(subject, "sleep 1000");
-        // As long as before the calls beside them: a pause makes those after it slower.
+        // The same pause as before the calls beside them.
         std::thread::park_timeout(PAUSE);
         calls(wire, times / 10);
         quiet.extend(calls(wire, times / 4).iter());
