@@ -18,6 +18,6 @@ pub use hello::{GuestEvent, HelloServer, Restored};
 pub use link::{
     CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, Offers, Question, Reply, UP_WAIT,
 };
-pub(crate) use link::{Dialled, STANDSTILL};
+pub(crate) use link::{Dialled, Era, STANDSTILL};
 pub(crate) use stream::{EARLY_MAX, Way, connect};
 pub use stream::{GuestStream, StreamError};

@@ -92,14 +92,15 @@ pub(super) async fn serve(
     if !matches!(settled.await, Ok(Ok(view)) if view.record.state == VmState::Ready) {
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
-    let takes_early = view.borrow().link.as_ref().is_some_and(|link| link.offers().early_data);
+    let of_link = view.borrow().link.as_ref().map(|link| (link.offers().early_data, link.era()));
+    let (takes_early, era) = of_link.unwrap_or_default();
     let early = if takes_early { client.first_bytes().map_err(StreamError::Own)? } else { Vec::new() };
     let more = async { if takes_early { client.next_bytes().await } else { std::future::pending().await } };
     let open = Open::Tcp(TcpOpening { port: guest_port });
     let opening = Opening { version: VERSION, client: None, open };
-    let way = spare.take().map_or(Way::New(&directory), Way::Made);
+    let way = spare.take(&era).map_or(Way::New(&directory), Way::Made);
     let stream = GuestStream::open_with(way, &opening, &early, more).await?;
-    spare.want(directory);
+    spare.want(directory, era);
     match client {
         Client::Tcp(client) => {
             let (mut read, mut write) = client.into_split();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::guest::{Dialled, connect};
+use crate::guest::{Dialled, Era, connect};
 
 /// When the connection is made after that of a client: first the guest serves this client.
 const AFTER: Duration = Duration::from_millis(3);
@@ -22,7 +22,7 @@ pub(super) struct Spare(Mutex<Place>);
 
 #[derive(Debug, Default)]
 struct Place {
-    ready: Option<Dialled>,
+    ready: Option<(Era, Dialled)>,
     /// How many connections were made.
     made: u64,
     is_making: bool,
@@ -33,25 +33,26 @@ impl Spare {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the connection, if there is one and it is not closed.
-    pub(super) fn take(&self) -> Option<Dialled> {
-        self.place().ready.take().filter(|dialled| !dialled.is_gone())
+    /// Takes the connection, if there is one of this era and it is not closed.
+    pub(super) fn take(&self, now: &Era) -> Option<Dialled> {
+        let (era, dialled) = self.place().ready.take()?;
+        (era == *now && !dialled.is_gone()).then_some(dialled)
     }
 
     /// Has a connection made for the next client of the guest whose vsock socket is in `directory`, unless there is one.
-    pub(super) fn want(self: &Arc<Self>, directory: PathBuf) {
+    pub(super) fn want(self: &Arc<Self>, directory: PathBuf, now: Era) {
         let mut place = self.place();
         if place.ready.is_none() && !std::mem::replace(&mut place.is_making, true) {
-            tokio::spawn(make(Arc::downgrade(self), directory));
+            tokio::spawn(make(Arc::downgrade(self), directory, now));
         }
     }
 }
 
 /// Makes a connection, and closes it if no client needs it.
-async fn make(spare: Weak<Spare>, directory: PathBuf) {
+async fn make(spare: Weak<Spare>, directory: PathBuf, era: Era) {
     sleep(AFTER).await;
     // If it fails, the next client tries again and hears why.
-    let ready = connect(&directory).await.ok();
+    let ready = connect(&directory).await.ok().map(|dialled| (era, dialled));
     let made = {
         let Some(spare) = spare.upgrade() else { return };
         let mut place = spare.place();
@@ -82,9 +83,9 @@ mod tests {
     async fn taken(spare: &Arc<Spare>, directory: &std::path::Path) -> Dialled {
         let taking = async {
             loop {
-                match spare.take() {
+                match spare.take(&Era::default()) {
                     Some(dialled) => return dialled,
-                    None => spare.want(directory.to_owned()),
+                    None => spare.want(directory.to_owned(), Era::default()),
                 }
                 sleep(Duration::from_millis(5)).await;
             }
@@ -97,7 +98,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join(vm_files::VSOCK)).unwrap();
         let spare = Arc::new(Spare::default());
-        assert!(spare.take().is_none(), "nobody wanted one");
+        let now = Era::default();
+        assert!(spare.take(&now).is_none(), "nobody wanted one");
         let accepting = tokio::spawn(async move {
             let mut all = Vec::new();
             for _ in 0..2 {
@@ -111,12 +113,12 @@ mod tests {
             all
         });
         let first = taken(&spare, directory.path()).await;
-        assert!(spare.take().is_none(), "there is one at most");
+        assert!(spare.take(&now).is_none(), "there is one at most");
         let second = taken(&spare, directory.path()).await;
         assert!(!first.is_gone() && !second.is_gone());
-        spare.place().ready = Some(second);
+        spare.place().ready = Some((now.clone(), second));
         drop(timeout(SOON, accepting).await.unwrap().unwrap());
         assert!(first.is_gone());
-        assert!(spare.take().is_none(), "the guest has closed it");
+        assert!(spare.take(&now).is_none(), "the guest has closed it");
     }
 }
