@@ -15,9 +15,9 @@ pub mod wire;
 
 pub(crate) use clock::{ClockKeeper, set_clock};
 pub use hello::{GuestEvent, HelloServer, Restored};
-pub(crate) use link::STANDSTILL;
 pub use link::{
     CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, Offers, Question, Reply, UP_WAIT,
 };
-pub(crate) use stream::EARLY_MAX;
+pub(crate) use link::{Dialled, Era, STANDSTILL};
+pub(crate) use stream::{EARLY_MAX, Way, connect};
 pub use stream::{GuestStream, StreamError};

@@ -12,13 +12,13 @@ use nexus_schema::stream::{Answer, Done, LINE_MAX, Open, Opened, Opening};
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Kind, Receiver, Sender};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::link::{Dialled, LinkError, dial};
 use super::result::words;
 
-/// The maximum of data that is sent with the request for a stream, in bytes.
+/// The maximum of data that is sent with the request for a stream, and again before its answer, in bytes.
 pub(crate) const EARLY_MAX: usize = 16 << 10;
 /// Timeout for a guest's answer. Longer than the guest's own timeout for a connection to one of its ports.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -94,6 +94,32 @@ impl StreamError {
     }
 }
 
+/// Connects to the port for streams of the guest whose vsock socket is in `directory`, before a stream is needed.
+pub(crate) async fn connect(directory: &Path) -> io::Result<Dialled> {
+    dial(directory, STREAM_PORT, &[]).await
+}
+
+/// How the connection of a stream is made.
+pub(crate) enum Way<'a> {
+    /// A new one to the guest whose vsock socket is in this directory.
+    New(&'a Path),
+    /// One that was made before.
+    Made(Dialled),
+}
+
+impl Way<'_> {
+    /// Sends the first bytes.
+    async fn go(self, first: &[u8]) -> io::Result<Dialled> {
+        match self {
+            Self::New(directory) => dial(directory, STREAM_PORT, first).await,
+            Self::Made(mut dialled) => {
+                dialled.writer.write_all(first).await?;
+                Ok(dialled)
+            }
+        }
+    }
+}
+
 /// An open stream of a guest.
 #[derive(Debug)]
 pub struct GuestStream {
@@ -103,32 +129,28 @@ pub struct GuestStream {
     pub ends: (Reader, Writer),
     /// Frames that were already read together with the answer.
     pub read: BytesMut,
-    /// How much data was sent with the request, in bytes.
+    /// How much data was sent before the answer, in bytes.
     early: u32,
 }
 
 impl GuestStream {
     /// Opens a stream of the guest whose vsock socket is in `directory`.
     pub(crate) async fn open(directory: &Path, opening: &Opening) -> Result<Self, StreamError> {
-        Self::open_with(directory, opening, &[]).await
+        Self::open_with(Way::New(directory), opening, &[], std::future::pending()).await
     }
 
-    /// Opens a TCP stream, and sends the first bytes of its connection together with the request: at most [`EARLY_MAX`], and only to guests that
-    /// offer `early_data`.
+    /// Opens a TCP stream, and sends the first bytes of its connection together with the request: at most [`EARLY_MAX`]. What `more` then returns, as
+    /// much again, does not wait for the answer either. Only guests that offer `early_data` may get any.
     pub(crate) async fn open_with(
-        directory: &Path,
+        way: Way<'_>,
         opening: &Opening,
         early: &[u8],
+        more: impl Future<Output = io::Result<Vec<u8>>>,
     ) -> Result<Self, StreamError> {
-        let early = &early[..early.len().min(EARLY_MAX)];
         let mut line = serde_json::to_vec(opening).map_err(|error| StreamError::Own(error.into()))?;
         line.push(b'\n');
-        if !early.is_empty() {
-            line.extend_from_slice(&Kind::Data.header(early.len()));
-            line.extend_from_slice(early);
-        }
-        let dialled = dial(directory, STREAM_PORT, &line).await.map_err(StreamError::Dial)?;
-        let Dialled { mut reader, writer, mut read } = dialled;
+        let mut sent = add_frame(&mut line, early).map_err(StreamError::Own)?;
+        let Dialled { mut reader, mut writer, mut read } = way.go(&line).await.map_err(StreamError::Dial)?;
         let exchange = async {
             match frames::read_line(&mut reader, &mut read, LINE_MAX).await {
                 Ok(answer) => answer.ok_or(StreamError::HungUp),
@@ -139,16 +161,29 @@ impl GuestStream {
                 Err(_) => Err(StreamError::HungUp),
             }
         };
+        let with_more = async {
+            let mut exchange = std::pin::pin!(exchange);
+            tokio::select! {
+                biased;
+                answer = &mut exchange => return answer,
+                bytes = more => {
+                    line.clear();
+                    let added = bytes.and_then(|bytes| add_frame(&mut line, &bytes));
+                    sent += added.map_err(StreamError::Own)?;
+                    // If the guest is gone, its answer may be there all the same.
+                    let _ = writer.write_all(&line).await;
+                }
+            }
+            exchange.await
+        };
         let after = match opening.open {
             Open::TreeIn(_) | Open::TreeOut(_) => TREE_TIMEOUT,
             Open::Exec(_) | Open::Attach(_) | Open::Tcp(_) => ANSWER_TIMEOUT,
         };
-        let answer = timeout(after, exchange).await;
+        let answer = timeout(after, with_more).await;
         let answer = answer.map_err(|_| StreamError::Deadline { after })??;
         match serde_json::from_slice(&answer) {
-            Ok(Answer::Ok(opened)) => {
-                Ok(Self { opened, ends: (reader, writer), read, early: early.len() as u32 })
-            }
+            Ok(Answer::Ok(opened)) => Ok(Self { opened, ends: (reader, writer), read, early: sent }),
             Ok(Answer::Error(error)) => Err(refused(error)),
             Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
         }
@@ -188,6 +223,18 @@ impl GuestStream {
             Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
         }
     }
+}
+
+/// Appends a frame of a connection's first bytes, if there are any; returns how many they are.
+fn add_frame(line: &mut Vec<u8>, bytes: &[u8]) -> io::Result<u32> {
+    if bytes.len() > EARLY_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if !bytes.is_empty() {
+        line.extend_from_slice(&Kind::Data.header(bytes.len()));
+        line.extend_from_slice(bytes);
+    }
+    Ok(bytes.len() as u32)
 }
 
 /// Converts an error of a guest, whose words are checked and shortened.

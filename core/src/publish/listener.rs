@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::relay::{self, Client};
+use super::spare::Spare;
 use crate::context::{Handle, Shared, socket_name};
 use crate::os::paths::Paths;
 use crate::os::socket;
@@ -107,7 +108,7 @@ async fn accept(
     mut listener: Option<Listener>,
     until: &CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let (places, spare) = (Arc::new(Semaphore::new(CLIENTS_MAX)), Arc::new(Spare::default()));
     loop {
         let Some(listening) = &listener else {
             let Some(shared) = shared.upgrade() else { return };
@@ -133,8 +134,10 @@ async fn accept(
             }
         };
         let (shared, vm, guest_port, until) = (shared.clone(), port.vm, port.guest_port, until.clone());
+        let spare = spare.clone();
         tokio::spawn(async move {
-            let served = until.run_until_cancelled(relay::serve(shared, vm, guest_port, client)).await;
+            let serving = relay::serve(shared, vm, guest_port, client, &spare);
+            let served = until.run_until_cancelled(serving).await;
             if let Some(Err(error)) = served {
                 tracing::debug!(%vm, guest_port, %error, "a connection to a published port ends");
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nexus_schema::id::VmId;
@@ -14,8 +14,9 @@ use rustix::net::RecvFlags;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listener::find;
+use super::spare::Spare;
 use crate::context::Shared;
-use crate::guest::{EARLY_MAX, GuestStream, StreamError};
+use crate::guest::{EARLY_MAX, GuestStream, StreamError, Way};
 use crate::vm::actor::DAEMON;
 use crate::vm::wake;
 
@@ -42,6 +43,30 @@ impl Client {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Waits for what the client sends next, and takes it; nothing at its end. Cancel-safe.
+    async fn next_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; EARLY_MAX];
+        loop {
+            let read = match self {
+                Self::Tcp(client) => {
+                    client.readable().await?;
+                    client.try_read(&mut bytes)
+                }
+                Self::Unix(client) => {
+                    client.readable().await?;
+                    client.try_read(&mut bytes)
+                }
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => {
+                    bytes.truncate(read?);
+                    return Ok(bytes);
+                }
+            }
+        }
+    }
 }
 
 /// Serves a client until both directions have ended.
@@ -50,6 +75,7 @@ pub(super) async fn serve(
     vm: VmId,
     guest_port: u16,
     client: Client,
+    spare: &Arc<Spare>,
 ) -> Result<(), StreamError> {
     let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?, shared.paths.vm(vm))));
     let Some((handle, directory)) = found else { return Ok(()) };
@@ -66,11 +92,15 @@ pub(super) async fn serve(
     if !matches!(settled.await, Ok(Ok(view)) if view.record.state == VmState::Ready) {
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
     }
-    let takes_early = view.borrow().link.as_ref().is_some_and(|link| link.offers().early_data);
+    let of_link = view.borrow().link.as_ref().map(|link| (link.offers().early_data, link.era()));
+    let (takes_early, era) = of_link.unwrap_or_default();
     let early = if takes_early { client.first_bytes().map_err(StreamError::Own)? } else { Vec::new() };
+    let more = async { if takes_early { client.next_bytes().await } else { std::future::pending().await } };
     let open = Open::Tcp(TcpOpening { port: guest_port });
     let opening = Opening { version: VERSION, client: None, open };
-    let stream = GuestStream::open_with(&directory, &opening, &early).await?;
+    let way = spare.take(&era).map_or(Way::New(&directory), Way::Made);
+    let stream = GuestStream::open_with(way, &opening, &early, more).await?;
+    spare.want(directory, era);
     match client {
         Client::Tcp(client) => {
             let (mut read, mut write) = client.into_split();
@@ -114,5 +144,23 @@ mod tests {
         };
         let error = timeout(Duration::from_secs(20), reset).await.unwrap();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_sends_next_is_waited_for_and_then_its_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = Client::Tcp(listener.accept().await.unwrap().0);
+        let soon = Duration::from_secs(20);
+        let (next, written) = tokio::join!(timeout(soon, client.next_bytes()), far.write_all(b"later"));
+        written.unwrap();
+        assert_eq!(next.unwrap().unwrap(), b"later");
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"last").await.unwrap();
+        drop(far);
+        let client = Client::Unix(near);
+        for expected in [&b"last"[..], b""] {
+            assert_eq!(timeout(soon, client.next_bytes()).await.unwrap().unwrap(), expected);
+        }
     }
 }

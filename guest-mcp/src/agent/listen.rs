@@ -1,7 +1,8 @@
 //! Accepts the host's connections: on vsock ports, from the serial ports or on the one Unix socket that replace them.
 
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +84,8 @@ impl Room {
 
 async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, room: Room) {
     loop {
-        let (stream, from) = match listener.accept().await {
+        // Not as a socket of tokio, which would watch it too.
+        let (stream, from) = match poll_fn(|cx| listener.poll_accept_std(cx)).await {
             Ok(accepted) => accepted,
             Err(_) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -97,11 +99,7 @@ async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, roo
         let Some(place) = room.take(port) else { continue };
         let agent = agent.clone();
         tokio::spawn(async move {
-            // If the socket cannot be cloned, the connection is closed.
-            if let Ok(socket) = stream.as_fd().try_clone_to_owned() {
-                drop(stream);
-                let _ = serve(agent, port, socket).await;
-            }
+            let _ = serve(agent, port, stream.into()).await;
             drop(place);
         });
     }

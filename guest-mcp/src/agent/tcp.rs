@@ -1,7 +1,8 @@
 //! TCP connections to the guest's own loopback, for the host.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,9 +10,12 @@ use std::time::Duration;
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::stream::{Done, Ended};
-use nexus_wire::frames::{CopyError, FULL, copy};
+use nexus_wire::duplex::{self, Reader};
+use nexus_wire::frames::{CopyError, FULL, Source, copy_spliced};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::timeout;
 
 use super::open::{Receiver, Sender, finish};
@@ -21,28 +25,56 @@ use crate::os::reason;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a program sends. Between two reads of much data the program gets the processor if little is left: so on a single one it writes as much as it can,
-/// instead of being interrupted after each segment.
+/// instead of being interrupted after each segment. What is left then is not read, but moved into frames by the kernel.
 pub(crate) struct OfProgram<R> {
     read: R,
     is_bulk: bool,
 }
 
-impl<R> OfProgram<R> {
-    pub(crate) fn new(read: R) -> Self {
-        Self { read, is_bulk: false }
+/// The reading half of a program's connection.
+pub(crate) trait Half: AsyncRead + Unpin {
+    /// Returns the socket.
+    fn socket(&self) -> BorrowedFd<'_>;
+}
+
+impl Half for Reader {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.as_fd()
     }
 }
 
-impl<R: AsyncRead + AsRef<TcpStream> + Unpin> AsyncRead for OfProgram<R> {
+impl Half for &mut OwnedReadHalf {
+    fn socket(&self) -> BorrowedFd<'_> {
+        let socket: &tokio::net::TcpStream = self.as_ref();
+        socket.as_fd()
+    }
+}
+
+impl<R: Half> OfProgram<R> {
+    pub(crate) fn new(read: R) -> Self {
+        Self { read, is_bulk: false }
+    }
+
+    /// Returns how many bytes are left, after the program had the processor if these are few.
+    fn left(&self) -> usize {
+        let left = || rustix::io::ioctl_fionread(self.read.socket()).map_or(0, |left| left as usize);
+        let before = left();
+        if before >= FULL {
+            return before;
+        }
+        rustix::thread::sched_yield();
+        left()
+    }
+}
+
+impl<R: Half> AsyncRead for OfProgram<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let is_bulk = std::mem::take(&mut self.is_bulk);
-        let socket: &TcpStream = self.read.as_ref();
-        if is_bulk && rustix::io::ioctl_fionread(socket).is_ok_and(|left| left < FULL as u64) {
-            rustix::thread::sched_yield();
+        if std::mem::take(&mut self.is_bulk) {
+            self.left();
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.read).poll_read(cx, buf);
@@ -51,12 +83,23 @@ impl<R: AsyncRead + AsRef<TcpStream> + Unpin> AsyncRead for OfProgram<R> {
     }
 }
 
+impl<R: Half> Source for OfProgram<R> {
+    fn much(&mut self) -> Option<(usize, BorrowedFd<'_>)> {
+        if !self.is_bulk {
+            return None;
+        }
+        let left = self.left();
+        self.is_bulk = left >= FULL;
+        self.is_bulk.then(|| (left, self.read.socket()))
+    }
+}
+
 /// Connects to a port on 127.0.0.1, or on ::1 if nothing listens there.
-pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
+pub(super) async fn connect(port: u16) -> Result<OwnedFd, ToolError> {
     let dial = async {
-        match TcpStream::connect((IpAddr::from(Ipv4Addr::LOCALHOST), port)).await {
+        match dial((Ipv4Addr::LOCALHOST, port).into()).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                TcpStream::connect((IpAddr::from(Ipv6Addr::LOCALHOST), port)).await.map_err(|_| error)
+                dial((Ipv6Addr::LOCALHOST, port).into()).await.map_err(|_| error)
             }
             connected => connected,
         }
@@ -65,7 +108,7 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
     match timeout(CONNECT_TIMEOUT, dial).await {
         Ok(Ok(connection)) => {
             // Small writes must not be delayed.
-            let _ = connection.set_nodelay(true);
+            let _ = sockopt::set_tcp_nodelay(&connection, true);
             Ok(connection)
         }
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -77,11 +120,29 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
     }
 }
 
+/// Connects to an address on the loopback interface.
+async fn dial(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &address) {
+        Err(Errno::INPROGRESS) => {}
+        connected => return connected.map(|()| socket).map_err(Into::into),
+    }
+    // The other end has usually answered by now, so the second call says how.
+    match rustix::net::connect(&socket, &address) {
+        Err(Errno::ALREADY | Errno::INPROGRESS) => duplex::connected(socket).await,
+        Ok(()) | Err(Errno::ISCONN) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Forwards a connection until both directions have ended. If the host disconnects, the connection is reset.
-pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sender: Sender) {
-    let (read, mut write) = connection.split();
+pub(super) async fn serve(connection: OwnedFd, mut receiver: Receiver, sender: Sender) {
+    // Without it, the host's end is closed.
+    let Ok((read, mut write)) = duplex::split(connection) else { return };
     let mut read = OfProgram::new(read);
-    let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
+    let copied = copy_spliced(&mut receiver, &sender, &mut read, &mut write).await;
     let failed = |what: &str, error: &io::Error| {
         Done::Error(ToolError::new(
             ErrorCode::GuestFailed,
@@ -94,10 +155,93 @@ pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sen
         Err(CopyError::Write(error)) => failed("write to", &error),
         Err(CopyError::Frames(_)) => {
             // The server then sees a reset instead of a normal end.
-            let _ = rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+            if let Ok(connection) = duplex::join((read.read, write)) {
+                let _ = sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+            }
             return;
         }
     };
-    drop(connection);
+    drop((read, write));
     finish(receiver, sender, done).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use nexus_wire::frames::{Incoming, over};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UnixStream};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_port_is_connected_to_on_either_loopback_address_or_refused() {
+        let mut addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
+        // Machines without IPv6 have only the other one.
+        if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
+            addresses.push((Ipv6Addr::LOCALHOST, 0).into());
+        }
+        for address in addresses {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let connection = connect(port).await.unwrap();
+            let (mut near, (mut far, _)) =
+                (std::net::TcpStream::from(connection), listener.accept().await.unwrap());
+            std::io::Write::write_all(&mut near, b"hello").unwrap();
+            let mut hello = [0; 5];
+            far.read_exact(&mut hello).await.unwrap();
+            assert_eq!(&hello, b"hello");
+            drop(listener);
+            let refused = connect(port).await.unwrap_err();
+            assert_eq!(refused.code, ErrorCode::ConnectionRefused);
+        }
+    }
+
+    /// A server's end of a connection that is forwarded, and the host's end.
+    async fn forwarded() -> (tokio::net::TcpStream, UnixStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connection = connect(listener.local_addr().unwrap().port()).await.unwrap();
+        let (near, host) = UnixStream::pair().unwrap();
+        let (reader, writer) = duplex::split(near.into_std().unwrap().into()).unwrap();
+        let (receiver, sender) = over(reader, writer, BytesMut::new());
+        tokio::spawn(serve(connection, receiver, sender));
+        (listener.accept().await.unwrap().0, host)
+    }
+
+    #[tokio::test]
+    async fn much_data_comes_whole_and_each_direction_ends_on_its_own() {
+        let (mut server, host) = forwarded().await;
+        let sent: Vec<u8> = (0..5_000_000_u32).map(|n| (n * 31 / 7) as u8).collect();
+        let content = sent.clone();
+        let serving = tokio::spawn(async move {
+            server.write_all(&content).await.unwrap();
+            server.shutdown().await.unwrap();
+            let mut asked = String::new();
+            server.read_to_string(&mut asked).await.unwrap();
+            asked
+        });
+        let (reader, writer) = duplex::split(host.into_std().unwrap().into()).unwrap();
+        let (mut receiver, sender) = over(reader, writer, BytesMut::new());
+        let mut received = Vec::new();
+        while let Incoming::Data(bytes) = timeout(SOON, receiver.next()).await.unwrap().unwrap().unwrap() {
+            received.extend_from_slice(&bytes);
+            sender.took(bytes.len()).await.unwrap();
+        }
+        assert!(received == sent);
+        sender.data(b"after the end").await.unwrap();
+        sender.end().await.unwrap();
+        assert_eq!(timeout(SOON, serving).await.unwrap().unwrap(), "after the end");
+        let done = timeout(SOON, receiver.next()).await.unwrap().unwrap();
+        assert!(matches!(done, Some(Incoming::Done(_))), "{done:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_sees_a_reset_when_the_host_is_gone() {
+        let (mut server, host) = forwarded().await;
+        drop(host);
+        let error = timeout(SOON, server.read_u8()).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
 }

@@ -18,6 +18,7 @@ use nexus_tree::{
     Chunk, ChunkReader, ChunkWriter, Filter, Owner, Packing, Part, Source, Target, Top, TreeError, Under,
     Unpacking, pack, plan, target, unpack,
 };
+use nexus_wire::duplex::Writer;
 use nexus_wire::frames::{Receiver, Sender};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -320,18 +321,14 @@ impl TreeOut {
     }
 
     /// Sends it.
-    pub(crate) async fn run<R, W>(
+    pub(crate) async fn run<R: AsyncRead + Unpin>(
         self,
         receiver: &mut Receiver<R>,
-        sender: &Sender<W>,
-    ) -> Result<TreeEnded, ToolError>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+        sender: &Sender<Writer>,
+    ) -> Result<TreeEnded, ToolError> {
         let cancel = CancellationToken::new();
         let _guard = cancel.clone().drop_guard();
-        let (into, from) = nexus_tree::chunks();
+        let (into, from) = nexus_tree::pieces();
         let work = blocking(move || {
             let Self { identity, source, mut packing, plan: only_plan, part, _place } = self;
             let packed = identity.run(|| {
@@ -341,12 +338,12 @@ impl TreeOut {
                 if let Some(part) = &part {
                     packing.from = source.same_part(part, &mut watch(&cancel))?;
                 }
-                pack(&source, &packing, &mut ChunkWriter::new(into), &mut watch(&cancel))
+                pack(&source, &packing, &mut ChunkWriter::of_pieces(into), &mut watch(&cancel))
             })?;
             packed.map_err(|error| failed(&error))
         });
         let sending = async {
-            let sent = nexus_tree::stream::send(receiver, sender, from).await;
+            let sent = nexus_tree::stream::send_pieces(receiver, sender, from).await;
             sent.map_err(|error| {
                 ToolError::new(ErrorCode::Cancelled, format!("the stream was interrupted: {error}"))
             })

@@ -28,7 +28,7 @@ mod unpack;
 mod unpacking;
 mod walk;
 
-pub use chunks::{CHUNK, Chunk, ChunkReader, ChunkWriter, Sink, chunks};
+pub use chunks::{CHUNK, Chunk, ChunkReader, ChunkWriter, Piece, Sink, chunks, pieces};
 pub use error::{Broken, TreeError};
 pub use filter::{Filter, Pattern};
 pub use pack::{Packing, pack, plan};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nexus_schema::tools::tree::{SkipReason, TreeSummary};
@@ -220,13 +220,19 @@ impl Packer<'_> {
     ) -> Result<(), TreeError> {
         let (mut at, end) = (offset, offset + length);
         let mut source = file;
-        let is_whole = offset == 0;
+        // Whether the file's own position is where the next bytes are.
+        let mut is_at = offset == 0;
         while at < end {
+            let moved = self.sink.move_from(file.as_fd(), at, end - at).map_err(TreeError::Stream)?;
+            is_at &= moved == 0;
             let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let read = self.sink.write_from(want, &mut |buffer| match is_whole {
-                true => source.read(buffer),
-                false => source.read_at(buffer, at),
-            });
+            let read = match moved {
+                0 => self.sink.write_from(want, &mut |buffer| match is_at {
+                    true => source.read(buffer),
+                    false => source.read_at(buffer, at),
+                }),
+                moved => Ok(Ok(moved)),
+            };
             let read = match read.map_err(TreeError::Stream)? {
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -3,11 +3,12 @@
 use std::io;
 
 use bytes::Bytes;
+use nexus_wire::duplex::Writer;
 use nexus_wire::frames::{FrameError, Incoming, Receiver, Sender, Waiting};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::chunks::Chunk;
+use crate::chunks::{Chunk, Piece};
 
 /// Passes the data of a stream on until it ends. Returns the peer's final message if that comes before the end; `None` otherwise, or if the consumer
 /// stopped. The consumer also gets an error if the connection fails.
@@ -81,6 +82,32 @@ where
         }
         Ok::<_, FrameError>(None)
     };
+    unless_done(receiver, sending).await
+}
+
+/// The same with pieces.
+pub async fn send_pieces<R: AsyncRead + Unpin>(
+    receiver: &mut Receiver<R>,
+    sender: &Sender<Writer>,
+    mut from: mpsc::Receiver<Piece>,
+) -> Result<Option<Bytes>, FrameError> {
+    let sending = async {
+        while let Some(piece) = from.recv().await {
+            match piece {
+                Piece::Read(bytes) => sender.data(&bytes).await?,
+                Piece::Moved(moved) => sender.moved(moved).await?,
+            }
+        }
+        Ok::<_, FrameError>(None)
+    };
+    unless_done(receiver, sending).await
+}
+
+/// Sends until the peer's final message comes.
+async fn unless_done<R: AsyncRead + Unpin>(
+    receiver: &mut Receiver<R>,
+    sending: impl Future<Output = Result<Option<Bytes>, FrameError>>,
+) -> Result<Option<Bytes>, FrameError> {
     let mut sending = std::pin::pin!(sending);
     loop {
         tokio::select! {

@@ -3,6 +3,7 @@
 //! tokio's own sockets always watch for room to write, and the kernel reports that each time the peer has read something. That costs each side one
 //! extra wakeup per short answer. Here the writing half watches only while the socket is full.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
@@ -15,13 +16,15 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
+use crate::pipe::Pipe;
+
 /// Splits a connected socket, in a tokio runtime. Dropping the [`Writer`] shuts its direction down, as in tokio.
 pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
     let socket = Arc::new(socket);
     let reader = watch(Arc::clone(&socket), Interest::READABLE)?;
     Ok((
         Reader { socket: reader, is_unsure: false },
-        Writer { socket: Peer(socket), room: None, is_shared: false },
+        Writer { socket: Peer(socket), room: None, is_shared: false, is_for_pipes: false },
     ))
 }
 
@@ -153,12 +156,14 @@ pub struct Writer {
     /// Waits for room, since the socket was last full. This is a duplicate descriptor, because tokio already watches the other one.
     room: Option<AsyncFd<Arc<OwnedFd>>>,
     is_shared: bool,
+    /// Whether the socket itself was told not to block: what comes out of a pipe has no flags of its own.
+    is_for_pipes: bool,
 }
 
 impl Writer {
     /// Writes to a socket that other processes may share: its flags are not changed, and dropping this does not shut it down.
     pub fn of_shared(socket: OwnedFd) -> Self {
-        Self { socket: Peer(Arc::new(socket)), room: None, is_shared: true }
+        Self { socket: Peer(Arc::new(socket)), room: None, is_shared: true, is_for_pipes: false }
     }
 
     /// Returns the same socket, for writes that do not wait.
@@ -174,6 +179,24 @@ impl AsFd for Writer {
 }
 
 impl Writer {
+    /// Moves everything from a pipe to the socket, which no other process may share. Bytes are lost if the future is dropped before.
+    pub async fn drain(&mut self, pipe: &mut Pipe) -> io::Result<()> {
+        if !self.is_for_pipes {
+            rustix::io::ioctl_fionbio(&self.socket.0, true)?;
+            self.is_for_pipes = true;
+        }
+        while pipe.filled() > 0 {
+            let from = &*pipe;
+            let moved =
+                poll_fn(|cx| self.poll_with(cx, from.filled(), |peer| from.drain_into(&*peer.0))).await?;
+            if moved == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            pipe.took(moved);
+        }
+        Ok(())
+    }
+
     /// Calls `write` for `length` bytes, and waits while there is no room.
     fn poll_with(
         &mut self,

@@ -29,10 +29,18 @@ const REVISION: &str = "2025-11-25";
 pub(super) type Reader = LineReader<duplex::Reader>;
 
 /// A connection to a port of a guest, and what was already read of it.
-pub(in crate::guest) struct Dialled {
+#[derive(Debug)]
+pub(crate) struct Dialled {
     pub(in crate::guest) reader: duplex::Reader,
     pub(in crate::guest) writer: duplex::Writer,
     pub(in crate::guest) read: BytesMut,
+}
+
+impl Dialled {
+    /// Returns whether the guest or its device has closed the connection.
+    pub(crate) fn is_gone(&self) -> bool {
+        duplex::is_unread(&self.writer)
+    }
 }
 
 /// Connects to a guest's vsock port: writes `CONNECT <port>` and with it the first bytes for the guest, then reads `OK <n>`. The device passes the

@@ -18,12 +18,14 @@ mod passing;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use connection::Patience;
 pub(crate) use connection::STANDSTILL;
-pub(super) use greeting::{Dialled, dial};
+pub(crate) use greeting::Dialled;
+pub(super) use greeting::dial;
 use nexus_schema::link::{CLIENT_META, CUT_OFF, CommandEnded};
 use nexus_schema::{ErrorCode, ToolError, TraceContext, trace};
 pub use passing::{Offers, Question, Reply};
@@ -212,8 +214,18 @@ pub(crate) struct Shared {
     name: String,
     /// Ends the connection, which is then made anew.
     redial: Notify,
+    /// How often that happened.
+    redials: AtomicU64,
     /// Hears of commands that ended.
     ended: OnceLock<Box<dyn Fn(CommandEnded) + Send + Sync>>,
+}
+
+/// A time in which the guest and its VMM give no connection up without a sign.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Era {
+    /// The name of the link.
+    link: String,
+    redials: u64,
 }
 
 #[derive(Default)]
@@ -267,6 +279,7 @@ impl Link {
             close_reason: Mutex::default(),
             name: random::token(),
             redial: Notify::new(),
+            redials: AtomicU64::new(0),
             ended: OnceLock::new(),
         });
         tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port, patience));
@@ -328,8 +341,14 @@ impl Link {
     /// Makes the connection anew, because the guest or its VMM has given the present one up, which does not show. Calls under way go on over the next
     /// one, if the guest keeps them.
     pub(crate) fn redial(&self) {
+        self.shared.redials.fetch_add(1, Ordering::AcqRel);
         again::interrupted(&self.shared, "it is dialled anew");
         self.shared.redial.notify_one();
+    }
+
+    /// Returns the present era of the guest's connections. Those of an earlier one may be given up, which does not show.
+    pub(crate) fn era(&self) -> Era {
+        Era { link: self.shared.name.clone(), redials: self.shared.redials.load(Ordering::Acquire) }
     }
 
     /// Starts a tool call without waiting for it. `arguments` appends a JSON object. The call is written at the next

@@ -60,10 +60,16 @@ async fn the_first_bytes_go_with_the_request() {
         let mut all = vec![0; expected.len()];
         stream.read_exact(&mut all).await.unwrap();
         assert_eq!(all, expected);
-        stream.write_all(b"OK 1\n{\"ok\":{}}\n").await.unwrap();
+        stream.write_all(b"OK 1\n").await.unwrap();
+        // What came meanwhile does not wait for the answer.
+        let mut all = vec![0; 7];
+        stream.read_exact(&mut all).await.unwrap();
+        assert_eq!(all, b"\x01\0\0\x03you");
+        stream.write_all(b"{\"ok\":{}}\n").await.unwrap();
     });
-    let stream = GuestStream::open_with(directory.path(), &opening(), b"hello").await.unwrap();
-    assert_eq!(stream.early, 5);
+    let (way, more) = (Way::New(directory.path()), async { Ok(b"you".to_vec()) });
+    let stream = GuestStream::open_with(way, &opening(), b"hello", more).await.unwrap();
+    assert_eq!(stream.early, 8);
     guest.await.unwrap();
 }
 

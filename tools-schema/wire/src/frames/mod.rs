@@ -15,11 +15,14 @@
 //! connection: [`Receiver`] checks each frame before it buffers anything.
 //!
 //! A connection that carries nothing but one stream of data each way can do without credit: [`copy_uncredited`].
+//!
+//! Much data that waits in a socket, or is in a file, need not be copied to this process on its way into frames: [`copy_spliced`], [`Moved`].
 
 mod copy;
 mod receiver;
 mod rules;
 mod sender;
+mod splice;
 #[cfg(test)]
 mod tests;
 mod uncredited;
@@ -32,10 +35,11 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-pub use copy::{CopyError, copy};
+pub use copy::{CopyError, copy, copy_spliced};
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;
-pub use uncredited::copy_uncredited;
+pub use splice::{Copied, Moved, Source};
+pub use uncredited::{copy_uncredited, copy_uncredited_spliced};
 pub use waiting::Waiting;
 
 /// The length of a frame without its payload, in bytes.

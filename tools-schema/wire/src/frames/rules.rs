@@ -76,6 +76,29 @@ impl Flow {
         }
     }
 
+    /// Waits for credit for all of `bytes`, at most a quarter of [`super::WINDOW`], and takes it.
+    pub(super) async fn take_all(&self, bytes: u32) -> Result<(), FrameError> {
+        let mut credit = self.credit.subscribe();
+        loop {
+            let is_enough = |credit: &Option<u32>| credit.is_none_or(|credit| credit >= bytes);
+            let now = *credit.wait_for(is_enough).await.map_err(|_| FrameError::Closed)?;
+            now.ok_or(FrameError::Closed)?;
+            let mut is_taken = false;
+            self.credit.send_if_modified(|credit| {
+                if let Some(credit) = credit
+                    && *credit >= bytes
+                {
+                    *credit -= bytes;
+                    is_taken = true;
+                }
+                false
+            });
+            if is_taken {
+                return Ok(());
+            }
+        }
+    }
+
     /// Ends sending.
     pub(super) fn close(&self) {
         self.credit.send_if_modified(|credit| credit.take().is_some());

@@ -1,5 +1,6 @@
 //! The sending end.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use bytes::Buf;
@@ -7,7 +8,9 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::rules::Flow;
-use super::{FrameError, Kind, PIECE};
+use super::{CopyError, FrameError, Kind, Moved, PIECE, splice};
+use crate::duplex::Writer;
+use crate::pipe::Pipe;
 
 /// Writes frames. Cheap to clone: several tasks may write to one stream.
 ///
@@ -102,6 +105,39 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         output.write.write_all_buf(&mut (&header[..]).chain(payload)).await?;
         output.write.flush().await?;
         output.is_closed = kind == Kind::Done;
+        Ok(())
+    }
+}
+
+impl Sender<Writer> {
+    /// Sends a frame of a file's data, once there is credit for all of it.
+    pub async fn moved(&self, Moved { mut pipe, length }: Moved) -> Result<(), FrameError> {
+        self.flow.take_all(length as u32).await?;
+        let mut output = self.output.lock().await;
+        // A failure below leaves an incomplete frame.
+        if std::mem::replace(&mut output.is_closed, true) {
+            return Err(FrameError::Closed);
+        }
+        output.write.drain(&mut pipe).await?;
+        output.is_closed = false;
+        Ok(())
+    }
+
+    /// Sends a frame of up to `length` bytes that wait in a socket, at most [`PIECE`], through an empty pipe.
+    pub(super) async fn splice(
+        &self,
+        pipe: &mut Pipe,
+        socket: BorrowedFd<'_>,
+        length: usize,
+    ) -> Result<(), CopyError> {
+        let now = self.flow.take(length.min(PIECE) as u32).await? as usize;
+        let mut output = self.output.lock().await;
+        // A failure below leaves an incomplete frame.
+        if std::mem::replace(&mut output.is_closed, true) {
+            return Err(FrameError::Closed.into());
+        }
+        splice::frame(&mut output.write, pipe, socket, now).await?;
+        output.is_closed = false;
         Ok(())
     }
 }

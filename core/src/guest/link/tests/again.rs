@@ -33,7 +33,9 @@ async fn calls_go_on_over_the_next_connection_and_end_once() {
         begun.push((call, talk.hear().await["id"].clone()));
     }
     // As after a checkpoint: the connection is dead, which does not show.
+    let era = link.era();
     link.redial();
+    assert_ne!(link.era(), era, "connections from before are not relied on");
     until_down(&link).await;
     given_up.cancel();
     let (call, of_given_up) = begun.pop().unwrap();

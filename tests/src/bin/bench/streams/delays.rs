@@ -18,6 +18,8 @@ const LATER: Duration = Duration::from_millis(20);
 /// When the agent has to answer whatever happens.
 const AT_WORST: Duration = Duration::from_secs(1);
 const STREAMS: usize = 10;
+/// Between the begin or end of idle streams and the calls.
+const PAUSE: Duration = Duration::from_millis(500);
 /// What counts as unchanged on a machine with other load.
 const UNCHANGED: f64 = 1.15;
 
@@ -73,11 +75,13 @@ fn idle(subject: &Subject, wire: &mut Stream, times: usize, quiet: &mut Samples,
     let mut beside = Samples::default();
     for _ in 0..4 {
         let streams: Vec<Child> = (0..STREAMS).map(|_| stream(subject, &["sleep", "1000"])).collect();
-        std::thread::park_timeout(Duration::from_millis(500));
+        std::thread::park_timeout(PAUSE);
         calls(wire, times / 10);
         beside.extend(calls(wire, times / 4).iter());
         streams.into_iter().for_each(end);
         end_commands(subject, "sleep 1000");
+        // The same pause as before the calls beside them.
+        std::thread::park_timeout(PAUSE);
         calls(wire, times / 10);
         quiet.extend(calls(wire, times / 4).iter());
     }
