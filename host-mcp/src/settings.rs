@@ -458,6 +458,12 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_served_by_tcp_or_sent_to_a_collector_by_default() {
+        let settings = Settings::load(7, &env(&[]), None, &Flags::new()).unwrap();
+        assert!(settings.http.is_none() && settings.otlp_endpoint.is_none());
+    }
+
+    #[test]
     fn later_sources_win() {
         let file = file(
             "driver = \"qemu\"\nstop_timeout_s = 5\nboot_timeout_s = 7\nhttp_origins = [\"http://a:1\", \"http://b\"]\n",

@@ -1,6 +1,8 @@
 //! VMs that end by themselves: at the end of their time, and when nothing is under way in them.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nexus_tests::client::Client;
@@ -92,6 +94,21 @@ fn an_end_that_is_cut_off_is_finished() {
     world.assert_in_order();
 }
 
+/// Opens a stream to a port in a machine, and says nothing on it.
+fn open(world: &World, client: &mut Client, vm: &str, port: u16) -> UnixStream {
+    let ticket = client.must("guest_stream_open", json!({ "vm": vm, "open": { "tcp": { "port": port } } }));
+    let path = ticket["path"].as_str().expect("a path");
+    let mut stream = UnixStream::connect(world.daemon.socket()).expect("the socket");
+    stream.set_read_timeout(Some(SOON)).expect("a timeout can be set");
+    let head =
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("a request is sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 101");
+    stream
+}
+
 #[test]
 fn a_vm_that_is_idle_is_stopped_and_work_of_any_kind_keeps_it() {
     let world = World::new();
@@ -106,9 +123,12 @@ fn a_vm_that_is_idle_is_stopped_and_work_of_any_kind_keeps_it() {
     };
     let connection = TcpStream::connect(address).expect("it listens");
     stays(&mut client, "a connection of a published port");
+    let stream = open(&world, &mut client, "web", port);
+    drop(connection);
+    stays(&mut client, "a stream");
     let call = json!({ "name": "guest_run_command", "arguments": { "vm": "web", "command": "sleep 2" } });
     let id = other.start("tools/call", &call).expect("it is sent");
-    drop(connection);
+    drop(stream);
     stays(&mut client, "a call");
     other.answer(id).expect("it ends");
     // Nobody waits for this one.

@@ -44,10 +44,15 @@ fn a_call_for_an_earlier_boot_changes_nothing() {
     let mut client = world.client();
     let old = world.create(&mut client, "web")["boot_id"].clone();
     client.to_the_end("drive_create", json!({ "name": "data", "size": "64MiB", "wait_s": 45 }), SOON);
+    let port = echo();
+    let published = client.must("vm_publish", json!({ "vm": "web", "guest_port": port, "if_boot_id": old }));
     let new =
         client.to_the_end("vm_restart", json!({ "vm": "web", "if_boot_id": old }), SOON)["boot_id"].clone();
     for (tool, arguments) in [
+        ("vm_start", json!({ "vm": "web" })),
         ("vm_stop", json!({ "vm": "web" })),
+        ("vm_publish", json!({ "vm": "web", "guest_port": port, "socket": true })),
+        ("vm_unpublish", json!({ "vm": "web", "guest_port": port })),
         ("vm_restart", json!({ "vm": "web" })),
         ("vm_delete", json!({ "vm": "web", "force": true })),
         ("vm_update", json!({ "vm": "web", "tags": { "a": "b" } })),
@@ -67,6 +72,7 @@ fn a_call_for_an_earlier_boot_changes_nothing() {
     }
     let vm = client.inspect("web");
     assert_eq!((&vm["boot_id"], &vm["state"], &vm["tags"]), (&new, &json!("ready"), &json!({})));
+    assert_eq!(vm["published"], json!([published]));
     let failure = refused(&mut client, "vm_delete", json!({ "tags": { "a": "b" }, "if_boot_id": old }));
     assert_eq!(failure.code, "invalid_argument", "{}", failure.text);
     // Drives change hands while the VM is down; its last boot is meant then.
@@ -77,13 +83,22 @@ fn a_call_for_an_earlier_boot_changes_nothing() {
     let detach = |boot: &Value| json!({ "drive": "data", "if_boot_id": boot });
     assert_eq!(refused(&mut client, "drive_detach", detach(&old)).code, "boot_changed");
     client.must("drive_detach", detach(&new));
+    let start = |boot: &Value| json!({ "vm": "web", "if_boot_id": boot });
+    assert_eq!(refused(&mut client, "vm_start", start(&old)).code, "boot_changed");
+    let vm = client.inspect("web");
+    assert_eq!((&vm["boot_id"], &vm["state"]), (&new, &json!("stopped")));
+    let last = client.to_the_end("vm_start", start(&new), SOON)["boot_id"].clone();
+    assert_ne!(last, new);
+    let gone = client.must("vm_unpublish", json!({ "vm": "web", "guest_port": port, "if_boot_id": last }));
+    assert_eq!(gone["unpublished"].as_array().map(Vec::len), Some(1));
+    client.to_the_end("vm_stop", json!({ "vm": "web", "if_boot_id": last }), SOON);
     // Where nothing ever booted, no boot is meant.
     let mut arguments = world.arguments("new");
     arguments["start"] = false.into();
     client.to_the_end("vm_create", arguments, SOON);
     let failure = refused(&mut client, "vm_delete", json!({ "vm": "new", "if_boot_id": old }));
     assert!(failure.text.contains("has not booted yet"), "{}", failure.text);
-    client.must("vm_delete", json!({ "vm": "web", "if_boot_id": new }));
+    client.must("vm_delete", json!({ "vm": "web", "if_boot_id": last }));
     world.assert_in_order();
 }
 

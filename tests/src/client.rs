@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use nexus_schema::schema::{of, shared};
 use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::{Tool, for_each_guest_tool, for_each_host_tool};
 use serde_json::{Map, Value, json};
@@ -20,19 +21,19 @@ const ANSWER: Duration = Duration::from_mins(3);
 /// The timeout for a VM to become ready under software emulation on a busy machine.
 pub const BOOT: Duration = Duration::from_mins(4);
 
-/// The schema of each tool's facts, by the tool's name on the host.
+/// The schema of each tool's facts, as it is listed, by the tool's name on the host.
 static SCHEMAS: LazyLock<HashMap<String, Map<String, Value>>> = LazyLock::new(|| {
     let mut all = HashMap::new();
     macro_rules! of_host {
         ($($tool:path => $method:ident,)*) => {$(
-            all.insert(<$tool>::NAME.to_owned(), nexus_schema::schema::of::<<$tool as Tool>::Output>());
+            all.insert(<$tool>::NAME.to_owned(), shared(of::<<$tool as Tool>::Output>()));
         )*};
     }
     for_each_host_tool!(of_host);
     macro_rules! of_guest {
         ($($tool:path => $method:ident,)*) => {$(
             let name = format!("{GUEST_PREFIX}{}", <$tool>::NAME);
-            all.insert(name, nexus_schema::schema::of::<<$tool as Tool>::Output>());
+            all.insert(name, shared(of::<<$tool as Tool>::Output>()));
         )*};
     }
     for_each_guest_tool!(of_guest);

@@ -7,21 +7,40 @@ const SILENT: [&str; 6] = ["description", "title", "default", "examples", "forma
 
 /// What of a value its schema does not allow, with the place of it; `None` if it is valid.
 pub fn violation(schema: &Map<String, Value>, value: &Value) -> Option<String> {
-    object(schema, value, "").err()
+    object(schema, schema, value, "").err()
 }
 
-fn check(schema: &Value, value: &Value, place: &str) -> Result<(), String> {
+/// `root` has the definitions that references name.
+fn check(root: &Map<String, Value>, schema: &Value, value: &Value, place: &str) -> Result<(), String> {
     match schema {
         Value::Bool(true) => Ok(()),
         Value::Bool(false) => Err(format!("{place}: nothing is allowed here, got {value}")),
-        Value::Object(schema) => object(schema, value, place),
+        Value::Object(schema) => object(root, schema, value, place),
         other => panic!("{other} is no schema"),
     }
 }
 
-fn object(schema: &Map<String, Value>, value: &Value, place: &str) -> Result<(), String> {
+/// The definition that a reference names.
+fn definition<'a>(root: &'a Map<String, Value>, reference: &Value) -> &'a Value {
+    let name = reference.as_str().and_then(|place| place.strip_prefix("#/$defs/"));
+    let found = name.and_then(|name| root.get("$defs")?.get(name));
+    found.unwrap_or_else(|| panic!("{reference} refers to nothing"))
+}
+
+fn object(
+    root: &Map<String, Value>,
+    schema: &Map<String, Value>,
+    value: &Value,
+    place: &str,
+) -> Result<(), String> {
+    let check = |schema: &Value, value: &Value, place: &str| check(root, schema, value, place);
     for (word, of) in schema {
         let is_valid = match (word.as_str(), value) {
+            ("$ref", _) => {
+                check(definition(root, of), value, place)?;
+                true
+            }
+            ("$defs", _) => true,
             ("type", _) => is_type(of.as_str().unwrap_or_default(), value),
             ("enum", _) => of.as_array().is_some_and(|values| values.contains(value)),
             ("const", _) => of == value,
@@ -143,6 +162,25 @@ mod tests {
             (json!({ "a": 1, "x": 1 }), ".x"),
             (json!({ "a": 1, "b": [1] }), ".b[0]"),
             (json!({ "a": 1, "b": ["x", { "c": "z" }] }), ".b[1]"),
+        ] {
+            let text = found(bad.clone()).unwrap_or_else(|| panic!("{bad} is allowed"));
+            assert!(text.starts_with(&format!("{place}: ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn references_are_followed() {
+        let schema = json!({
+            "type": "object", "$defs": { "count": { "type": "integer", "minimum": 1 },
+                "pair": { "type": "object", "properties": { "first": { "$ref": "#/$defs/count" } } } },
+            "properties": { "a": { "$ref": "#/$defs/pair", "description": "x" }, "b": { "$ref": "#/$defs/count" } },
+        });
+        let found = |value: Value| violation(schema.as_object().unwrap(), &value);
+        assert_eq!(found(json!({ "a": { "first": 1 }, "b": 2 })), None);
+        for (bad, place) in [
+            (json!({ "a": 1 }), ".a"),
+            (json!({ "a": { "first": 0 } }), ".a.first"),
+            (json!({ "b": "x" }), ".b"),
         ] {
             let text = found(bad.clone()).unwrap_or_else(|| panic!("{bad} is allowed"));
             assert!(text.starts_with(&format!("{place}: ")), "{text}");

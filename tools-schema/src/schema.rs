@@ -1,8 +1,12 @@
-//! JSON schemas that all clients understand: one object, everything inline, no `null` alternatives.
+//! JSON schemas that all clients understand: one object, everything inline, no `null` alternatives. Lists of tools have [`shared()`] schemas of results.
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
+
+mod shared;
+
+pub use shared::shared;
 
 /// Returns the schema of a parameter or output type.
 ///

@@ -145,7 +145,7 @@ pub const VM_ARGUMENT: &str = "vm";
 pub fn guest_info<T: Tool>() -> ToolInfo {
     let mut info = info::<T>();
     info.name = format!("{GUEST_PREFIX}{}", info.name);
-    let vm = serde_json::json!({ "type": "string", "description": "the VM to work in: its name or id" });
+    let vm = serde_json::json!({ "type": "string", "description": "The VM: its name or id." });
     let mut properties = Map::new();
     properties.insert(VM_ARGUMENT.into(), vm);
     if let Some(Value::Object(own)) = info.input_schema.remove("properties") {

@@ -131,6 +131,19 @@ fn schemas_are_portable() {
 }
 
 #[test]
+fn what_changes_a_vm_can_be_meant_for_one_boot() {
+    // They read or write files of it, open a stream into it, or make other VMs.
+    const OTHERS: [&str; 4] = ["guest_copy_in", "guest_copy_out", "guest_stream_open", "vm_fork"];
+    for info in tools::host() {
+        let properties = info.input_schema["properties"].as_object().unwrap();
+        let changes = info.effect != Effect::ReadOnly && properties.contains_key(VM_ARGUMENT);
+        if changes && !OTHERS.contains(&info.name.as_str()) {
+            assert!(properties.contains_key("if_boot_id"), "{} changes whatever boot there is", info.name);
+        }
+    }
+}
+
+#[test]
 fn annotations_are_honest() {
     for info in all() {
         let verb = info.name.rsplit('_').next().unwrap();

@@ -21,7 +21,12 @@ use crate::vmm::{Saved, ShimClient};
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Start the VM. The reply has the id of the boot that was started or is running.
-    Start { who: String, progress: Progress, reply: oneshot::Sender<Result<BootId, ToolError>> },
+    Start {
+        who: String,
+        if_boot: Option<BootId>,
+        progress: Progress,
+        reply: oneshot::Sender<Result<BootId, ToolError>>,
+    },
     /// Begin to stop the VM. The reply says whether there is anything to stop.
     Stop {
         who: String,

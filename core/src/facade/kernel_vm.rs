@@ -130,7 +130,7 @@ impl Nexus {
             if state.may_run() && state != VmState::Starting {
                 stop_and_wait(&handle, who, false, None, progress).await?;
             }
-            start_and_wait(&handle, who, progress).await?;
+            start_and_wait(&handle, who, None, progress).await?;
             return Ok(builder(handle));
         }
         self.make_template(ctx).await?;

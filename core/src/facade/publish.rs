@@ -2,15 +2,18 @@
 
 use std::io;
 
+use nexus_schema::id::{BootId, VmId};
 use nexus_schema::tools::vm::{PublishedPort, VmPublishParams, VmUnpublishOutput, VmUnpublishParams};
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::{CallContext, Nexus};
 use crate::access::Caller;
+use crate::context::Handle;
 use crate::op::store_error;
 use crate::publish::{self, Listener};
 use crate::store::now;
 use crate::store::ports::{self, PortRecord};
+use crate::vm::policy;
 
 /// The lowest port of the host that is chosen automatically.
 const UNPRIVILEGED: u16 = 1024;
@@ -31,7 +34,7 @@ impl Nexus {
         check_port("guest_port", params.guest_port)?;
         params.host_port.map(|port| check_port("host_port", port)).transpose()?;
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
-        let vm = handle.view.borrow().record.id;
+        let (vm, _) = of_boot(&handle, params.if_boot_id)?;
         let wanted = PortRecord { id: 0, vm, guest_port: params.guest_port, host_port: params.host_port };
         let there = self.shared.store.read(move |db| ports::of_vm(db, vm)).await.map_err(store_error)?;
         let same = there.into_iter().find(|port| {
@@ -67,8 +70,8 @@ impl Nexus {
         params: VmUnpublishParams,
     ) -> Result<VmUnpublishOutput, ToolError> {
         check_port("guest_port", params.guest_port)?;
-        let view = self.shared.vms.get(&ctx.caller, &params.vm)?.view;
-        let (vm, name) = (view.borrow().record.id, view.borrow().record.name.clone());
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
+        let (vm, name) = of_boot(&handle, params.if_boot_id)?;
         let there = self.shared.store.read(move |db| ports::of_vm(db, vm)).await.map_err(store_error)?;
         let (ending, others): (Vec<_>, Vec<_>) = there.into_iter().partition(|port| {
             port.guest_port == params.guest_port
@@ -158,6 +161,13 @@ impl Nexus {
         ToolError::new(ErrorCode::InUse, format!("port {host_port} of this host is in use by {by}"))
             .hint("choose another host_port, or leave it out to get a free one")
     }
+}
+
+/// The id and the name of a VM, if `if_boot` is its boot.
+fn of_boot(handle: &Handle, if_boot: Option<BootId>) -> Result<(VmId, Name), ToolError> {
+    let view = handle.view.borrow();
+    policy::same_boot(view.record.name.as_str(), view.record.boot_id, if_boot)?;
+    Ok((view.record.id, view.record.name.clone()))
 }
 
 fn check_port(what: &str, port: u16) -> Result<(), ToolError> {

@@ -95,18 +95,20 @@ impl Nexus {
         params: VmStartParams,
     ) -> Result<OpOutcome<VmDetails>, ToolError> {
         let (wait, cold) = (patience(params.wait_s)?, params.cold.unwrap_or(false));
+        let if_boot = params.if_boot_id;
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::start(record.name.as_str(), record.state)?;
+        policy::same_boot(record.name.as_str(), record.boot_id, if_boot)?;
         let op = self.shared.begin_op("vm_start", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(op, move |progress| async move {
             let was = handle.view.borrow().record.state;
             let was_ready = was == VmState::Ready;
             if cold && was == VmState::Suspended {
-                stop_and_wait(&handle, &who, false, None, &progress).await?;
+                stop_and_wait(&handle, &who, false, if_boot, &progress).await?;
             }
-            start_and_wait(&handle, &who, &progress).await?;
+            start_and_wait(&handle, &who, if_boot, &progress).await?;
             answers_again(&handle).await;
             if was_ready {
                 progress.step(ALREADY);

@@ -161,7 +161,7 @@ async fn create(
     if record.spec.start {
         let who = record.owner.clone();
         let is_cold = handle.view.borrow().record.spec.warm.is_none();
-        let started = start_and_wait(&handle, &who, &progress).await;
+        let started = start_and_wait(&handle, &who, None, &progress).await;
         if started.is_ok() && is_cold {
             let like = handle.view.borrow().record.clone();
             warm::prepare_later(shared, like);
@@ -193,9 +193,11 @@ pub(crate) async fn go_on(
     let has_failed = matches!(record.state, VmState::Failed | VmState::Crashed);
     let started = match record.boot_id.filter(|_| record.state != VmState::Created) {
         // Its warm start ended with the daemon that began it.
-        Some(_) if has_failed && record.spec.warm.is_some() => start_and_wait(handle, DAEMON, progress).await,
+        Some(_) if has_failed && record.spec.warm.is_some() => {
+            start_and_wait(handle, DAEMON, None, progress).await
+        }
         Some(boot) => until_ready(&mut view, boot, progress).await,
-        None if record.spec.start => start_and_wait(handle, DAEMON, progress).await,
+        None if record.spec.start => start_and_wait(handle, DAEMON, None, progress).await,
         None => Ok(()),
     };
     match started {
@@ -376,10 +378,16 @@ pub(crate) fn disk_of(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, To
     }
 }
 
-/// Starts a VM and waits until it is ready. Fails with the reason if it does not get ready.
-pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progress) -> Result<(), ToolError> {
+/// Starts a VM, if `if_boot` is its boot, and waits until it is ready. Fails with the reason if it does not get ready.
+pub(crate) async fn start_and_wait(
+    handle: &Handle,
+    who: &str,
+    if_boot: Option<BootId>,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    let (starter, followed) = (who.to_owned(), progress.clone());
     let boot =
-        ask(handle, |reply| Command::Start { who: who.into(), progress: progress.clone(), reply }).await?;
+        ask(handle, |reply| Command::Start { who: starter, if_boot, progress: followed, reply }).await?;
     let mut view = handle.view.clone();
     tokio::select! {
         ready = until_ready(&mut view, boot, progress) => ready,
@@ -457,7 +465,7 @@ pub(crate) async fn restart_and_wait(
         stop_and_wait(handle, who, force, if_boot, progress).await?;
         failpoint::reach("restart-down");
     }
-    start_and_wait(handle, who, progress).await
+    start_and_wait(handle, who, None, progress).await
 }
 
 fn cancelled(name: &Name) -> ToolError {

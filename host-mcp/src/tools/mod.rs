@@ -296,7 +296,7 @@ impl Registry {
             if !set.shows_results() {
                 tool.output_schema = None;
             }
-            list.push(tool);
+            list.push(publish::listed(tool));
         }
         list
     }
@@ -345,6 +345,60 @@ mod tests {
         let refused = registry.refusal(Toolset::WORK, "drive_resize").unwrap();
         assert!(refused.contains("/mcp?tools=drives"), "{refused}");
         assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
+    }
+
+    /// Arguments are without references, which some clients and models do not resolve. In results they name definitions of the same schema.
+    #[test]
+    fn listed_schemas_are_portable() {
+        fn references(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(members) => {
+                    if let Some(place) = members.get("$ref") {
+                        found.push(place.as_str().unwrap().to_owned());
+                    }
+                    members.values().for_each(|value| references(value, found));
+                }
+                Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+            }
+        }
+        let registry = Registry::new();
+        let scoped = View::Vm(nexus_schema::id::VmId::from_i64(1).unwrap());
+        let mut shared = 0;
+        for tool in registry.list(set("all")).iter().chain(registry.list(scoped)) {
+            let input = serde_json::to_string(tool.input_schema.as_ref()).unwrap();
+            assert!(!input.contains("\"$ref\"") && !input.contains("\"$defs\""), "{}", tool.name);
+            let Some(output) = &tool.output_schema else { continue };
+            let output = Value::Object(output.as_ref().clone());
+            let mut found = Vec::new();
+            references(&output, &mut found);
+            let names = output.get("$defs").and_then(Value::as_object).into_iter().flat_map(|all| all.keys());
+            let mut defined: Vec<String> = names.map(|name| format!("#/$defs/{name}")).collect();
+            shared += defined.len();
+            found.sort_unstable();
+            found.dedup();
+            defined.sort_unstable();
+            assert_eq!(
+                found, defined,
+                "{}: a reference to nothing, or a definition that nothing uses",
+                tool.name
+            );
+            let text = output.to_string();
+            assert!(
+                text.matches("\"$defs\"").count() <= 1,
+                "{}: definitions inside of another schema",
+                tool.name
+            );
+        }
+        assert!(shared > 0);
+        // The same in each list that shows results, and in none that does not.
+        let of = |words: &str| {
+            let list = registry.list(set(words));
+            list.iter().find(|tool| tool.name == "vm_start").unwrap().output_schema.clone()
+        };
+        assert!(of("all").is_some_and(|schema| schema.contains_key("$defs")));
+        assert_eq!(of("all"), of("work,all"));
+        assert_eq!(of("work"), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nexus_schema::{Effect, ToolInfo};
+use nexus_schema::{Effect, ToolInfo, schema};
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde_json::Value;
 
@@ -40,7 +40,14 @@ to do next.";
 /// Tools in the form of MCP, sorted by name.
 pub(super) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
     infos.sort_by(|a, b| a.name.cmp(&b.name));
-    infos.into_iter().map(tool).collect()
+    infos.into_iter().map(tool).map(listed).collect()
+}
+
+/// A tool as lists show it: what its result has more than once is written once.
+pub(super) fn listed(mut tool: Tool) -> Tool {
+    tool.output_schema =
+        tool.output_schema.map(|output| Arc::new(schema::shared(Arc::unwrap_or_clone(output))));
+    tool
 }
 
 /// A tool in the form of MCP.

@@ -117,6 +117,35 @@ fn verbs_for_power_call_what_they_say() {
 }
 
 #[test]
+fn what_is_meant_for_one_boot_says_so() {
+    const BOOT: &str = "aaaaaaaaaaaac";
+    let world = World::new();
+    let port = json!({ "guest_port": 80, "host_port": 8080, "address": "127.0.0.1:8080" });
+    let tools = [
+        ("vm_start", gives(ended(details("ready")))),
+        ("vm_stop", gives(ended(details("stopped")))),
+        ("vm_restart", gives(ended(details("ready")))),
+        ("vm_publish", gives(port.clone())),
+        ("vm_unpublish", gives(json!({ "unpublished": [port] }))),
+    ];
+    let fake = Fake::start(&world.runtime(), tools);
+    for (line, tool) in [
+        ("start web-1", "vm_start"),
+        ("stop web-1", "vm_stop"),
+        ("restart web-1", "vm_restart"),
+        ("vm publish web-1 80", "vm_publish"),
+        ("vm unpublish web-1 80", "vm_unpublish"),
+    ] {
+        for (option, given) in [(String::new(), Value::Null), (format!(" --if-boot-id {BOOT}"), json!(BOOT))]
+        {
+            let run = world.run(&format!("{line}{option}"));
+            assert_eq!(run.code, 0, "{line}{option}: {run:?}");
+            assert_eq!(fake.calls(tool).pop().unwrap()["if_boot_id"], given, "{line}{option}");
+        }
+    }
+}
+
+#[test]
 fn a_vm_gets_another_name() {
     let world = World::new();
     let mut renamed = details("ready");

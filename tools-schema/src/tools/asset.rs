@@ -140,7 +140,7 @@ pub struct AssetListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -202,7 +202,7 @@ pub struct AssetDownloadParams {
     /// Make it what VMs get by default (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub make_default: Option<bool>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -234,7 +234,7 @@ pub struct AssetVerifyParams {
     /// Only assets of this kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<AssetKind>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

@@ -137,7 +137,7 @@ pub struct BuildStartParams {
     /// Build even if there is an image of the same inputs, such as for newer packages (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_cache: Option<bool>,
-    /// How long to wait for its end, in seconds (default 30, at most 45); 0 returns at once.
+    /// Seconds to wait for its end (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -172,7 +172,7 @@ pub struct BuildListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

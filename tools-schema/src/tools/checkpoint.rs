@@ -91,7 +91,7 @@ pub struct VmCheckpointParams {
     /// Only if this is the VM's boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_boot_id: Option<BootId>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -121,7 +121,7 @@ pub struct CheckpointListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -198,7 +198,7 @@ pub struct VmRollbackParams {
     /// Only if this is the VM's boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_boot_id: Option<BootId>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -246,7 +246,7 @@ pub struct VmForkParams {
     /// What they may reach (default: as the VM of the checkpoint then).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkParams>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

@@ -39,10 +39,10 @@ pub struct RunCommandParams {
     /// Environment variables; they override those of the VM, which override those of the image. Each less than 128 KiB.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// The user to run as: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// The user to run as: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// What the command reads from its standard input (default: nothing).
+    /// Its standard input (default: nothing).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// How `stdin` is encoded (default text).
@@ -54,11 +54,11 @@ pub struct RunCommandParams {
     /// Keep standard input open for `command_input`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stdin_open: bool,
-    /// How many seconds this call waits (default 30, at most 45; 0: not at all). A command that still runs then goes on.
+    /// How many seconds this call waits (default 30, at most 45; 0: not at all).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 45))]
     pub yield_after_s: Option<f64>,
-    /// After how many seconds the command and all that it started are killed (default 3600; 0: never).
+    /// Seconds until the command and all that it started are killed (default 3600; 0: never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub timeout_s: Option<f64>,
@@ -77,10 +77,10 @@ pub struct RunCommandParams {
     /// How stdout and stderr are shown (default text).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<ContentEncoding>,
-    /// Both streams as stdout, in the order in which they were written.
+    /// Both streams as stdout, in the order written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub merge: bool,
-    /// How much of each stream is kept for `command_output`, in bytes: head and tail (default 2 MiB, at most 16 MiB).
+    /// Bytes of each stream kept for `command_output`: head and tail (default 2 MiB, at most 16 MiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 16_777_216))]
     pub keep_bytes: Option<u32>,

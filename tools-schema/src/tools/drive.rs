@@ -84,11 +84,11 @@ pub struct DriveCreateParams {
     /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
-    /// A key of your choice: the same key with the same arguments within 24 h gives the same drive, not a second one.
+    /// Any key: the same key and arguments give the same drive within 24 h, not a second one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub idempotency_key: Option<String>,
@@ -122,7 +122,7 @@ pub struct DriveListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

@@ -98,7 +98,7 @@ pub struct FileReadParams {
     /// Put each line's number before it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub numbered: bool,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -176,7 +176,7 @@ pub struct FileWriteParams {
     /// This piece is the last: put the file in its place (default false).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub commit: bool,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -219,7 +219,7 @@ pub struct FileDeleteParams {
     /// Delete a directory with all that is in it (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recursive: Option<bool>,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -269,10 +269,10 @@ pub struct FileListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2000))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -314,7 +314,7 @@ pub struct FileStatParams {
     /// Show what a symbolic link points to instead of the link (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

@@ -75,7 +75,7 @@ pub struct ImageListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -174,11 +174,11 @@ pub struct ImageCreateParams {
     /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
-    /// A key of your choice: the same key with the same arguments within 24 h gives the same image, not a second one.
+    /// Any key: the same key and arguments give the same image within 24 h, not a second one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub idempotency_key: Option<String>,
@@ -206,7 +206,7 @@ pub struct ImageSaveParams {
     pub image: Reference<ImageKind>,
     /// The file on the host, which does not exist yet: an absolute path in a place that system_info lists, or a name in your own folder.
     pub to: String,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -247,7 +247,7 @@ pub struct ImagePushParams {
     pub image: Reference<ImageKind>,
     /// Where to, such as `registry.example.com/group/app:1.2`.
     pub to: String,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

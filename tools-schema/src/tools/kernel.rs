@@ -42,7 +42,7 @@ pub struct KernelBuildParams {
     /// Make it what VMs get by default (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub make_default: Option<bool>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -121,7 +121,7 @@ pub struct KernelPublishParams {
     /// The provider whose layout is written (default `anvil`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
-    /// How long to wait for its end, in seconds (default 30, at most 45).
+    /// Seconds to wait for its end (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

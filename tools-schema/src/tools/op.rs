@@ -100,7 +100,7 @@ pub enum OpGet {}
 pub struct OpGetParams {
     /// The operation's id.
     pub op_id: OpId,
-    /// How long to wait for its end, in seconds (default 30, at most 45); 0 returns at once.
+    /// Seconds to wait for its end (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -130,7 +130,7 @@ pub struct OpListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

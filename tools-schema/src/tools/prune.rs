@@ -26,7 +26,7 @@ pub struct PruneParams {
     /// Confirms the plan of an earlier call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<String>,
-    /// How long to wait for its end, in seconds (default 30, at most 45); 0 returns at once.
+    /// Seconds to wait for its end (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

@@ -151,11 +151,11 @@ pub struct GuestCopyInParams {
     pub vm: Reference<VmKind>,
     /// File or directory on the host, below one of `copy.roots` of system_info; a relative path is in `copy.scratch`.
     pub from: String,
-    /// Where the copy is to be in the VM, an absolute path; with a slash at its end, in that directory. Missing
-    /// parents are made. A directory that is there is added to.
+    /// Absolute path of the copy in the VM; with a slash at its end: in that directory. Missing parents are made, an
+    /// existing directory is added to.
     pub to: String,
-    /// Whose the files are to be in the VM and with whose rights they are written: a name, a number or `uid:gid`. Default: those of
-    /// the owner of the directory that the copy is put in.
+    /// Who writes and owns the files in the VM: a name, a number or `uid:gid` (default: the owner of the directory that gets
+    /// the copy).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Keep the owners' numbers of the host (default false).
@@ -176,7 +176,7 @@ pub struct GuestCopyInParams {
     /// Only say what would be copied (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// How long to wait for it to be done, in seconds (default 30, at most 45); 0 returns at once.
+    /// Seconds to wait until it is done (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -221,7 +221,7 @@ pub struct GuestCopyOutParams {
     /// Only say what would be copied (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// How long to wait for it to be done, in seconds (default 30, at most 45); 0 returns at once.
+    /// Seconds to wait until it is done (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -249,7 +249,7 @@ pub struct ExportParams {
     /// A file in the VM to write the patch to, besides; an absolute path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// How much of the patch is shown, in bytes (default 32768, at most 48000); a larger one is written to a file in the VM.
+    /// Bytes of the patch to show (default 32768, at most 48000); a larger one is written to a file in the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 48000))]
     pub max_bytes: Option<u64>,

@@ -187,8 +187,11 @@ impl Actor {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Start { who, progress, reply } => {
-                let result = self.start(&who, "start requested", &progress).await;
+            Command::Start { who, if_boot, progress, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.start(&who, "start requested", &progress).await,
+                    Err(error) => Err(error),
+                };
                 reply.send(result).ok();
             }
             Command::Stop { who, force, if_boot, reply } => {

@@ -27,6 +27,9 @@ pub(crate) struct StartArgs {
     /// Start a suspended VM from its disk, and give its memory up
     #[arg(long)]
     cold: bool,
+    /// Only if this is the VM's boot
+    #[arg(long, value_name = "BOOT_ID")]
+    if_boot_id: Option<BootId>,
     #[command(flatten)]
     wait: Wait,
 }
@@ -80,8 +83,8 @@ pub(crate) struct SuspendArgs {
 
 /// Starts VMs.
 pub(crate) async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
-    each(app, args.vms, async |client, vm| {
-        let started = start_one(app, client, &vm, args.cold, args.wait).await?;
+    each(app, args.vms.clone(), async |client, vm| {
+        let started = start_one(app, client, &vm, &args).await?;
         moved(app, &vm, &started)
     })
     .await
@@ -144,11 +147,11 @@ async fn start_one(
     app: &App,
     client: &mut Client,
     vm: &Reference<VmKind>,
-    cold: bool,
-    wait: Wait,
+    args: &StartArgs,
 ) -> Result<Followed<VmDetails>, Error> {
-    let params = VmStartParams { vm: vm.clone(), cold: cold.then_some(true), wait_s: Some(0) };
-    follow::start::<VmStart, _>(client, &app.ui, &params, wait).await
+    let cold = args.cold.then_some(true);
+    let params = VmStartParams { vm: vm.clone(), cold, wait_s: Some(0), if_boot_id: args.if_boot_id };
+    follow::start::<VmStart, _>(client, &app.ui, &params, args.wait).await
 }
 
 async fn stop_one(

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use nexus_schema::Reference;
-use nexus_schema::id::VmKind;
+use nexus_schema::id::{BootId, VmKind};
 use nexus_schema::tools::vm::{PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishParams};
 
 use crate::ctl::App;
@@ -22,6 +22,9 @@ pub(crate) struct PublishArgs {
     /// On a Unix socket instead of a port of this host
     #[arg(long)]
     unix: bool,
+    /// Only if this is the VM's boot
+    #[arg(long, value_name = "BOOT_ID")]
+    if_boot_id: Option<BootId>,
 }
 
 /// What not to publish any more.
@@ -32,6 +35,9 @@ pub(crate) struct UnpublishArgs {
     /// The port in the VM, optionally after a single port on this host: 80, or 8080:80
     #[arg(value_name = "[HOST_PORT:]PORT")]
     ports: Ports,
+    /// Only if this is the VM's boot
+    #[arg(long, value_name = "BOOT_ID")]
+    if_boot_id: Option<BootId>,
 }
 
 /// A port in a VM, and optionally one on the host.
@@ -63,6 +69,7 @@ pub(crate) async fn publish(app: &App, args: PublishArgs) -> Result<u8, Error> {
         guest_port: args.ports.guest,
         host_port: args.ports.host,
         socket: args.unix.then_some(true),
+        if_boot_id: args.if_boot_id,
     };
     let port = app.connect().await?.call::<VmPublish>(&params).await?;
     match app.ui.format {
@@ -75,7 +82,12 @@ pub(crate) async fn publish(app: &App, args: PublishArgs) -> Result<u8, Error> {
 
 /// Unpublishes a port.
 pub(crate) async fn unpublish(app: &App, args: UnpublishArgs) -> Result<u8, Error> {
-    let params = VmUnpublishParams { vm: args.vm, guest_port: args.ports.guest, host_port: args.ports.host };
+    let params = VmUnpublishParams {
+        vm: args.vm,
+        guest_port: args.ports.guest,
+        host_port: args.ports.host,
+        if_boot_id: args.if_boot_id,
+    };
     let gone = app.connect().await?.call::<VmUnpublish>(&params).await?;
     match app.ui.format {
         Format::Json => app.ui.json(&raw(&gone)?)?,

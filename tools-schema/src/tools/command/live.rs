@@ -30,7 +30,7 @@ pub struct CommandStartParams {
     /// Environment variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// The user to run as: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// The user to run as: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Give it a terminal: one stream, stdout, and its standard input stays open.
@@ -53,7 +53,7 @@ pub struct CommandStartParams {
     /// Keep standard input open for command_input.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stdin_open: bool,
-    /// After how many seconds it and all that it started are killed (default 3600; 0: never).
+    /// Seconds until it and all that it started are killed (default 3600; 0: never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub timeout_s: Option<f64>,
@@ -67,7 +67,7 @@ pub struct CommandStartParams {
     /// Both streams as stdout, in order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub merge: bool,
-    /// How much of each stream is kept, in bytes (default 2 MiB, at most 16 MiB).
+    /// Bytes kept of each stream (default 2 MiB, at most 16 MiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 16_777_216))]
     pub keep_bytes: Option<u32>,
@@ -114,7 +114,7 @@ pub struct CommandOutputParams {
     /// Where to go on: `cursor` of the reply before (default: the start).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// How long to wait for new output or the end, in milliseconds (default 0, at most 45000).
+    /// Milliseconds to wait for new output or the end (default 0, at most 45000).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45_000))]
     pub wait_ms: Option<u32>,
@@ -127,7 +127,7 @@ pub struct CommandOutputParams {
     /// Where to start in `stream`, in bytes. Instead of `cursor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// How much of each stream to show, in bytes (default 32768, at most 48000; with base64 at most 262144, of one stream 720896).
+    /// Bytes of each stream to show (default 32768, at most 48000; with base64 at most 262144, of one stream 720896).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 720_896))]
     pub limit: Option<u32>,
@@ -181,7 +181,7 @@ pub struct CommandInputParams {
     /// Then close standard input; in a terminal: type Ctrl-D.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub eof: bool,
-    /// How long to wait for new output or the end, in milliseconds (default 0, at most 45000).
+    /// Milliseconds to wait for new output or the end (default 0, at most 45000).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45_000))]
     pub wait_ms: Option<u32>,
@@ -259,7 +259,7 @@ pub struct CommandListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

@@ -39,7 +39,7 @@ pub struct FileEditParams {
     /// Only show the diff (default false).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -108,7 +108,7 @@ pub struct FilePatchParams {
     /// Only show the diff (default false).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

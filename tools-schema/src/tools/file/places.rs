@@ -21,7 +21,7 @@ pub struct FileMkdirParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^(0o)?[0-7]{1,5}$"))]
     pub mode: Option<String>,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -58,7 +58,7 @@ pub struct FileMoveParams {
     /// Replace a file that is there (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overwrite: Option<bool>,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

@@ -52,7 +52,7 @@ pub struct FileSearchParams {
     /// Search hidden files and those of `.gitignore` too (default false).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
-    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    /// Act as this user: name, uid, `uid:gid`, or `image` (the image's); default root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

@@ -27,7 +27,7 @@ pub struct VmFile {
     pub user: Option<String>,
 }
 
-/// The form with everything in it.
+/// The content with mode and owner.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Whole {
@@ -39,7 +39,7 @@ struct Whole {
     /// The permission bits in octal, such as `0755` (default `0644`).
     #[serde(default)]
     mode: Option<String>,
-    /// Whose it is: a name, a uid, `uid:gid`, or `image` for the image's user (default: the owner of its directory).
+    /// Its owner: name, uid, `uid:gid`, or `image` (the image's); default: its directory's.
     #[serde(default)]
     user: Option<String>,
 }

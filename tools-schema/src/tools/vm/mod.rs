@@ -86,7 +86,7 @@ pub struct VmCreateParams {
     /// Environment variables of every command in the VM.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Files to write before it is ready for the first time: absolute path to content, or to an object with mode and owner.
+    /// Files to write before it is first ready: absolute path to content, or to an object with mode and owner.
     /// Missing directories are made. At most 1 MiB together; for more use guest_copy_in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, VmFile>,
@@ -117,11 +117,11 @@ pub struct VmCreateParams {
     /// Change nothing: the reply has a `plan` of what would be done (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
-    /// How long to wait for it to be ready, in seconds (default 30, at most 45); 0 returns at once.
+    /// Seconds to wait until it is ready (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
-    /// A key of your choice: the same key with the same arguments within 24 h gives the same VM, not a second one.
+    /// Any key: the same key and arguments give the same VM within 24 h, not a second one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub idempotency_key: Option<String>,
@@ -132,9 +132,9 @@ impl Tool for VmCreate {
     const TITLE: &'static str = "Create a VM";
     const DESCRIPTION: &'static str = "Creates a new Linux microVM and starts it; use it whenever you need a machine of your \
         own to run commands, build, test or try something without touching the host. With no arguments you get Debian \
-        with 1 vCPU, 1 GiB of memory, an 8 GiB disk and the internet by a proxy. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
+        with 1 vCPU, 1 GiB of memory, an 8 GiB disk and the internet by a proxy. It waits until the VM is ready; if \
         `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
-        guest_ tools, giving the VM's name as `vm`. The first VM on a host takes about a minute more; `dry_run` says what would be done.";
+        guest_ tools, giving the VM's name as `vm`. The first VM on a host takes about a minute more.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     type Params = VmCreateParams;
     type Output = Creation<VmDetails>;
@@ -425,7 +425,7 @@ pub struct VmListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -485,10 +485,13 @@ pub struct VmStartParams {
     /// Give a suspended VM's memory up and start it from its disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cold: Option<bool>,
-    /// How long to wait for it to be ready, in seconds (default 30, at most 45).
+    /// Seconds to wait until it is ready (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for VmStart {
@@ -509,10 +512,10 @@ pub enum VmStop {}
 pub struct VmStopParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
-    /// Cut its power at once instead of letting it shut down (default false). Unwritten data is lost.
+    /// Cut its power instead (default false). Unwritten data is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
-    /// How long to wait for it to be down, in seconds (default 30, at most 45).
+    /// Seconds to wait until it is down (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
@@ -540,14 +543,14 @@ pub enum VmLogs {}
 pub struct VmLogsParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
-    /// Where to go on: `cursor` of the reply before. Without it, the end of the log.
+    /// `cursor` of the reply before (default: the end).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
     /// How many bytes at most (default 32768, at most 48000).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 48000))]
     pub max_bytes: Option<u32>,
-    /// How long to wait for something new when there is nothing, in seconds (default 0, at most 45).
+    /// Seconds to wait for something new if there is nothing (default 0, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

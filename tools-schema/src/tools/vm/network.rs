@@ -14,15 +14,15 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkParams {
-    /// `none`; `proxy`: HTTP(S) and SOCKS5 through a proxy that commands find in `http_proxy` etc.; `nat`: a network interface.
+    /// `none`; `proxy`: HTTP(S) and SOCKS5 by the proxy in `http_proxy` etc.; `nat`: an interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
     /// Without lists: `internet` (no host, private or link-local addresses), `open` (private networks too) or
     /// `packages` (registries).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<NetworkPreset>,
-    /// Only these, if any: `api.example.org`, `*.example.net`, an address or CIDR, optionally with `:PORT` or `:PORT-PORT`; `*`: all that
-    /// the preset allows. Addresses open private ranges, names do not. Replaces the list.
+    /// Only these, if any: `api.example.org`, `*.example.net`, an address or CIDR, also with `:PORT` or `:PORT-PORT`; `*`: all of
+    /// the preset. Addresses open private ranges, names do not. Replaces the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub allow: Option<Vec<NetworkRule>>,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::VmKind;
+use crate::id::{BootId, VmKind};
 use crate::name::Reference;
 use crate::tool::{Effect, Tool};
 
@@ -31,16 +31,19 @@ pub enum VmPublish {}
 pub struct VmPublishParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
-    /// The TCP port that the server in the VM listens on, on any of its addresses or 127.0.0.1.
+    /// The server's TCP port in the VM, on any address or 127.0.0.1.
     #[schemars(range(min = 1))]
     pub guest_port: u16,
-    /// The TCP port on the host's 127.0.0.1 (default: the same number if that is free, else a free one).
+    /// The TCP port on the host's 127.0.0.1 (default: the same number if free, else a free one).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub host_port: Option<u16>,
     /// A Unix socket instead of a port of the host (default false); the reply says where.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<bool>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for VmPublish {
@@ -65,10 +68,13 @@ pub struct VmUnpublishParams {
     /// The port in the VM.
     #[schemars(range(min = 1))]
     pub guest_port: u16,
-    /// Only where it is published at this port of the host (default: wherever it is published).
+    /// Only at this port of the host (default: wherever it is published).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub host_port: Option<u16>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 /// Result of `vm_unpublish`.

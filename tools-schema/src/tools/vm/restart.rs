@@ -21,7 +21,7 @@ pub struct VmRestartParams {
     /// Cut its power instead (default false). Unwritten data is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
-    /// How long to wait for it to be ready, in seconds (default 30, at most 45).
+    /// Seconds to wait until it is ready (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,

@@ -76,7 +76,7 @@ impl Tool for VmUpdate {
     const NAME: &'static str = "vm_update";
     const TITLE: &'static str = "Update a VM";
     const DESCRIPTION: &'static str = "Changes a VM's labels, protection, name, lifetime, or what it may reach; use it to mark VMs that must be \
-        kept or found again, or when a connection was refused by policy. That takes effect at once, but for `nat` in a VM that runs without it.";
+        kept or found again, or when a connection was refused by policy.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = VmUpdateParams;
     type Output = VmDetails;
