@@ -73,7 +73,7 @@ stress: setup-test ## run the quick tests ten times, to find those that fail now
 	@.ci/test stress
 
 # KERNEL=NAME is the name of the asset. Not part of `make test`.
-kernel: ## build the fast microVM kernel from the distribution's source by nexusctl, ten processor minutes, and import it
+kernel: setup ## build the fast microVM kernel from the distribution's source by nexusctl, ten processor minutes, and import it
 	@.ci/kernel
 	@.ci/kernel import $(KERNEL)
 
@@ -138,8 +138,9 @@ install: $(if $(SUDO_USER),,release) ## copy binaries, systemd units and manual 
 	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
 
 # URL=https://... also writes the server.json for the MCP registry, with the bundle at that address.
-mcpb: release ## make a bundle of nexusctl and nexusd for clients that install MCPB files, in target/mcpb
-	@.ci/mcpb $(TARGET)/release $(TARGET)/mcpb $(URL)
+mcpb: dist ## make a bundle of the static nexusctl and nexusd for clients that install MCPB files, in target/dist
+	@.ci/mcpb $(TARGET)/dist/bin $(TARGET)/dist $(URL)
+	@.ci/dist sums >/dev/null
 
 # SIGN_KEY=ID signs the checksums. The others take what this made.
 dist: setup-dist ## make the tarball of a release in target/dist: static nexusd and nexusctl, with licences and checksums

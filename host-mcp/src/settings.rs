@@ -464,6 +464,18 @@ mod tests {
     }
 
     #[test]
+    fn the_page_of_configuration_has_the_defaults() {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+        let page = fs_err::read_to_string(page).unwrap();
+        let block = page.split("```").find(|block| block.contains("nexus.toml, with the defaults")).unwrap();
+        let file = file(block.strip_prefix("toml").unwrap());
+        // The log's limits are only seen if there is one. The number of threads depends on the machine.
+        let flags = Flags::from([("audit_file", "/a".to_owned()), ("worker_threads", "1".to_owned())]);
+        let shown = Settings::load(7, &env(&[]), Some(file.path().into()), &flags).unwrap();
+        assert_eq!(shown, Settings::load(7, &env(&[]), None, &flags).unwrap());
+    }
+
+    #[test]
     fn later_sources_win() {
         let file = file(
             "driver = \"qemu\"\nstop_timeout_s = 5\nboot_timeout_s = 7\nhttp_origins = [\"http://a:1\", \"http://b\"]\n",

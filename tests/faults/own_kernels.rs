@@ -12,6 +12,7 @@ use pgp::composed::ArmorOptions;
 use serde_json::json;
 
 use crate::downloads::digest;
+use crate::kills::{kill_at, last_op};
 use crate::world::{SOON, World, refused};
 
 /// An ELF file that loads itself, with a text in it.
@@ -159,6 +160,48 @@ fn what_cannot_be_published_or_built_is_refused_and_says_why() {
         assert_eq!(failure.code, code, "{arguments}: {}", failure.text);
         assert!(failure.text.contains(said), "{arguments}: {}", failure.text);
     }
+    world.assert_in_order();
+}
+
+/// Failpoints of a build by the host's compiler.
+const POINTS: [&str; 2] = ["kernel-source-unpacked", "kernel-compiled"];
+
+#[test]
+fn a_build_on_the_host_that_is_cut_off_goes_on_and_is_done_once() {
+    let web = Web::start();
+    let mut world = trusting(&web, &[linux::serve(&web, "")]);
+    let build = json!({ "version": "6.12", "from": "kernel-org", "config": "CONFIG_64BIT=y\n", "name": "mine",
+        "wait_s": 45 });
+    let check = json!({ "version": "6.12", "from": "kernel-org", "check": true });
+    let checked = world.client().to_the_end("kernel_build", check, SOON);
+    assert_eq!(checked["ok"], true, "`make setup-test` installs what a build needs: {checked}");
+    let installed = json!({ "kind": "kernel", "available": false });
+    for point in POINTS {
+        let mut client = kill_at(&mut world, point, "kernel_build", &build);
+        let op = last_op(&mut client);
+        assert_eq!((&op["tool"], &op["state"]), (&json!("kernel_build"), &json!("failed")), "{point}: {op}");
+        assert_eq!(client.must("asset_list", installed.clone())["assets"], json!([]), "{point}");
+        world.assert_in_order();
+        // The source is not downloaded again: now it is another one than its list says.
+        web.put(&format!("/pub/v6.x/linux-{}.tar.xz", linux::VERSION), "damaged");
+    }
+
+    let mut client = world.client();
+    let built = client.to_the_end("kernel_build", build.clone(), SOON);
+    assert_eq!((&built["ok"], &built["cached"]), (&json!(true), &json!(false)), "{built}");
+    let asset = &built["asset"];
+    assert_eq!((&asset["name"], &asset["version"]), (&json!("mine"), &json!(linux::BUILT)), "{built}");
+    let log = Path::new(built["log"].as_str().expect("a path"));
+    let said = fs::read_to_string(log).expect("the log");
+    assert_eq!(said.matches("unpacking Linux").count(), 1, "{said}");
+    assert_eq!(said.matches("going on with what an interrupted build left").count(), POINTS.len(), "{said}");
+    for name in ["tree", "source.tar.xz", "vmlinux"] {
+        assert!(!log.with_file_name(name).exists(), "{name} is left beside {}", log.display());
+    }
+
+    let again = client.to_the_end("kernel_build", build, SOON);
+    assert_eq!((&again["cached"], &again["asset"]["id"]), (&json!(true), &asset["id"]), "{again}");
+    assert_eq!(fs::read_to_string(log).expect("the log"), said, "nothing was done");
     world.assert_in_order();
 }
 

@@ -5,12 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::source::{Rust, rust};
 use crate::{Finding, none};
 
-/// Failpoints that no test uses, and why.
-const UNUSED: &[(&str, &str)] = &[
-    ("kernel-source-unpacked", "a build of a kernel takes ten minutes of a processor"),
-    ("kernel-compiled", "a build of a kernel takes ten minutes of a processor"),
-];
-
 /// The names of the failpoints that a file has, with their lines.
 fn points(rust: &Rust) -> impl Iterator<Item = (&str, usize)> {
     rust.tokens.windows(6).filter_map(|window| {
@@ -37,27 +31,16 @@ fn each_failpoint_is_used_by_a_test() {
         .filter(|token| token.is_test && token.is_string)
         .map(|token| token.text.strip_prefix("panic:").unwrap_or(&token.text))
         .collect();
-    let mut findings = Vec::new();
-    for (name, (file, line)) in &known {
-        let is_excused = UNUSED.iter().any(|(unused, _)| unused == name);
-        if is_excused == used.contains(name) {
-            let what = match is_excused {
-                true => {
-                    format!("{name} is used by a test: take it out of UNUSED in tests/tidy/failpoints.rs")
-                }
-                false => format!(
-                    "no test uses {name}: add one that kills a process there, as those in tests/faults/kills.rs do"
-                ),
-            };
-            findings.push(Finding { file: (*file).to_owned(), line: *line, what });
-        }
-    }
-    for (name, _) in UNUSED.iter().filter(|(name, _)| !known.contains_key(name)) {
-        let file = "tests/tidy/failpoints.rs".to_owned();
-        findings.push(Finding { file, line: 1, what: format!("there is no failpoint {name}") });
-    }
     assert!(known.len() > 50, "{} failpoints", known.len());
-    none("a test uses each failpoint", findings);
+    let unused = known.into_iter().filter(|(name, _)| !used.contains(name));
+    let findings = unused.map(|(name, (file, line))| Finding {
+        file: file.to_owned(),
+        line,
+        what: format!(
+            "no test uses {name}: add one that kills a process there, as those in tests/faults/kills.rs do"
+        ),
+    });
+    none("a test uses each failpoint", findings.collect());
 }
 
 #[test]

@@ -17,6 +17,9 @@ const HEAD: &str = "\
 Every tool with what it needs, an example of a call, its arguments and the members of its result. [The MCP surface](mcp.md) explains what they
 have in common: [sets](mcp.md#sets-of-tools), scopes of [tokens](mcp.md#tokens), operations and errors. `nexusctl call TOOL JSON` calls any
 of them. A list of members ends with those that may be missing.
+
+In names of members, `.` leads into an object and `[]` into each element of a list; `*` stands for a name of your choice. Arguments are listed to the
+last member, results to the second level. `progress` and `error` are the same everywhere: [tools](mcp.md#tools) describes them.
 ";
 
 const FOOT: &str = "
@@ -156,20 +159,48 @@ fn cell(text: &str) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-fn members(page: &mut String, heading: &str, schema: &Map<String, Value>) {
-    let Some(properties) = schema.get("properties").and_then(Value::as_object).filter(|all| !all.is_empty())
-    else {
-        return;
-    };
+/// Members that results have alike, which are described once.
+const ALIKE: &[&str] = &["error", "progress"];
+
+/// The objects in a value, each with how its members are reached: `network`, in a list `edits[]`, under names of a caller's choice `files.*`.
+fn objects<'a>(path: &str, schema: &'a Value) -> Vec<(String, &'a Map<String, Value>)> {
+    let own = schema.as_object().filter(|object| object.contains_key("properties"));
+    let mut found: Vec<_> = own.map(|object| (path.to_owned(), object)).into_iter().collect();
+    for (more, inner) in [("[]", &schema["items"]), (".*", &schema["additionalProperties"])] {
+        if inner.is_object() {
+            found.extend(objects(&format!("{path}{more}"), inner));
+        }
+    }
+    let forms = schema["anyOf"].as_array().into_iter().flatten();
+    found.extend(forms.flat_map(|form| objects(path, form)));
+    found
+}
+
+/// The rows of an object's members, and below each those of the objects in it. `path` is empty, or leads to the object and ends with a dot.
+fn rows(page: &mut String, path: &str, schema: &Map<String, Value>, are_arguments: bool) {
     let required = required(schema);
-    writeln!(page, "\n| {heading} | | |\n|---|---|---|").unwrap();
     let is_required = |name: &str| required.contains(&name);
-    let mut all: Vec<_> = properties.iter().collect();
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let mut all: Vec<_> = properties.into_iter().flatten().collect();
     all.sort_by_key(|(name, _)| !is_required(name));
     for (name, schema) in all {
         let what = cell(schema["description"].as_str().unwrap_or_default());
-        let needed = if is_required(name) && heading == "argument" { "; required" } else { "" };
-        writeln!(page, "| `{name}` | {}{needed} | {what} |", kind(schema)).unwrap();
+        let needed = if is_required(name) && are_arguments { "; required" } else { "" };
+        writeln!(page, "| `{path}{name}` | {}{needed} | {what} |", kind(schema)).unwrap();
+        let is_opened = are_arguments || (path.is_empty() && !ALIKE.contains(&name.as_str()));
+        for (path, object) in
+            is_opened.then(|| objects(&format!("{path}{name}"), schema)).into_iter().flatten()
+        {
+            rows(page, &format!("{path}."), object, are_arguments);
+        }
+    }
+}
+
+fn members(page: &mut String, heading: &str, schema: &Map<String, Value>) {
+    let has_members = schema.get("properties").and_then(Value::as_object).is_some_and(|all| !all.is_empty());
+    if has_members {
+        writeln!(page, "\n| {heading} | | |\n|---|---|---|").unwrap();
+        rows(page, "", schema, heading == "argument");
     }
 }
 
@@ -210,6 +241,28 @@ fn page() -> String {
 #[test]
 fn the_page_of_tools_is_what_the_code_says() {
     page::check("tools.md", "--test reference", &page());
+}
+
+#[test]
+fn members_of_members_are_listed() {
+    let rows = |heading: &str, schema: Value| {
+        let mut page = String::new();
+        members(&mut page, heading, schema.as_object().unwrap());
+        let names = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+        names.map(|(name, rest)| (name.to_owned(), rest.contains("required"))).collect::<Vec<_>>()
+    };
+    let inner = json!({ "type": "object", "properties": { "b": { "type": "string" } }, "required": ["b"] });
+    let outer = json!({ "type": "object", "properties": { "a": inner } });
+    let list = json!({ "properties": { "error": inner, "l": { "type": "array", "items": outer } } });
+    let shown = |names: [(&str, bool); 5]| names.map(|(name, needed)| (name.to_owned(), needed)).to_vec();
+    let to_the_end = [("error", false), ("error.b", true), ("l", false), ("l[].a", false), ("l[].a.b", true)];
+    assert_eq!(rows("argument", list.clone()), shown(to_the_end));
+    let names: Vec<String> = rows("result", list).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["error", "l", "l[].a"]);
+    let form = json!({ "anyOf": [{ "type": "string" }, inner] });
+    let map = json!({ "properties": { "m": { "type": "object", "additionalProperties": form } } });
+    let names: Vec<String> = rows("argument", map).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["m", "m.*.b"]);
 }
 
 #[test]

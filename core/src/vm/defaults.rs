@@ -383,6 +383,31 @@ fn addresses(value: &str) -> Result<Vec<IpAddr>, ToolError> {
 mod tests {
     use super::*;
 
+    /// The words of a cell of a table: `0: without limit` has three.
+    fn words(cell: &str) -> impl Iterator<Item = &str> {
+        let is_of_a_word = |c: char| c.is_alphanumeric() || c == '.' || c == '_';
+        cell.split(move |c| !is_of_a_word(c)).filter(|word| !word.is_empty())
+    }
+
+    #[test]
+    fn the_page_of_configuration_has_every_setting_with_its_value_and_no_others() {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let section = page.split("\n## ").find(|section| section.starts_with("Settings\n")).unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let cells = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
+        let rows: Vec<(Vec<&str>, &str)> = cells.map(|row| (words(row[0]).collect(), row[1])).collect();
+        for (key, value, _) in SETTINGS {
+            let row = rows.iter().find(|(keys, _)| keys.contains(&key));
+            let (_, said) = row.unwrap_or_else(|| panic!("docs/configuration.md does not have {key}"));
+            let value = if value.is_empty() { "empty" } else { value };
+            assert!(words(said).any(|word| word == value), "{key} is {value}, and not {said}");
+        }
+        for key in rows.iter().flat_map(|(keys, _)| keys) {
+            assert!(SETTINGS.iter().any(|(known, ..)| known == key), "there is no setting {key}");
+        }
+    }
+
     #[test]
     fn built_in_values_are_what_their_settings_say() {
         let mut values = Values::default();

@@ -1,4 +1,4 @@
-//! Every command in the README and the docs is one that nexusctl takes.
+//! Every command in the README, the docs and the guide for contributors is one that nexusctl takes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use clap::{Command, CommandFactory, Parser};
 
 use super::args::Cli;
 
-/// The README, and the pages of docs/ with its tutorials.
+/// The README, the guide for contributors, and the pages of docs/ with its tutorials.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let docs = ["docs", "docs/tutorials"].map(|directory| fs::read_dir(root.join(directory)).unwrap());
     let docs = docs.into_iter().flatten().map(|entry| entry.unwrap().path());
     let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
     pages
-        .chain([root.join("README.md")])
+        .chain(["README.md", "CONTRIBUTING.md"].map(|page| root.join(page)))
         .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
         .collect()
 }
