@@ -1,10 +1,16 @@
 //! Translates hints: they name tools, for agents; at a shell they must name commands.
 
 use clap::CommandFactory;
-use nexus_schema::tools;
+use nexus_schema::{for_each_guest_tool, for_each_host_tool};
 use serde_json::{Map, Value};
 
 use super::args::Cli;
+
+macro_rules! names { ($($tool:path => $method:ident,)*) => { &[$(stringify!($method)),*] }; }
+/// The names of the host's tools.
+const HOST_TOOLS: &[&str] = for_each_host_tool!(names);
+/// The names of the guest's tools.
+const GUEST_TOOLS: &[&str] = for_each_guest_tool!(names);
 
 /// The guest's tools with their commands.
 const GUEST: &[(&str, &str)] = &[
@@ -113,10 +119,10 @@ fn command(tool: &str) -> Option<String> {
     if let Some((_, command)) = GUEST.iter().find(|(name, _)| *name == in_guest) {
         return Some((*command).to_owned());
     }
-    if tools::guest().iter().any(|info| info.name == in_guest) {
+    if GUEST_TOOLS.contains(&in_guest) {
         return Some(format!("call guest_{in_guest}"));
     }
-    if !tools::host().iter().any(|info| info.name == tool) {
+    if !HOST_TOOLS.contains(&tool) {
         return None;
     }
     if tool == "system_info" {
@@ -143,6 +149,8 @@ fn subject_of<'a>(command: &str, about: &'a About) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use nexus_schema::tools;
 
     use super::*;
 

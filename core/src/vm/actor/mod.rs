@@ -22,9 +22,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::tools::vm::VmState;
+use nexus_schema::{ByteSize, ToolError};
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
@@ -70,6 +70,8 @@ pub(in crate::vm) struct Actor {
     activity: Activity,
     /// The prepared machine that the VM is being started from.
     prepared: Option<Used>,
+    /// The size that its guest knows of its root drive, if this daemon has begun the start.
+    prepared_disk: Option<ByteSize>,
     /// The machine that waited for this VM, until the VM goes on from it.
     waiting: Option<Waiting>,
 }
@@ -157,6 +159,7 @@ impl Actor {
             unwoken: None,
             activity,
             prepared: None,
+            prepared_disk: None,
             waiting: None,
         }
     }

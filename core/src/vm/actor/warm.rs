@@ -51,6 +51,7 @@ impl Actor {
         // The memory of one that waited was checked when it was restored.
         let (prepared, used) = warm::take(&self.shared, from, self.waiting.is_none()).await?;
         self.prepared = Some(used);
+        self.prepared_disk = Some(prepared.disk);
         if self.waiting.is_some() && self.drives.len() != 1 {
             return Err(ToolError::new(
                 ErrorCode::Changed,
@@ -194,8 +195,13 @@ impl Actor {
         Ok(())
     }
 
-    async fn grow_root(&self) -> Result<(), ToolError> {
+    async fn grow_root(&mut self) -> Result<(), ToolError> {
+        let known = self.prepared_disk.take();
         let (index, root) = warm::root_of(&self.drives)?;
+        // Most have the size of the machine's.
+        if known == Some(root.size) {
+            return Ok(());
+        }
         let path = self.shared.paths.drive(root.id);
         self.shared.drives.lengthen(&path, root.size).await.map_err(drive_error)?;
         failpoint::reach("warm-lengthened");

@@ -78,7 +78,7 @@ pub(in crate::vm) struct Prepared {
     /// Its drive, whose copy has this name.
     drive: DriveId,
     /// The size of that drive.
-    disk: ByteSize,
+    pub(in crate::vm) disk: ByteSize,
     /// What a restore needs to know.
     pub(in crate::vm) manifest: Manifest,
 }
