@@ -9,7 +9,7 @@ const OF_A_VM: [&str; 5] = ["id", "name", "state", "boot_id", "run"];
 /// The length of a name that is repeated in what is next, in bytes. The id stands in for longer ones, so that the reply stays short.
 const NAME_SHORT: usize = 20;
 /// What of a VM concerns its host alone.
-const OF_THE_HOST: [&str; 5] = ["process", "console_log", "cid", "generation", "owner"];
+pub(super) const OF_THE_HOST: [&str; 5] = ["process", "console_log", "cid", "generation", "owner"];
 /// What an operation that is over does not repeat.
 const OF_THE_WAY: [&str; 4] = ["progress", "subject_id", "subject_name", "owner"];
 
@@ -35,7 +35,8 @@ pub(super) fn compact(value: &mut Value) {
     }
 }
 
-fn is_vm(object: &Map<String, Value>) -> bool {
+/// Whether these are the members of a VM, or those of its schema.
+pub(super) fn is_vm(object: &Map<String, Value>) -> bool {
     object.contains_key("vcpus") && object.contains_key("drives")
 }
 

@@ -6,6 +6,8 @@ use nexus_schema::{Effect, ToolInfo, schema};
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde_json::Value;
 
+use super::compact::{OF_THE_HOST, is_vm};
+
 /// The instructions that a client gets on first contact.
 pub const INSTRUCTIONS: &str = "\
 Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
@@ -43,11 +45,46 @@ pub(super) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
     infos.into_iter().map(tool).map(listed).collect()
 }
 
-/// A tool as lists show it: what its result has more than once is written once.
+/// A tool as lists show it: its result without what concerns the host alone, and what it has more than once is written once.
 pub(super) fn listed(mut tool: Tool) -> Tool {
-    tool.output_schema =
-        tool.output_schema.map(|output| Arc::new(schema::shared(Arc::unwrap_or_clone(output))));
+    let shown = |output: Arc<JsonObject>| {
+        let mut output = Arc::unwrap_or_clone(output);
+        hide_host(&mut output);
+        Arc::new(schema::shared(output))
+    };
+    tool.output_schema = tool.output_schema.map(shown);
     tool
+}
+
+/// Removes what concerns the host alone from the VMs in a schema. Results of the set `all` have it all the same.
+fn hide_host(schema: &mut JsonObject) {
+    if schema.get("properties").and_then(Value::as_object).is_some_and(is_vm) {
+        remove(schema, &OF_THE_HOST);
+        let drive =
+            schema.get_mut("properties").and_then(|members| members.get_mut("drives")?.get_mut("items"));
+        if let Some(Value::Object(drive)) = drive {
+            remove(drive, &["path"]);
+        }
+    }
+    schema.values_mut().for_each(hide_within);
+}
+
+fn hide_within(value: &mut Value) {
+    match value {
+        Value::Object(schema) => hide_host(schema),
+        Value::Array(schemas) => schemas.iter_mut().for_each(hide_within),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Removes members from the schema of an object.
+fn remove(schema: &mut JsonObject, names: &[&str]) {
+    if let Some(Value::Object(members)) = schema.get_mut("properties") {
+        members.retain(|name, _| !names.contains(&&**name));
+    }
+    if let Some(Value::Array(required)) = schema.get_mut("required") {
+        required.retain(|name| name.as_str().is_none_or(|name| !names.contains(&name)));
+    }
 }
 
 /// A tool in the form of MCP.
@@ -121,6 +158,22 @@ mod tests {
         let settings = published("settings_get");
         let setting = &settings["properties"]["settings"]["items"]["properties"];
         assert_eq!(setting["description"]["type"], "string");
+    }
+
+    #[test]
+    fn lists_say_nothing_of_what_concerns_the_host_alone() {
+        let text = |tool: &Tool| serde_json::to_string(&tool.output_schema).unwrap();
+        let mut hidden = 0;
+        for info in nexus_schema::tools::host().into_iter().filter(|info| info.name.starts_with("vm_")) {
+            let whole = tool(info);
+            let shown = text(&listed(whole.clone()));
+            for word in ["shim_pid", "console_log", "vsock_socket", "\"cid\"", "\"generation\""] {
+                hidden += usize::from(text(&whole).contains(word));
+                assert!(!shown.contains(word), "{}: {word}", whole.name);
+            }
+            assert_eq!(text(&whole).contains("\"vcpus\""), shown.contains("\"vcpus\""), "{}", whole.name);
+        }
+        assert!(hidden > 20, "{hidden}");
     }
 
     #[test]
