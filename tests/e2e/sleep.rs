@@ -191,6 +191,53 @@ fn a_memory_for_which_its_owners_quota_has_no_room_is_not_saved() {
     assert_eq!(holder.run("web", "echo up").stdout, "up\n");
 }
 
+/// What the memories of suspended machines occupy, in bytes.
+fn suspended_bytes(client: &mut Client) -> u64 {
+    let info = client.must("system_info", json!({}));
+    let kinds = info["disk"].as_array().expect("a list").iter();
+    let mut suspended = kinds.filter(|kind| kind["what"] == "suspended");
+    suspended.next().and_then(|kind| kind["bytes"].as_u64()).unwrap_or_else(|| panic!("{info}"))
+}
+
+#[test]
+fn suspensions_at_once_do_not_exceed_their_owners_quota() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let machine = |name: &str| {
+        json!({
+            "name": name, "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "192MiB",
+            "disk": "256MiB", "wait_s": 45
+        })
+    };
+    client.create(machine("alike"));
+    suspend(&mut client, "alike");
+    let each = suspended_bytes(&mut client);
+    client.must_confirmed("vm_delete", json!({ "vm": "alike", "force": true }));
+    // Room for two drives, and for one memory and a half.
+    let disk = format!("{}B", 2 * (256 << 20) + each + each / 2);
+    let made =
+        client.must("token_create", json!({ "name": "small", "tools": "all", "quota": { "disk": disk } }));
+    let secret = made["token"].as_str().expect("a secret");
+    let holder = || Client::connect_with(&daemon.socket(), secret).expect("its holder");
+    for name in ["one", "two"] {
+        holder().create(machine(name));
+    }
+    let outcomes = thread::scope(|threads| {
+        let both = ["one", "two"].map(|vm| {
+            let mut caller = holder();
+            threads.spawn(move || caller.call("vm_pause", json!({ "vm": vm, "suspend": true })))
+        });
+        both.map(|one| one.join().expect("no panic"))
+    });
+    let refused = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+    let refused: Vec<&str> = refused.map(|failure| failure.code.as_str()).collect();
+    assert_eq!(refused, ["quota_exceeded"], "{outcomes:?}");
+    assert_eq!(memories(&daemon).len(), 1);
+    let awake = if outcomes[0].is_err() { "one" } else { "two" };
+    assert_eq!(client.inspect(awake)["state"], "ready");
+    assert_eq!(holder().run(awake, "echo up").stdout, "up\n");
+}
+
 #[test]
 fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     let mut daemon = Daemon::start();
