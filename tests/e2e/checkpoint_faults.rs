@@ -10,7 +10,9 @@ use nexus_schema::Timestamp;
 use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
-use nexus_tests::saved::{assert_files, checkpoint, count, create, delete_all, goes_on, outcome, roll_back};
+use nexus_tests::saved::{
+    assert_files, checkpoint, count, create, delete_all, goes_on, outcome, roll_back, signal_agent,
+};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -231,14 +233,6 @@ fn a_vmm_or_a_shim_that_is_killed_within_a_restore_leaves_no_fork_and_a_machine_
     delete_all(&daemon, &mut client);
 }
 
-/// A shell line that sends a signal to the agent.
-fn signal_agent(signal: &str) -> String {
-    format!(
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | \
-         grep -q '^[^ ]*nexus-guest agent' && kill -{signal} ${{p#/proc/}}; done"
-    )
-}
-
 /// Writes a hook that runs whenever the guest goes on from a checkpoint.
 fn hook(client: &mut Client, text: &str) {
     let path = "/etc/nexus/fork.d/10-hook";
@@ -255,8 +249,10 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     let boot = create(&mut client, "web")["boot_id"].clone();
     count(&mut client, "web");
     let fork = json!({ "vm": "web", "names": ["a", "b"], "wait_s": 45 });
-    // A hook that fails, and an agent that says nothing any more once it has begun to renew.
-    for (text, why) in [("exit 7".to_owned(), Some("10-hook")), (signal_agent("STOP"), None)] {
+    // A hook that fails, an agent that says nothing any more once it has begun to renew, and one that has to begin anew then.
+    for (text, why) in
+        [("exit 7".to_owned(), Some("10-hook")), (signal_agent("STOP"), None), (signal_agent("KILL"), None)]
+    {
         hook(&mut client, &text);
         let failure = outcome(&mut client, "vm_fork", fork.clone()).expect_err("it is not proven");
         assert!(why.is_none_or(|why| failure.text.contains(why)), "{}", failure.text);

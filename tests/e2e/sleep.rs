@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::{Daemon, kill_process};
+use nexus_tests::order::assert_in_order;
+use nexus_tests::saved::signal_agent;
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -81,6 +83,21 @@ fn kill_waking(daemon: &Daemon, which: &str) -> String {
         ["suspended", "crashed", "failed"].contains(&vm["state"].as_str().unwrap_or_default())
     });
     ended["state"].as_str().expect("a state").to_owned()
+}
+
+/// Has a machine suspended, and kills a process of it while its memory is written. Returns whether it was not asleep yet.
+fn kill_saving(daemon: &Daemon, which: &str) -> bool {
+    let (mut client, mut other) = (daemon.client(), daemon.client());
+    let pid = client.inspect("web")["process"][which].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    let saving = thread::spawn(move || other.call("vm_pause", json!({ "vm": "web", "suspend": true })));
+    let deadline = Instant::now() + BOOT;
+    while !memories(daemon).iter().any(|memory| memory.join("ram").exists()) {
+        assert!(Instant::now() < deadline, "no memory is saved\n{}", daemon.log());
+        // Not longer, since a small memory is written soon.
+        thread::park_timeout(Duration::from_millis(1));
+    }
+    kill_process(pid.expect("a running VM has it"));
+    saving.join().expect("no panic").is_err()
 }
 
 #[test]
@@ -316,4 +333,59 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
     assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
     assert_gone(&daemon, "");
+}
+
+#[test]
+fn a_vmm_or_a_shim_that_is_killed_while_its_machine_falls_asleep_leaves_one_that_starts() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "web");
+    for which in ["pid", "shim_pid"] {
+        client.run("web", &format!("echo {which} > /srv/mark; sync"));
+        let is_caught = (0..5).any(|_| {
+            let is_caught = kill_saving(&daemon, which);
+            if !is_caught {
+                // All of its memory is there.
+                assert_eq!(client.run("web", "cat /srv/mark").stdout, format!("{which}\n"));
+            }
+            is_caught
+        });
+        assert!(is_caught, "{which}: it was always asleep too soon");
+        client.wait_for("web", "its end", |vm| {
+            ["crashed", "failed", "stopped"].contains(&vm["state"].as_str().unwrap_or_default())
+        });
+        assert_gone(&daemon, which);
+        assert_in_order(&daemon);
+        client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "cat /srv/mark").stdout, format!("{which}\n"));
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_prove_what_it_renewed_sleeps_on() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    client.run("web", "echo synced > /srv/mark; sync");
+    // Its agent is stopped when its memory is saved, so it says nothing after the wake.
+    let stop = format!("{}; echo it stands still > /dev/console", signal_agent("STOP"));
+    client.must("guest_command_start", json!({ "vm": "web", "command": format!("sleep 1; {stop}") }));
+    let stands = until(BOOT, || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
+        logs.to_string().contains("it stands still").then_some(())
+    });
+    assert!(stands.is_some(), "the agent is not stopped");
+    suspend(&mut client, "web");
+    let call = json!({ "vm": "web", "command": "true" });
+    client.call_whole("guest_run_command", call).expect_err("it is not awake");
+    let slept =
+        client.wait_for("web", "its sleep", |vm| vm["state"] == "suspended" && vm["reason"].is_string());
+    assert!(slept["reason"].as_str().is_some_and(|why| why.contains("could not be woken")), "{slept}");
+    assert_eq!(slept["boot_id"], boot, "{slept}");
+    assert_eq!(memories(&daemon).len(), 1);
+    assert_in_order(&daemon);
+    client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
+    assert_eq!(client.run("web", "cat /srv/mark").stdout, "synced\n");
+    assert_gone(&daemon, "it is awake");
 }

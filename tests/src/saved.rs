@@ -135,6 +135,14 @@ pub fn goes_on(client: &mut Client, vm: &str) {
     assert!(after.is_some(), "the command in {vm} stands still at {before:?}");
 }
 
+/// A shell line that sends a signal to the agent.
+pub fn signal_agent(signal: &str) -> String {
+    format!(
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | \
+         grep -q '^[^ ]*nexus-guest agent' && kill -{signal} ${{p#/proc/}}; done"
+    )
+}
+
 /// Starts a shell line in a VM that writes random numbers to `/srv/drawn` for ever, one a line, forks VMs from it in the middle of that, and checks
 /// that no number and no identity is in two of them all. Then deletes all of the VMs.
 pub fn children_share_nothing(daemon: &Daemon, vm: &str, draw: &str, children: usize) {
