@@ -4,18 +4,17 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use nexus_schema::Timestamp;
 use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
-use nexus_tests::saved::{assert_files, checkpoint, count, create, delete_all, goes_on, outcome, roll_back};
+use nexus_tests::saved::{
+    assert_files, checkpoint, clock_is_right, count, create, delete_all, goes_on, outcome, roll_back,
+    signal_agent,
+};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
-
-/// How far a guest's clock may be from the host's after a restore, in milliseconds.
-const CLOCK_MAX: i64 = 50;
 
 /// Changes one bit in the middle of a file.
 fn flip(file: &Path) {
@@ -55,28 +54,6 @@ fn as_if_of_another_version(daemon: &Daemon, directory: &Path, version: &str) ->
     let changed = database.execute("UPDATE checkpoints SET manifest = ?1 WHERE name = 'clean'", [&manifest]);
     assert_eq!(changed.expect("the row is changed"), 1);
     before
-}
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    i64::try_from(now.as_millis()).expect("a time of this century")
-}
-
-/// Compares the guest's clock with the host's, by the time of a file that it writes.
-#[track_caller]
-fn clock_is_right(client: &mut Client, vm: &str) {
-    let before = now_ms();
-    client.run(vm, "echo > /run/now");
-    let after = now_ms();
-    let stat = client.call_whole("guest_file_stat", json!({ "vm": vm, "path": "/run/now" }));
-    let stat = stat.unwrap_or_else(|e| panic!("{}", e.text));
-    let facts = [&stat["structuredContent"], &stat["_meta"]["dev.nexus/result"]];
-    let written = facts.into_iter().find_map(|facts| facts["modified_at"].as_str());
-    let written = json!(written.unwrap_or_else(|| panic!("no time in {stat}")));
-    let written: Timestamp = serde_json::from_value(written).expect("a time");
-    let within = before - CLOCK_MAX..=after + CLOCK_MAX;
-    let written = written.as_millis();
-    assert!(within.contains(&written), "{written} of the guest is not within {within:?} of the host");
 }
 
 /// Takes the VM back to a checkpoint of an hour ago: its clock is set back right before, so its memory has the time of then.
@@ -231,14 +208,6 @@ fn a_vmm_or_a_shim_that_is_killed_within_a_restore_leaves_no_fork_and_a_machine_
     delete_all(&daemon, &mut client);
 }
 
-/// A shell line that sends a signal to the agent.
-fn signal_agent(signal: &str) -> String {
-    format!(
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | \
-         grep -q '^[^ ]*nexus-guest agent' && kill -{signal} ${{p#/proc/}}; done"
-    )
-}
-
 /// Writes a hook that runs whenever the guest goes on from a checkpoint.
 fn hook(client: &mut Client, text: &str) {
     let path = "/etc/nexus/fork.d/10-hook";
@@ -255,8 +224,10 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     let boot = create(&mut client, "web")["boot_id"].clone();
     count(&mut client, "web");
     let fork = json!({ "vm": "web", "names": ["a", "b"], "wait_s": 45 });
-    // A hook that fails, and an agent that says nothing any more once it has begun to renew.
-    for (text, why) in [("exit 7".to_owned(), Some("10-hook")), (signal_agent("STOP"), None)] {
+    // A hook that fails, an agent that says nothing any more once it has begun to renew, and one that has to begin anew then.
+    for (text, why) in
+        [("exit 7".to_owned(), Some("10-hook")), (signal_agent("STOP"), None), (signal_agent("KILL"), None)]
+    {
         hook(&mut client, &text);
         let failure = outcome(&mut client, "vm_fork", fork.clone()).expect_err("it is not proven");
         assert!(why.is_none_or(|why| failure.text.contains(why)), "{}", failure.text);

@@ -1,11 +1,13 @@
 //! Machines with a network interface, behind a host that is a network namespace of this test: nexusd, nexus-net and the VMMs
 //! run in it. The internet behind it is another namespace.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nexus_tests::client::{BOOT, Client, stream};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::netns::{HOST, Internet, PRIVATE, ROUTER, SITE};
+use nexus_tests::saved::{checkpoint, delete_all, roll_back};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -273,4 +275,59 @@ fn what_a_daemon_leaves_that_is_killed_while_it_connects_a_machine_is_removed() 
     client.must("vm_delete", json!({ "vm": "vm-4" }));
     let made = client.to_the_end("vm_create", machine("one-more"), SOON);
     assert_eq!(made["network"]["interface"]["ipv4"], "10.99.88.4", "{made}");
+}
+
+/// Checks that a machine has the addresses that the host knows of it, and no others; returns them.
+#[track_caller]
+fn own_addresses(client: &mut Client, vm: &str) -> [String; 3] {
+    let interface = network(client, vm)["interface"].clone();
+    let own = ["mac", "ipv4", "ipv6"].map(|key| interface[key].as_str().unwrap_or_default().to_owned());
+    let (_, shown, _) = run(client, vm, "ip address show eth0");
+    let [mac, ipv4, ipv6] = &own;
+    for part in [mac.clone(), format!("{ipv4}/32"), format!("{ipv6}/128")] {
+        assert!(shown.contains(&part), "{vm} has not {part}: {shown}");
+    }
+    assert_eq!(shown.matches("inet ").count(), 1, "{vm} has addresses of another: {shown}");
+    own
+}
+
+#[test]
+fn machines_that_go_on_from_one_moment_have_addresses_of_their_own() {
+    const PAGE: &str = "http://site.example/";
+    let world = Internet::new();
+    let daemon = Daemon::start_in_namespace(&world.host.path());
+    let mut client = daemon.client();
+    client.must("settings_set", json!({ "values": { "network.dns": ROUTER.to_string() } }));
+    client.create(json!({
+        "name": "base", "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "192MiB",
+        "network": "nat", "wait_s": 45
+    }));
+    until_it_comes(&mut client, "base", PAGE);
+    let before = own_addresses(&mut client, "base");
+    checkpoint(&mut client, "base", "ready");
+    let fork = json!({ "checkpoint": "ready", "names": ["one", "two"], "wait_s": 45 });
+    client.to_the_end("vm_fork", fork, BOOT);
+    let mut seen = BTreeSet::new();
+    for vm in ["base", "one", "two"] {
+        seen.extend(own_addresses(&mut client, vm));
+        until_it_comes(&mut client, vm, PAGE);
+    }
+    assert_eq!(seen.len(), 9, "each has three of its own: {seen:?}");
+    assert_eq!(taps(&world), 3, "{:?}", world.host.links());
+
+    // One that goes back keeps them, and so does one that sleeps, though its interface is gone meanwhile.
+    roll_back(&mut client, "base", "ready");
+    assert_eq!(own_addresses(&mut client, "base"), before);
+    until_it_comes(&mut client, "base", PAGE);
+    let slept = client.must("vm_pause", json!({ "vm": "base", "suspend": true }));
+    assert_eq!(slept["state"], "suspended", "{slept}");
+    let gone = until(SOON, || (taps(&world) == 2).then_some(()));
+    assert!(gone.is_some(), "{:?}", world.host.links());
+    until_it_comes(&mut client, "base", PAGE);
+    assert_eq!(own_addresses(&mut client, "base"), before);
+    for vm in ["base", "one", "two"] {
+        client.must_confirmed("vm_delete", json!({ "vm": vm, "force": true }));
+    }
+    assert_eq!(taps(&world), 0, "{:?}", world.host.links());
+    delete_all(&daemon, &mut client);
 }

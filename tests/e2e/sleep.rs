@@ -4,10 +4,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::{Daemon, kill_process};
+use nexus_tests::order::assert_in_order;
+use nexus_tests::saved::{clock_is_right, signal_agent};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -83,6 +85,21 @@ fn kill_waking(daemon: &Daemon, which: &str) -> String {
     ended["state"].as_str().expect("a state").to_owned()
 }
 
+/// Has a machine suspended, and kills a process of it while its memory is written. Returns whether it was not asleep yet.
+fn kill_saving(daemon: &Daemon, which: &str) -> bool {
+    let (mut client, mut other) = (daemon.client(), daemon.client());
+    let pid = client.inspect("web")["process"][which].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    let saving = thread::spawn(move || other.call("vm_pause", json!({ "vm": "web", "suspend": true })));
+    let deadline = Instant::now() + BOOT;
+    while !memories(daemon).iter().any(|memory| memory.join("ram").exists()) {
+        assert!(Instant::now() < deadline, "no memory is saved\n{}", daemon.log());
+        // Not longer, since a small memory is written soon.
+        thread::park_timeout(Duration::from_millis(1));
+    }
+    kill_process(pid.expect("a running VM has it"));
+    saving.join().expect("no panic").is_err()
+}
+
 #[test]
 fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
     let mut daemon = Daemon::start();
@@ -138,14 +155,11 @@ fn a_machine_sleeps_without_a_vmm_and_one_of_many_callers_wakes_it() {
     suspend(&mut client, "web");
     // Its clock stands still meanwhile.
     client.must("vm_wait", json!({ "vm": "web", "state": "ready", "wait_s": 5 }));
-    let result = client.call_whole("guest_run_command", json!({ "vm": "web", "command": "date +%s" }));
+    let result = client.call_whole("guest_run_command", json!({ "vm": "web", "command": "true" }));
     let result = result.unwrap_or_else(|e| panic!("{}", e.text));
     assert_eq!(result["_meta"]["dev.nexus/vm"]["woken"], true, "{result}");
     assert!(result.to_string().contains("web was suspended, and was woken in"), "{result}");
-    let date = nexus_tests::client::stream(&result, "stdout");
-    let date = date.trim().parse::<i64>().expect("seconds");
-    let now = i64::try_from(UNIX_EPOCH.elapsed().expect("a time").as_secs()).expect("a small number");
-    assert!((date - now).abs() <= 3, "{date} and {now}");
+    clock_is_right(&mut client, "web");
 
     // A connection of a published port wakes it, too.
     suspend(&mut client, "web");
@@ -189,6 +203,53 @@ fn a_memory_for_which_its_owners_quota_has_no_room_is_not_saved() {
     assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
     assert_gone(&daemon, "");
     assert_eq!(holder.run("web", "echo up").stdout, "up\n");
+}
+
+/// What the memories of suspended machines occupy, in bytes.
+fn suspended_bytes(client: &mut Client) -> u64 {
+    let info = client.must("system_info", json!({}));
+    let kinds = info["disk"].as_array().expect("a list").iter();
+    let mut suspended = kinds.filter(|kind| kind["what"] == "suspended");
+    suspended.next().and_then(|kind| kind["bytes"].as_u64()).unwrap_or_else(|| panic!("{info}"))
+}
+
+#[test]
+fn suspensions_at_once_do_not_exceed_their_owners_quota() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let machine = |name: &str| {
+        json!({
+            "name": name, "from": "busybox", "driver": "qemu", "checkpoints": true, "memory": "192MiB",
+            "disk": "256MiB", "wait_s": 45
+        })
+    };
+    client.create(machine("alike"));
+    suspend(&mut client, "alike");
+    let each = suspended_bytes(&mut client);
+    client.must_confirmed("vm_delete", json!({ "vm": "alike", "force": true }));
+    // Room for two drives, and for one memory and a half.
+    let disk = format!("{}B", 2 * (256 << 20) + each + each / 2);
+    let made =
+        client.must("token_create", json!({ "name": "small", "tools": "all", "quota": { "disk": disk } }));
+    let secret = made["token"].as_str().expect("a secret");
+    let holder = || Client::connect_with(&daemon.socket(), secret).expect("its holder");
+    for name in ["one", "two"] {
+        holder().create(machine(name));
+    }
+    let outcomes = thread::scope(|threads| {
+        let both = ["one", "two"].map(|vm| {
+            let mut caller = holder();
+            threads.spawn(move || caller.call("vm_pause", json!({ "vm": vm, "suspend": true })))
+        });
+        both.map(|one| one.join().expect("no panic"))
+    });
+    let refused = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+    let refused: Vec<&str> = refused.map(|failure| failure.code.as_str()).collect();
+    assert_eq!(refused, ["quota_exceeded"], "{outcomes:?}");
+    assert_eq!(memories(&daemon).len(), 1);
+    let awake = if outcomes[0].is_err() { "one" } else { "two" };
+    assert_eq!(client.inspect(awake)["state"], "ready");
+    assert_eq!(holder().run(awake, "echo up").stdout, "up\n");
 }
 
 #[test]
@@ -269,4 +330,59 @@ fn a_daemon_that_is_killed_leaves_a_machine_that_runs_or_is_suspended_whole() {
     client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
     assert_eq!(client.run("web", "cat /srv/file").stdout, "unsynced\n");
     assert_gone(&daemon, "");
+}
+
+#[test]
+fn a_vmm_or_a_shim_that_is_killed_while_its_machine_falls_asleep_leaves_one_that_starts() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    create(&mut client, "web");
+    for which in ["pid", "shim_pid"] {
+        client.run("web", &format!("echo {which} > /srv/mark; sync"));
+        let is_caught = (0..5).any(|_| {
+            let is_caught = kill_saving(&daemon, which);
+            if !is_caught {
+                // All of its memory is there.
+                assert_eq!(client.run("web", "cat /srv/mark").stdout, format!("{which}\n"));
+            }
+            is_caught
+        });
+        assert!(is_caught, "{which}: it was always asleep too soon");
+        client.wait_for("web", "its end", |vm| {
+            ["crashed", "failed", "stopped"].contains(&vm["state"].as_str().unwrap_or_default())
+        });
+        assert_gone(&daemon, which);
+        assert_in_order(&daemon);
+        client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+        client.wait_for_state("web", "ready");
+        assert_eq!(client.run("web", "cat /srv/mark").stdout, format!("{which}\n"));
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_prove_what_it_renewed_sleeps_on() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    client.run("web", "echo synced > /srv/mark; sync");
+    // Its agent is stopped when its memory is saved, so it says nothing after the wake.
+    let stop = format!("{}; echo it stands still > /dev/console", signal_agent("STOP"));
+    client.must("guest_command_start", json!({ "vm": "web", "command": format!("sleep 1; {stop}") }));
+    let stands = until(BOOT, || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
+        logs.to_string().contains("it stands still").then_some(())
+    });
+    assert!(stands.is_some(), "the agent is not stopped");
+    suspend(&mut client, "web");
+    let call = json!({ "vm": "web", "command": "true" });
+    client.call_whole("guest_run_command", call).expect_err("it is not awake");
+    let slept =
+        client.wait_for("web", "its sleep", |vm| vm["state"] == "suspended" && vm["reason"].is_string());
+    assert!(slept["reason"].as_str().is_some_and(|why| why.contains("could not be woken")), "{slept}");
+    assert_eq!(slept["boot_id"], boot, "{slept}");
+    assert_eq!(memories(&daemon).len(), 1);
+    assert_in_order(&daemon);
+    client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), BOOT);
+    assert_eq!(client.run("web", "cat /srv/mark").stdout, "synced\n");
+    assert_gone(&daemon, "it is awake");
 }

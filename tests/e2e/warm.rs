@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nexus_tests::client::{BOOT, Client};
-use nexus_tests::daemon::Daemon;
+use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
+use nexus_tests::saved::outcome;
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -342,4 +344,51 @@ fn a_machine_that_waits_is_one_new_vm_and_nothing_is_left_of_others() {
     assert_in_order(&daemon);
     client.wait_for_state("base", "ready");
     delete(&mut client, "base");
+}
+
+/// Creates a machine that starts warm, and kills a process of it as soon as it has one. Returns whether it was not ready yet, and was booted then.
+fn kill_starting(daemon: &Daemon, which: &str) -> bool {
+    wait_for_one(daemon);
+    let (mut client, mut other) = (daemon.client(), daemon.client());
+    let creating = thread::spawn(move || outcome(&mut other, "vm_create", machine("cut", "256MiB")));
+    let deadline = Instant::now() + BOOT;
+    let pid = loop {
+        let vm = client.call("vm_inspect", json!({ "vm": "cut" })).unwrap_or_default();
+        if let Some(pid) = vm["process"][which].as_u64() {
+            break u32::try_from(pid).expect("a process id");
+        }
+        assert!(Instant::now() < deadline, "it is not started: {vm}");
+        // Not longer, since a small memory is read soon.
+        thread::park_timeout(Duration::from_millis(1));
+    };
+    kill_process(pid);
+    let created = creating.join().expect("no panic");
+    let told = history(&mut client, "cut");
+    let is_caught = told.contains("the warm start failed");
+    if is_caught {
+        assert_eq!(created.unwrap_or_else(|e| panic!("{}", e.text))["state"], "ready", "{told}");
+        assert_own(&mut client, "cut", 200 << 10);
+    }
+    delete(&mut client, "cut");
+    is_caught
+}
+
+#[test]
+fn a_vmm_or_a_shim_that_is_killed_within_a_warm_start_leaves_a_machine_that_is_booted() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    turn(&mut client, true);
+    for which in ["pid", "shim_pid"] {
+        // What was prepared may be why, so it is prepared anew for the next one.
+        let is_caught = (0..5).any(|_| {
+            if prepared(&daemon).is_empty() {
+                client.create(machine("base", "256MiB"));
+                wait_for_one(&daemon);
+                delete(&mut client, "base");
+            }
+            kill_starting(&daemon, which)
+        });
+        assert!(is_caught, "{which}: it was always ready too soon");
+        assert_in_order(&daemon);
+    }
 }

@@ -181,6 +181,37 @@ fn a_memory_is_not_restored_onto_drives_that_were_written_to() {
 }
 
 #[test]
+fn a_memory_for_which_the_host_has_no_room_is_kept_on_the_disk() {
+    let mut world = World::new();
+    world.create(&mut world.client(), "web");
+    suspend(&mut world, "web", 2001);
+    // As if it had had more in use than any host has.
+    world.daemon.stop();
+    let database = rusqlite::Connection::open(world.daemon.state().join("nexus.db")).expect("the database");
+    let changed = database.execute(
+        "UPDATE vms SET suspended = json_set(suspended, '$.memory_bytes', ?2) WHERE name = ?1",
+        rusqlite::params!["web", 1_i64 << 50],
+    );
+    assert_eq!(changed.expect("the row is changed"), 1);
+    drop(database);
+    world.daemon.restart();
+    let mut client = world.client();
+    for (tool, arguments) in [
+        ("guest_run_command", json!({ "vm": "web", "command": "true" })),
+        ("vm_resume", json!({ "vm": "web" })),
+    ] {
+        let failure = refused(&mut client, tool, arguments);
+        assert_eq!(failure.code, "host_out_of_memory", "{tool}: {}", failure.text);
+        assert!(failure.text.contains("the host has"), "{tool}: {}", failure.text);
+    }
+    assert_eq!(client.inspect("web")["state"], "suspended");
+    assert_eq!(memories(&world).len(), 1);
+    client.to_the_end("vm_start", json!({ "vm": "web", "cold": true }), SOON);
+    assert_eq!(client.run("web", "echo up").stdout, "up\n");
+    world.assert_in_order();
+}
+
+#[test]
 fn who_may_not_call_a_tool_wakes_nothing() {
     let mut world = World::new();
     world.create(&mut world.client(), "web");

@@ -7,14 +7,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nexus_schema::Timestamp;
 use serde_json::{Value, json};
 
 use crate::client::{BOOT, Client, Failure};
 use crate::daemon::{Daemon, program};
 use crate::wait::until;
 
+/// How far a guest's clock may be from the host's after a restore, in milliseconds.
+const CLOCK_MAX: i64 = 50;
 /// How long a busy stream may take to move on, and a command that stood still to go on.
 const MOVES: Duration = Duration::from_mins(3);
 
@@ -133,6 +136,36 @@ pub fn goes_on(client: &mut Client, vm: &str) {
     let before = counted();
     let after = until(MOVES, || counted().filter(|now| Some(*now) > before));
     assert!(after.is_some(), "the command in {vm} stands still at {before:?}");
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    i64::try_from(now.as_millis()).expect("a time of this century")
+}
+
+/// Compares the guest's clock with the host's, by the time of a file that it writes.
+#[track_caller]
+pub fn clock_is_right(client: &mut Client, vm: &str) {
+    let before = now_ms();
+    client.run(vm, "echo > /run/now");
+    let after = now_ms();
+    let stat = client.call_whole("guest_file_stat", json!({ "vm": vm, "path": "/run/now" }));
+    let stat = stat.unwrap_or_else(|e| panic!("{}", e.text));
+    let facts = [&stat["structuredContent"], &stat["_meta"]["dev.nexus/result"]];
+    let written = facts.into_iter().find_map(|facts| facts["modified_at"].as_str());
+    let written = json!(written.unwrap_or_else(|| panic!("no time in {stat}")));
+    let written: Timestamp = serde_json::from_value(written).expect("a time");
+    let within = before - CLOCK_MAX..=after + CLOCK_MAX;
+    let written = written.as_millis();
+    assert!(within.contains(&written), "{written} of the guest is not within {within:?} of the host");
+}
+
+/// A shell line that sends a signal to the agent.
+pub fn signal_agent(signal: &str) -> String {
+    format!(
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | \
+         grep -q '^[^ ]*nexus-guest agent' && kill -{signal} ${{p#/proc/}}; done"
+    )
 }
 
 /// Starts a shell line in a VM that writes random numbers to `/srv/drawn` for ever, one a line, forks VMs from it in the middle of that, and checks

@@ -6,16 +6,18 @@
 //!                                  ├ scopes      what kind of tools
 //!                                  ├ sees(vm)    which VMs exist for it, along the chain of tokens that made it
 //!                                  ├ ended       cancelled when it, or one of that chain, is revoked or expires
-//!                                  └ quota       checked in the transaction that creates
+//!                                  └ quota       checked in the transaction that creates, with what is promised to others
 //! ```
 //! A caller without a grant is the daemon's user, who may do everything.
 
 mod caller;
 mod confirm;
 mod grant;
+mod promised;
 mod tokens;
 
 pub use caller::{Authorised, Caller};
 pub(crate) use confirm::{Confirmations, Deed};
 pub use grant::Grant;
+pub(crate) use promised::Promised;
 pub(crate) use tokens::{Charge, Tokens, Wanted};

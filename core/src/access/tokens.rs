@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::grant::{Lineage, OWNER_PREFIX};
+use super::promised::{Promised, Promises};
 use super::{Caller, Grant};
 use crate::os::random;
 use crate::store::tokens::{self, TokenRecord, Usage};
@@ -35,6 +36,7 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(60);
 pub(crate) struct Tokens {
     working: Arc<RwLock<Working>>,
     lineage: Lineage,
+    promises: Promises,
 }
 
 /// The tokens that work.
@@ -70,6 +72,7 @@ pub(crate) struct Charge {
     name: Name,
     quota: Quota,
     lineage: Lineage,
+    promises: Promises,
 }
 
 fn hash(secret: &str) -> [u8; 32] {
@@ -220,8 +223,20 @@ impl Tokens {
                 name: grant.record.name.clone(),
                 quota: grant.record.rights.quota,
                 lineage: self.lineage.clone(),
+                promises: self.promises.clone(),
             })
             .collect()
+    }
+
+    /// Promises disk space to an owner, to be asked in a transaction that writes: what is made meanwhile is seen, and sees it. It counts for the owner's
+    /// quotas until it is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::QuotaExceeded`] if one of these has no room for so many bytes.
+    pub(crate) fn promise(&self, tx: &Connection, owner: &str, bytes: u64) -> Result<Promised, StoreError> {
+        let more = Usage { disk: bytes, ..Usage::default() };
+        self.charges(owner).iter().try_for_each(|charge| charge.check(tx, more, None))?;
+        Ok(self.promises.add(owner, bytes))
     }
 }
 
@@ -239,7 +254,8 @@ async fn expire(working: Weak<RwLock<Working>>, lineage: Lineage, grant: Arc<Gra
         }
     }
     let Some(working) = working.upgrade() else { return };
-    Tokens { working, lineage: lineage.clone() }.end(&lineage.family(grant.record.id));
+    let tokens = Tokens { working, lineage: lineage.clone(), promises: Promises::default() };
+    tokens.end(&lineage.family(grant.record.id));
 }
 
 /// The scopes of a new token for which none are asked.
@@ -318,7 +334,7 @@ impl Charge {
     /// Whether the quota allows `more`, beside what there is; what the VM `except` takes does not count. To be asked in the
     /// transaction that makes it.
     pub(crate) fn check(&self, db: &Connection, more: Usage, except: Option<VmId>) -> Result<(), StoreError> {
-        let used = tokens::usage(db, &self.owners(), except)?;
+        let used = self.used(db, except)?;
         let Quota { vms, vcpus, memory, disk } = self.quota;
         let size = |bytes: u64| ByteSize::bytes(bytes).to_string();
         let count = |count: u64| count.to_string();
@@ -350,7 +366,7 @@ impl Charge {
     /// Whether what there is is within the quota of disk, in the transaction that found out how large it is.
     pub(crate) fn check_held(&self, db: &Connection) -> Result<(), StoreError> {
         let Some(limit) = self.quota.disk else { return Ok(()) };
-        let used = ByteSize::bytes(tokens::usage(db, &self.owners(), None)?.disk);
+        let used = ByteSize::bytes(self.used(db, None)?.disk);
         if used <= limit {
             return Ok(());
         }
@@ -361,12 +377,19 @@ impl Charge {
     /// Whether the quota of disk has anything left, for something whose size is known only when it is made: that is [`Charge::check_held`].
     pub(crate) fn check_room(&self, db: &Connection) -> Result<(), StoreError> {
         let Some(limit) = self.quota.disk else { return Ok(()) };
-        let used = ByteSize::bytes(tokens::usage(db, &self.owners(), None)?.disk);
+        let used = ByteSize::bytes(self.used(db, None)?.disk);
         if used < limit {
             return Ok(());
         }
         let what = format!("disk: the token {} may have {limit}, and has {used} already", self.name);
         Err(StoreError::QuotaExceeded { what })
+    }
+
+    /// What counts, with what is promised; without what the VM `except` has.
+    fn used(&self, db: &Connection, except: Option<VmId>) -> Result<Usage, StoreError> {
+        let owners = self.owners();
+        let used = tokens::usage(db, &owners, except)?;
+        Ok(Usage { disk: used.disk.saturating_add(self.promises.of(&owners)), ..used })
     }
 
     /// The owners whose things count, with those of tokens that were made meanwhile.

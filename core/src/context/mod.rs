@@ -35,7 +35,7 @@ pub(crate) use streams::{Place, Streams, TICKET_LIFE};
 pub(crate) use view::View;
 pub(crate) use warming::{Reserved, Waiting, Warming};
 
-use crate::access::{Confirmations, Tokens};
+use crate::access::{Confirmations, Promised, Tokens};
 use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{DriveError, Drives, Locks};
@@ -121,6 +121,16 @@ impl Shared {
         let checked =
             self.store.read(move |db| charges.iter().try_for_each(|charge| charge.check(db, more, None)));
         checked.await.map_err(store_error)
+    }
+
+    /// Promises disk space to who it is for, before what takes it is written. It counts for the quotas until the promise is dropped; by then there must be
+    /// a row that counts.
+    ///
+    /// # Errors
+    /// `quota_exceeded` if the quota has no room for so many bytes.
+    pub(crate) async fn promise_disk(&self, owner: &str, bytes: u64) -> Result<Promised, ToolError> {
+        let (tokens, owner) = (self.tokens.clone(), owner.to_owned());
+        self.store.write(move |tx| tokens.promise(tx, &owner, bytes)).await.map_err(store_error)
     }
 
     /// Returns the timeout until a guest is ready.

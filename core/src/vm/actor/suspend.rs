@@ -21,6 +21,7 @@ use tokio::task::spawn_blocking;
 
 use super::Actor;
 use super::save::{HOLD, RENEW, quiesce, renewed, save_failed, save_held, thaw};
+use crate::access::Promised;
 use crate::context::{Activity, Decision, Taken, View};
 use crate::drive::{DISK, KEEP_FREE};
 use crate::os::paths::checkpoint_files;
@@ -56,19 +57,19 @@ impl Actor {
         policy::suspendable(&self.record)?;
         // Nobody resizes or copies them meanwhile.
         let _locked = self.lock_drives().await?;
-        self.check_space().await?;
+        let promised = self.check_space().await?;
         if self.record.state == VmState::Paused {
             self.resume(who).await?;
             policy::suspend(name.as_str(), self.record.state)?;
         }
         let id: CheckpointId = random_id();
         let part = self.shared.paths.suspended_part(id);
-        let asleep = match Box::pin(self.save_memory(id, &part)).await {
-            Ok(memory) if !close(&self.view, &self.activity, &memory, idle) => {
+        let asleep = match Box::pin(self.save_within(id, &part, promised)).await {
+            Ok((memory, _)) if !close(&self.view, &self.activity, &memory, idle) => {
                 Err(ToolError::new(ErrorCode::Busy, format!("{name} is in use again"))
                     .hint("it is suspended once it is idle"))
             }
-            Ok(memory) => self.fall_asleep(memory, who, why).await,
+            Ok((memory, promised)) => Box::pin(self.fall_asleep(memory, promised, who, why)).await,
             Err(error) => Err(error),
         };
         if asleep.is_err() {
@@ -79,16 +80,16 @@ impl Actor {
         asleep.map(|()| Decision::Go)
     }
 
-    /// Fails if the disk or the quota of who made the VM has no room for the memory.
-    async fn check_space(&self) -> Result<(), ToolError> {
+    /// Promises the room for the memory in the quota of who made the VM. Fails if that or the disk has none.
+    async fn check_space(&self) -> Result<Promised, ToolError> {
         let processes = self.record.processes;
         let root = self.shared.paths.all_suspended();
         let looked = spawn_blocking(move || (processes.map_or(0, memory_of), disk::free_bytes(&root).ok()));
         let (memory, free) =
             looked.await.map_err(|e| ToolError::internal(format!("look at the disk: {e}")))?;
-        self.shared.check_disk_quota(&self.record.owner, memory).await?;
+        let promised = self.shared.promise_disk(&self.record.owner, memory).await?;
         let needed = memory.saturating_add(KEEP_FREE);
-        let Some(free) = free.filter(|free| *free < needed) else { return Ok(()) };
+        let Some(free) = free.filter(|free| *free < needed) else { return Ok(promised) };
         let message = format!(
             "the memory of {} needs up to {} MiB, and the disk of the state directory has {} MiB free",
             self.record.name,
@@ -97,6 +98,19 @@ impl Actor {
         );
         Err(ToolError::new(ErrorCode::DiskFull, message)
             .hint("free space, for example with checkpoint_delete or prune; vm_stop needs none"))
+    }
+
+    /// Saves the memory, and promises the room for what it takes beyond `promised`: the guest ran on since that was looked at.
+    async fn save_within(
+        &mut self,
+        id: CheckpointId,
+        part: &Path,
+        promised: Promised,
+    ) -> Result<(Suspended, [Promised; 2]), ToolError> {
+        let memory = Box::pin(self.save_memory(id, part)).await?;
+        let rest = memory.memory_bytes.saturating_sub(promised.bytes());
+        let rest = self.shared.promise_disk(&self.record.owner, rest).await?;
+        Ok((memory, [promised, rest]))
     }
 
     /// Saves the memory. Afterwards the guest is paused until it is told to go on.
@@ -217,7 +231,13 @@ impl Actor {
     }
 
     /// Records that the memory is saved, and kills the VMM. If it cannot be recorded, the VM is as before.
-    async fn fall_asleep(&mut self, memory: Suspended, who: &str, why: &str) -> Result<(), ToolError> {
+    async fn fall_asleep(
+        &mut self,
+        memory: Suspended,
+        promised: [Promised; 2],
+        who: &str,
+        why: &str,
+    ) -> Result<(), ToolError> {
         let before = self.record.clone();
         self.record.suspended = Some(Box::new(memory));
         if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
@@ -226,6 +246,8 @@ impl Actor {
             self.publish();
             return Err(error);
         }
+        // The row counts from here on.
+        drop(promised);
         failpoint::reach("suspend-recorded");
         self.climb(Rung::Kill).await;
         failpoint::reach("suspend-killed");

@@ -1,5 +1,5 @@
 //! From `vm_create` to the first command's result through MCP, by the method of ComputeSDK's benchmark: one after the other, a burst of ten at
-//! once, and ten that begin 200 ms apart. Deleting is not part of the time.
+//! once, and ten that begin 200 ms apart. Deleting is not part of the time. Cold; with `--warm` they go on from a machine that was booted before.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -10,6 +10,7 @@ use nexus_tests::daemon::Daemon;
 use serde_json::{Value, json};
 
 use super::Options;
+use super::checkpoints::warm;
 use super::samples::{Samples, show};
 use super::table::Table;
 
@@ -24,24 +25,31 @@ const STAGGER: Duration = Duration::from_millis(200);
 
 pub(crate) fn measure(options: &Options) -> Table {
     let daemon = Daemon::start();
-    // The first one warms the page cache.
-    one(&mut daemon.client(), "warm").expect("a VM runs a command");
-    daemon.client().must("vm_delete", json!({ "vm": "warm", "force": true }));
-
-    let mut table = Table::new(
-        "`vm_create` to the first command's result through MCP, cold, TCG, busybox (p50 / p95, p99)",
-    );
-    let times = options.times(SEQUENTIAL);
     let mut client = daemon.client();
+    if options.warm {
+        warm::prepare(&daemon, arguments("seed", true));
+        delete(&mut client, "seed");
+    }
+    // The first one warms the page cache.
+    one(&mut client, "before", options.warm).expect("a VM runs a command");
+    client.must("vm_delete", json!({ "vm": "before", "force": true }));
+
+    let how = if options.warm { "warm" } else { "cold" };
+    let mut table = Table::new(format!(
+        "`vm_create` to the first command's result through MCP, {how}, TCG, busybox (p50 / p95, p99)"
+    ));
+    let times = options.times(SEQUENTIAL);
     let mut sequential = Vec::new();
     for at in 0..times {
         let name = format!("first-{at}");
-        sequential.push(one(&mut client, &name));
+        let took = one(&mut client, &name, options.warm);
+        sequential.push(took.filter(|_| is_as_meant(&mut client, &name, options.warm)));
         delete(&mut client, &name);
     }
     let rounds = options.times(ROUNDS);
-    let burst = (0..rounds).flat_map(|_| together(&daemon, Duration::ZERO)).collect::<Vec<_>>();
-    let staggered = (0..rounds).flat_map(|_| together(&daemon, STAGGER)).collect::<Vec<_>>();
+    let burst = (0..rounds).flat_map(|_| together(&daemon, Duration::ZERO, options.warm)).collect::<Vec<_>>();
+    let staggered = (0..rounds).flat_map(|_| together(&daemon, STAGGER, options.warm)).collect::<Vec<_>>();
+    let goal = if options.warm { "all succeed, warm" } else { "all succeed" };
     let mut told = |what: String, outcomes: &[Option<Duration>], base: Option<Duration>| {
         let samples: Samples = outcomes.iter().flatten().copied().collect();
         let succeeded = outcomes.iter().flatten().count();
@@ -52,7 +60,7 @@ pub(crate) fn measure(options: &Options) -> Table {
             format!("{}, {}", samples.pair(0.5, 0.95), show(samples.quantile(0.99))),
             base.map(show).unwrap_or_default(),
             ratio.map(|ratio| format!("{ratio:.2} x")).unwrap_or_default(),
-            ("all succeed", succeeded == outcomes.len()),
+            (goal, succeeded == outcomes.len()),
         );
         samples.p50()
     };
@@ -66,11 +74,25 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
+/// The arguments for a VM, cold or warm.
+fn arguments(name: &str, is_warm: bool) -> Value {
+    let mut arguments = json!({ "name": name, "from": "busybox", "memory": "128MiB" });
+    if is_warm {
+        arguments["checkpoints"] = true.into();
+    }
+    arguments
+}
+
+/// Whether a VM that was to start warm did.
+fn is_as_meant(client: &mut Client, name: &str, is_warm: bool) -> bool {
+    !is_warm || warm::is_warm(client, name)
+}
+
 /// Creates a VM and runs its first command; how long that took, if it worked.
-fn one(client: &mut Client, name: &str) -> Option<Duration> {
+fn one(client: &mut Client, name: &str, is_warm: bool) -> Option<Duration> {
+    let arguments = arguments(name, is_warm);
     let start = Instant::now();
-    let mut outcome =
-        client.call("vm_create", json!({ "name": name, "from": "busybox", "memory": "128MiB" })).ok()?;
+    let mut outcome = client.call("vm_create", arguments).ok()?;
     while outcome["done"] != true {
         outcome = client.call("op_get", json!({ "op_id": outcome["op_id"] })).ok()?;
     }
@@ -87,7 +109,7 @@ fn delete(client: &mut Client, name: &str) {
 }
 
 /// The same for several, each with a client of its own, which begin so long after one another.
-fn together(daemon: &Daemon, stagger: Duration) -> Vec<Option<Duration>> {
+fn together(daemon: &Daemon, stagger: Duration, is_warm: bool) -> Vec<Option<Duration>> {
     let barrier = Arc::new(Barrier::new(TOGETHER));
     let runs: Vec<_> = (0..TOGETHER)
         .map(|at| {
@@ -96,9 +118,10 @@ fn together(daemon: &Daemon, stagger: Duration) -> Vec<Option<Duration>> {
             thread::spawn(move || {
                 barrier.wait();
                 thread::park_timeout(stagger * u32::try_from(at).expect("few"));
-                let took = one(&mut client, &name);
-                // Deleting begins when nobody is measured any more.
+                let took = one(&mut client, &name, is_warm);
+                // Looking and deleting begin when nobody is measured any more.
                 barrier.wait();
+                let took = took.filter(|_| is_as_meant(&mut client, &name, is_warm));
                 delete(&mut client, &name);
                 took
             })

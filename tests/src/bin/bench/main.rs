@@ -46,6 +46,9 @@ struct Options {
     /// A tenth of the work, for a first look.
     #[arg(long)]
     quick: bool,
+    /// `first` with warm starts: VMs go on from a machine that was booted before.
+    #[arg(long)]
+    warm: bool,
     /// Which parts of `streams` to measure (all of them by default): exec, output, file, port,
     /// connect, trees, search, idle, busy, safe.
     #[arg(long, value_name = "PART")]

@@ -1,5 +1,9 @@
-//! Checkpoints: restores, forks and rollbacks next to a cold start of the same VM, the pause of a VM that is saved, what a restored VM takes of
-//! the host's memory, and the serial link of such VMs next to vsock.
+//! Checkpoints: restores, forks, rollbacks, wakes and warm starts next to a cold start of the same VM, the pause of a VM that is saved, what a restored VM
+//! takes of the host's memory and suspended ones of the daemon's, a comparison, and the serial link of such VMs next to vsock.
+
+mod asleep;
+mod diff;
+pub(crate) mod warm;
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -7,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::{Daemon, program};
-use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 use super::Options;
@@ -26,7 +29,6 @@ const BULK: usize = 256;
 const BULKS: usize = 5;
 
 const RESTORE_GOAL: f64 = 0.10;
-const WARM_GOAL: f64 = 0.15;
 const FORK_GOAL: f64 = 0.5;
 const ROLLBACK_GOAL: f64 = 1.5;
 const PSS_GOAL: f64 = 0.35;
@@ -42,17 +44,21 @@ pub(crate) fn measure(options: &Options) -> Table {
         Table::new("Checkpoints, TCG, busybox with 128 MiB (p50 / p95); the yardstick is a cold `vm_create`");
     client.create(saved("base"));
     answers(&mut client, "base");
-    take(&mut client, "ready");
+    take(&mut client, "base", "ready");
     let cold = restores(&mut client, options, &mut table);
     forks(&mut client, options, &mut table, cold.p50());
     pauses(&mut client, options, &mut table);
+    diff::measure(&mut client, options, &mut table);
     client.create(json!({ "name": "plain", "from": "busybox", "memory": "128MiB" }));
     calls(&mut client, options, &mut table);
     bulk(&daemon, options, &mut table);
-    warm(&daemon, options, &mut table, &cold);
+    warm::measure(&daemon, options, &mut table, &cold);
+    drop(client);
+    drop(daemon);
+    asleep::many(options, &mut table);
     table.note(
         "A cold start and a fork are from the call to the first command's result, each VM deleted after it; a fork copies the drive, which takes \
-         no time with reflinks. The pause is `pause_ms`, with the copies of the drives in it.",
+         no time with reflinks, and a wake does not copy it. The pause is `pause_ms`, with the copies of the drives in it.",
     );
     table
 }
@@ -72,8 +78,8 @@ fn delete(client: &mut Client, vm: &str) {
     client.must_confirmed("vm_delete", json!({ "vm": vm, "force": true }));
 }
 
-fn take(client: &mut Client, name: &str) -> Value {
-    client.to_the_end("vm_checkpoint", json!({ "vm": "base", "name": name, "wait_s": 45 }), BOOT)
+fn take(client: &mut Client, vm: &str, name: &str) -> Value {
+    client.to_the_end("vm_checkpoint", json!({ "vm": vm, "name": name, "wait_s": 45 }), BOOT)
 }
 
 /// The memory of a VM's VMM and shim, in KiB.
@@ -86,7 +92,8 @@ fn pss(client: &mut Client, vm: &str) -> u64 {
 /// Restores next to cold starts, in turns; returns the cold starts.
 fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Samples {
     let (mut cold, mut restored, mut back) = (Samples::default(), Samples::default(), Samples::default());
-    let (mut ready, mut own, mut childs) = (Samples::default(), Vec::new(), Vec::new());
+    let (mut ready, mut woken) = (Samples::default(), Samples::default());
+    let (mut own, mut childs) = (Vec::new(), Vec::new());
     // The first run of each warms the page cache.
     for run in 0..=options.boots() {
         let start = Instant::now();
@@ -107,6 +114,8 @@ fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Sample
         let child_pss = pss(client, "child");
         delete(client, "child");
 
+        let wake_took = asleep::wake(client, "base");
+
         let arguments = json!({ "vm": "base", "checkpoint": "ready", "keep_current": false, "wait_s": 45 });
         let start = Instant::now();
         let rolled = client.must_confirmed("vm_rollback", arguments);
@@ -116,6 +125,7 @@ fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Sample
         if run > 0 {
             cold.add(cold_took);
             restored.add(restore_took);
+            woken.add(wake_took);
             back.add(back_took);
             ready.add(Duration::from_millis(made["vms"][0]["ready_ms"].as_u64().unwrap_or(0)));
             own.push(cold_pss);
@@ -139,6 +149,7 @@ fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Sample
         format!("{times:.2} x"),
         ("≤ 1.5 x", times <= ROLLBACK_GOAL),
     );
+    asleep::judge(&woken, &restored, table);
     let (own, childs) = (middle(&mut own), middle(&mut childs));
     let part = childs as f64 / own as f64;
     table.judged(
@@ -149,40 +160,6 @@ fn restores(client: &mut Client, options: &Options, table: &mut Table) -> Sample
         ("≤ 0.35 x", part <= PSS_GOAL),
     );
     cold
-}
-
-/// Warm starts, next to the cold ones of before.
-fn warm(daemon: &Daemon, options: &Options, table: &mut Table, cold: &Samples) {
-    let mut client = daemon.client();
-    client.must("settings_set", json!({ "values": { "default.warm_start": "true" } }));
-    client.create(saved("seed"));
-    let prepared = daemon.state().join("prepared");
-    let found = until(BOOT, || {
-        let mut entries = std::fs::read_dir(&prepared).ok()?.flatten();
-        entries.any(|entry| entry.path().extension().is_none()).then_some(())
-    });
-    assert!(found.is_some(), "no machine is prepared\n{}", daemon.log());
-    let mut took = Samples::default();
-    // The first run warms the page cache.
-    for run in 0..=options.boots() {
-        let start = Instant::now();
-        client.create(saved("warm"));
-        answers(&mut client, "warm");
-        if run > 0 {
-            took.add(start.elapsed());
-        }
-        let history = client.must("vm_history", json!({ "vm": "warm", "limit": 20 })).to_string();
-        assert!(history.contains("warm start: guest agent ready"), "{history}");
-        delete(&mut client, "warm");
-    }
-    let times = ratio(took.p50(), cold.p50());
-    table.judged(
-        format!("`vm_create` with a warm start and its first command, {} runs", options.boots()),
-        took.pair(0.5, 0.95),
-        cold.pair(0.5, 0.95),
-        format!("{times:.3} x"),
-        ("≤ 0.15 x", times <= WARM_GOAL),
-    );
 }
 
 fn middle(values: &mut [u64]) -> u64 {
@@ -219,7 +196,7 @@ fn forks(client: &mut Client, options: &Options, table: &mut Table, cold: Durati
 fn pauses(client: &mut Client, options: &Options, table: &mut Table) {
     let (mut paused, mut allowed) = (Samples::default(), Samples::default());
     for run in 0..=options.boots() {
-        let taken = take(client, &format!("run-{run}"));
+        let taken = take(client, "base", &format!("run-{run}"));
         let number = |key: &str| taken[key].as_u64().expect("a number");
         if run > 0 {
             paused.add(Duration::from_millis(number("pause_ms")));
