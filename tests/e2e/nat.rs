@@ -329,5 +329,6 @@ fn machines_that_go_on_from_one_moment_have_addresses_of_their_own() {
         client.must_confirmed("vm_delete", json!({ "vm": vm, "force": true }));
     }
     assert_eq!(taps(&world), 0, "{:?}", world.host.links());
+    assert_eq!(client.must("network_cleanup", json!({}))["removed"], true);
     delete_all(&daemon, &mut client);
 }

@@ -209,9 +209,14 @@ fn search(
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let mut walk = WalkBuilder::new(&root);
-    walk.follow_links(false).hidden(heeds).ignore(heeds).git_ignore(heeds);
+    walk.follow_links(false).hidden(heeds).ignore(heeds);
+    // The library opens those of the directories above, unless it needs none of them: then one of its own name is heeded by that name alone.
+    let above = heeds && root.ancestors().skip(1).all(is_tame);
     // `.git` may be a file that names any other one to be read.
-    walk.git_exclude(false).parents(heeds && root.ancestors().skip(1).all(is_tame));
+    walk.git_exclude(false).parents(above).git_ignore(above);
+    if heeds && !above {
+        walk.add_custom_ignore_filename(IGNORE_FILES[0]);
+    }
     walk.git_global(false).require_git(false).overrides(wanted.overrides(&root)?).threads(threads);
     let unreadable = Arc::new(AtomicU64::new(0));
     let left_out = unreadable.clone();
