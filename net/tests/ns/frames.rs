@@ -91,7 +91,7 @@ impl Card {
 
     /// A UDP packet.
     fn udp(&self, to: [u8; 4], (from_port, to_port): (u16, u16)) -> Vec<u8> {
-        let mut head = [0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0].to_vec();
+        let mut head = [0x45_u8, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0].to_vec();
         head.extend([self.vm.ipv4.octets(), to].concat());
         let pairs = head.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
         let sum: u32 = pairs.sum();
