@@ -136,7 +136,8 @@ fn rules_come_first_and_go_again_and_jumps_lead_where_they_did() {
 fn rules_are_as_long_as_the_kernels() {
     for (kind, plain, with_port) in [(Kind::V4, 112 + 40, 112 + 48 + 40), (Kind::V6, 168 + 40, 168 + 48 + 40)]
     {
-        let [dns, _, icmp] = &openings(kind, Input, BRIDGE)[..] else { panic!("three rules") };
+        let rules = openings(kind, Input, BRIDGE);
+        let [dns, _, icmp] = &rules[..] else { panic!("three rules") };
         assert_eq!((icmp.len(), dns.len()), (plain, with_port));
         let name = &icmp[kind.addresses()..kind.addresses() + 12];
         assert_eq!(name, b"nxb0a1b2c3d\0");
