@@ -2,7 +2,8 @@
 //! against a drop in another table, so the rules have to be in that table. They are inserted at the head of the chain, and kept there.
 //!
 //! Chains are found by what they do, whichever program created them: base chains of the hooks `forward` and `input` whose policy is drop, or
-//! whose last rule drops everything. Docker's rules go to `DOCKER-USER`, the chain that it reserves for this.
+//! whose last rule drops everything. Docker's rules go to `DOCKER-USER`, the chain that it reserves for this. [`legacy`] does the same for the old
+//! `iptables-legacy`, whose tables are others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,6 +11,7 @@ use std::io;
 use nexus_net_wire::InstanceId;
 use nexus_schema::tools::network::{FirewallChain, FirewallHook};
 
+use crate::legacy;
 use crate::link::{bridge_alias, bridge_name};
 use crate::netlink::{Attributes, DUMP, Writer};
 use crate::nft::encode::batch;
@@ -121,19 +123,24 @@ pub(crate) fn apply(
     if !is_wanted {
         shown.iter_mut().for_each(|chain| chain.open = false);
     }
-    Ok((shown, changes + removed))
+    let (old, changed) = legacy::apply(&bridge_name(id), is_wanted)?;
+    shown.extend(old);
+    Ok((shown, changes + removed + changed))
 }
 
 /// Returns the chains that drop packets of VMs unless rules are added.
 pub(crate) fn look(netfilter: &mut Netfilter) -> io::Result<Vec<FirewallChain>> {
     let tables = read(netfilter)?;
-    Ok(tables.dropping().map(|(place, hook)| tables.shown(place, hook)).collect())
+    let new = tables.dropping().map(|(place, hook)| tables.shown(place, hook));
+    Ok(new.chain(legacy::look()).collect())
 }
 
 /// Removes an instance's rules from the chains of other programs.
 pub(crate) fn clean(netfilter: &mut Netfilter, id: InstanceId) -> io::Result<u64> {
     let tables = read(netfilter)?;
-    remove(netfilter, &tables, &format!("{}:", bridge_alias(id)), |_, _| false)
+    let removed = remove(netfilter, &tables, &format!("{}:", bridge_alias(id)), |_, _| false)?;
+    let (_, changed) = legacy::apply(&bridge_name(id), false)?;
+    Ok(removed + changed)
 }
 
 fn remove(

@@ -19,6 +19,7 @@ mod failpoint;
 mod firewall;
 mod forwarding;
 mod host_firewall;
+mod legacy;
 mod link;
 mod netlink;
 mod network;

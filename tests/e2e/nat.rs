@@ -254,6 +254,27 @@ fn what_a_daemon_leaves_that_is_killed_while_it_connects_a_machine_is_removed() 
     });
     client.wait_for_state("web", "stopped");
     none_is_left("the daemon is killed within a stop");
+    client.to_the_end("vm_start", json!({ "vm": "web" }), BOOT);
+    client = daemon.kill_at("net-detached", |client| {
+        client.request("tools/call", &json!({ "name": "vm_stop", "arguments": { "vm": "web" } })).ok();
+    });
+    let web = client.wait_for_state("web", "stopped");
+    assert_eq!(web["network"]["interface"]["tap"], Value::Null, "{web}");
+    none_is_left("the daemon is killed before it records that the interface is gone");
+    // No row knows of the interface, and no process does.
+    let keeper = client.must("network_inspect", json!({}))["nat"]["pid"].as_u64();
+    daemon.kill();
+    daemon.set("NEXUS_FAILPOINT", Some("net-attached"));
+    daemon.restart();
+    daemon.client().request("tools/call", &call).expect_err("the daemon is killed meanwhile");
+    daemon.wait_until_ended();
+    assert_eq!(taps(&world), 1, "it had got so far: {:?}", world.host.links());
+    kill_process(keeper.and_then(|pid| u32::try_from(pid).ok()).expect("nexus-net runs"));
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    client = daemon.client();
+    client.wait_for_state("web", "failed");
+    none_is_left("daemon and nexus-net are killed before a row knows of the interface");
     client.must("vm_delete", json!({ "vm": "web" }));
     assert_eq!(client.must("network_cleanup", json!({}))["removed"], true);
     assert_eq!(world.host.links(), ["up0"]);

@@ -27,6 +27,7 @@ const UNSAFE: &[&str] = &[
     "net/src/nft/encode.rs",
     "net/src/nft/socket.rs",
     "net/src/link/tap.rs",
+    "net/src/legacy/socket.rs",
     "net/wire/src/tap.rs",
 ];
 
@@ -38,6 +39,7 @@ const HOST_PATHS: &[&str] = &[
     "host-mcp/src/dirs.rs",
     "guest-mcp/",
     "net/src/dns/upstream.rs",
+    "net/src/legacy/apply.rs",
     "net/src/own/uplink.rs",
 ];
 

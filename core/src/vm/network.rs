@@ -17,7 +17,7 @@ use nexus_net_wire::{CONNECTIONS_MAX, Cidr, InstanceId, Mac, State};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::link::{Interface, InterfaceAddress, REFUSED_REQUEST, Refusal, RefusedParams};
 use nexus_schema::network::{NetworkMode, NetworkPolicy};
-use nexus_schema::tools::vm::{NetworkInterface, VmNetwork};
+use nexus_schema::tools::vm::{NetworkInterface, VmNetwork, VmState};
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use tokio::sync::mpsc;
 
@@ -25,6 +25,7 @@ use super::defaults::{self, SharedNetwork};
 use crate::context::{Shared, network_error};
 use crate::net::{self, Addresses, Denial, Dns, Event, Instance, NatError, Protocol, Vm};
 use crate::op::store_error;
+use crate::os::failpoint;
 use crate::os::site::Site;
 use crate::store::leases::{self, Lease};
 use crate::store::vms::VmRecord;
@@ -180,6 +181,7 @@ pub(crate) async fn connect(
     let vm = described(shared, record, leased)?;
     let instance = instance(shared, leased.addresses).await?;
     let tap = shared.nat.attach(&instance, vm).await.map_err(network_error)?;
+    failpoint::reach("net-attached");
     let (id, name) = (record.id, tap.clone());
     shared.store.write(move |tx| leases::connect(tx, id, boot, &name)).await.map_err(store_error)?;
     Ok(tap)
@@ -198,6 +200,7 @@ pub(crate) async fn disconnect(shared: &Shared, record: &VmRecord) {
         tracing::warn!(vm = %name, error = %nexus_schema::error::chain(&error), "cannot remove a vm's network device; nexusd retries at its next start");
         return;
     }
+    failpoint::reach("net-detached");
     let is_kept = record.spec.network.mode == NetworkMode::Nat;
     let written = shared.store.write(move |tx| match is_kept {
         true => leases::disconnect(tx, id),
@@ -217,6 +220,11 @@ pub(crate) async fn update(shared: &Shared, record: &VmRecord) -> Result<(), Too
 /// Releases the addresses of a VM that does not use them now.
 pub(crate) async fn release(shared: &Shared, vm: VmId) -> Result<(), ToolError> {
     shared.store.write(move |tx| leases::release(tx, vm)).await.map_err(store_error)
+}
+
+/// Returns whether a VM may have an interface that no row knows: the daemon ended while it started the VM.
+pub(crate) fn may_be_connected(record: &VmRecord) -> bool {
+    record.state == VmState::Starting && record.spec.network.mode == NetworkMode::Nat
 }
 
 /// Removes network devices of VMs that no longer run, after those of running VMs were attached again.

@@ -35,6 +35,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let unfinished = checkpoint::finish_all(shared).await?;
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
     let connected = shared.store.read(leases::connected).await.map_err(crate::op::store_error)?;
+    let was_connected = !connected.is_empty() || records.iter().any(network::may_be_connected);
     settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
     // All at once, so that slow shims are waited for in parallel.
@@ -42,7 +43,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     for taken in futures::future::join_all(taken).await {
         taken?;
     }
-    network::settle(shared, !connected.is_empty()).await;
+    network::settle(shared, was_connected).await;
     let unknown = unknown::kept(shared).await?;
     or_later(
         checkpoint::sweep(shared, &unknown).await,

@@ -88,28 +88,29 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
     let (host, port) = authority(at, Some(80)).ok_or(bad("the address has no host"))?;
     let path = path.split('#').next().unwrap_or_default();
     let slash = if path.starts_with('/') { "" } else { "/" };
-    let mut head = format!("{method} {slash}{path} HTTP/1.{version}\r\n").into_bytes();
-    let (mut has_host, mut lengths, mut is_chunked) = (false, Vec::new(), false);
+    // The URL alone says where to, also if there is another Host (RFC 9112, 3.2.2).
+    let mut head = format!("{method} {slash}{path} HTTP/1.{version}\r\nHost: {at}\r\n").into_bytes();
+    let of_hop = named_by_connection(request.headers);
+    let (mut lengths, mut is_chunked) = (Vec::new(), false);
     for field in request.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         let starts_proxy = field.name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("proxy-"));
-        if starts_proxy || is("connection") || is("keep-alive") || is("upgrade") || is("te") {
-            continue;
-        }
-        has_host |= is("host");
-        is_chunked |= is("transfer-encoding");
-        if is("content-length") {
+        if is("transfer-encoding") {
+            is_chunked = true;
+        } else if is("content-length") {
             let length =
                 std::str::from_utf8(field.value).ok().and_then(|text| text.trim().parse::<u64>().ok());
             lengths.push(length.ok_or(bad("its Content-Length is invalid"))?);
+        } else if starts_proxy
+            || ["host", "connection", "keep-alive", "upgrade", "te"].into_iter().any(is)
+            || of_hop.iter().any(|name| is(name))
+        {
+            continue;
         }
         head.extend_from_slice(field.name.as_bytes());
         head.extend_from_slice(b": ");
         head.extend_from_slice(field.value);
         head.extend_from_slice(b"\r\n");
-    }
-    if !has_host {
-        head.extend_from_slice(format!("Host: {at}\r\n").as_bytes());
     }
     head.extend_from_slice(b"Connection: close\r\n\r\n");
     let body = match (is_chunked, lengths.as_slice()) {
@@ -119,6 +120,13 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
         _ => return Err(bad("its length is given more than once")),
     };
     Ok(Some(Request { host, port, head: Some(head), body, behind }))
+}
+
+/// Returns the names of the fields that are for this connection alone: those that Connection lists.
+fn named_by_connection(fields: &[httparse::Header<'_>]) -> Vec<String> {
+    let listing = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
+    let texts = listing.map(|field| String::from_utf8_lossy(field.value).into_owned());
+    texts.flat_map(|text| text.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).collect()
 }
 
 fn strip_scheme<'a>(path: &'a str, scheme: &str) -> Option<&'a str> {
@@ -310,7 +318,7 @@ mod tests {
         let head = String::from_utf8(made.head.unwrap()).unwrap();
         assert_eq!(
             head,
-            "GET /a?b HTTP/1.1\r\nHost: example.org:8080\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+            "GET /a?b HTTP/1.1\r\nHost: Example.org:8080\r\nAccept: */*\r\nConnection: close\r\n\r\n"
         );
         let made = request("GET http://example.org HTTP/1.0\r\n\r\n");
         let head = String::from_utf8(made.head.unwrap()).unwrap();
@@ -324,6 +332,36 @@ mod tests {
         let made = request("POST http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
         assert_eq!((made.body, made.behind.as_slice()), (Some(5), &b"hello"[..]));
         assert_eq!(request("POST http://a/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").body, None);
+    }
+
+    #[test]
+    fn other_machines_get_the_host_of_the_url_and_nothing_of_the_hop() {
+        let made = request(
+            "GET http://a.example/ HTTP/1.1\r\nHost: b.example\r\nhost: c.example\r\nX-Hop: 1\r\nX-End: 2\r\n\
+             Connection: x-hop , close,Content-Length\r\nContent-Length: 3\r\n\r\nabc",
+        );
+        assert_eq!((made.host.as_str(), made.body), ("a.example", Some(3)));
+        assert_eq!(
+            String::from_utf8(made.head.unwrap()).unwrap(),
+            "GET / HTTP/1.1\r\nHost: a.example\r\nX-End: 2\r\nContent-Length: 3\r\nConnection: close\r\n\r\n",
+            "the length stays, whatever Connection says: it is what the body is told by"
+        );
+        // What a browser shows as one host and connects to another is one host here.
+        for (url, host) in [
+            ("http://a.example@b.example/", "b.example"),
+            ("http://a.example:80@b.example:80/", "b.example"),
+            ("http://a.example#@b.example/", "a.example"),
+            ("http://a.example?@b.example/", "a.example"),
+            ("http://a.example/@b.example", "a.example"),
+        ] {
+            let made = request(&format!("GET {url} HTTP/1.1\r\n\r\n"));
+            let head = String::from_utf8(made.head.unwrap()).unwrap();
+            assert_eq!(made.host, host, "{url}");
+            assert!(
+                head.contains(&format!("\r\nHost: {host}")) && !head.contains("\r\nHost: a.example@"),
+                "{head}"
+            );
+        }
     }
 
     #[test]

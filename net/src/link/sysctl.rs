@@ -26,6 +26,8 @@ pub(crate) fn wanted(bridge: &str, has_v6: bool) -> Vec<(String, &'static str)> 
         ("ipv4/conf/all/send_redirects".to_owned(), "0"),
         (v4("send_redirects"), "0"),
         (v4("accept_redirects"), "0"),
+        // A source route would name a destination that no rule sees. Hosts that route may allow them for all interfaces.
+        (v4("accept_source_route"), "0"),
         (v4("rp_filter"), "1"),
         (v4("route_localnet"), "0"),
         ("ipv4/ip_forward".to_owned(), "1"),

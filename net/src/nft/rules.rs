@@ -157,8 +157,9 @@ fn was_cut() -> Vec<Expr> {
 /// connections are refused: of an earlier VM with the same address, and ICMP errors about connections of others.
 fn known_from_vm() -> Vec<Vec<Expr>> {
     let is_part = || [meta(Meta::Mark, R0), Expr::Ct { key: Ct::Mark, to: R0 + 1 }, is_in("flows", R0)];
+    // Most packets, so they are first. The mark of a cut connection is in no element.
     let mut rules =
-        vec![was_cut(), rule![ct(Ct::State), has_bits(R0, ESTABLISHED), is_part(), one(accept())]];
+        vec![rule![ct(Ct::State), has_bits(R0, ESTABLISHED), is_part(), one(accept())], was_cut()];
     // ICMP errors about a connection from or to one of the VM's addresses.
     for (key, set) in [
         (CtOriginal::SourceV4, "mine4"),
@@ -192,9 +193,10 @@ fn known_to_vm() -> Vec<Vec<Expr>> {
         ]
     };
     vec![
-        was_cut(),
+        // Most packets, so they are first. The mark of a cut connection is in no element.
         to_its(IPV4, 16, 4, "mine4"),
         to_its(IPV6, 24, 16, "mine6"),
+        was_cut(),
         rule![ct(Ct::State), has_bits(R0, RELATED | INVALID), one(discard())],
     ]
 }
@@ -468,3 +470,6 @@ fn inet(frame: &Frame) -> Table {
         ],
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,6 +163,12 @@ fn records(name: &str) -> Vec<(u16, String)> {
         "alias.example" => one(CNAME, "middle.cdn.example"),
         "middle.cdn.example" => one(CNAME, "target.cdn.example"),
         "rebind.example" => one(A, PRIVATE),
+        "wander.example" => one(CNAME, "stray.cdn.example"),
+        "stray.cdn.example" => one(CNAME, "rebind.example"),
+        // Addresses of IPv4 within those of IPv6: a private one behind a translator and mapped, and that of metadata behind a tunnel.
+        "translated.example" => one(AAAA, "64:ff9b::a63:1"),
+        "mapped.example" => one(AAAA, "::ffff:10.99.0.1"),
+        "tunnelled.example" => one(AAAA, "2002:a9fe:a9fe::1"),
         "cloud.example" => one(A, METADATA),
         "local.example" => one(A, "127.0.0.1"),
         "vm.example" => one(A, "10.77.0.3"),

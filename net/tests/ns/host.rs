@@ -165,3 +165,77 @@ fn the_firewall_of_the_host_is_told_and_opened_and_closed_again() {
     clean_up(net);
     assert!(!world.host.nft("list ruleset").contains("nexus"));
 }
+
+/// The same by the old iptables: policies, a jump to another chain, and a last rule that drops the rest.
+const OLD: [(&str, &str); 7] = [
+    ("iptables-legacy", "-N mine"),
+    ("iptables-legacy", "-A mine -p tcp --dport 9 -j DROP"),
+    ("iptables-legacy", "-A FORWARD -j mine"),
+    ("iptables-legacy", "-P FORWARD DROP"),
+    ("iptables-legacy", "-A INPUT -i up0 -j ACCEPT"),
+    ("iptables-legacy", "-A INPUT -j DROP"),
+    ("ip6tables-legacy", "-P FORWARD DROP"),
+];
+
+#[test]
+fn chains_of_the_old_iptables_are_told_and_opened_and_closed_again() {
+    let world = World::new();
+    serve_names(&world.internet);
+    let old = |program: &str, arguments: &str| {
+        let done = world.host.try_run(program, arguments);
+        done.unwrap_or_else(|said| panic!("{program} {arguments}: {said}"))
+    };
+    let mut net = world.net();
+    let guest = Guest::new(&world, &mut net, 2);
+    assert_eq!(net.state().firewall, [], "nobody has made a table, nor did this");
+    for (program, line) in OLD {
+        old(program, line);
+    }
+    let theirs = || ["iptables-legacy", "ip6tables-legacy"].map(|program| old(program, "-S"));
+    // Packets that the jump has counted.
+    let counted = || {
+        let listed = old("iptables-legacy", "-S FORWARD -v");
+        let jump = listed.lines().find(|line| line.contains("mine")).unwrap().to_owned();
+        let mut words = jump.split_whitespace().skip_while(|word| *word != "-c");
+        words.nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = theirs();
+    assert_eq!(net.configure().changes, 0);
+    let state = net.state();
+    let told = state.warnings.join("\n");
+    for words in [
+        "chain FORWARD of table ip filter (iptables-legacy); run nexusctl setup-firewall",
+        "chain INPUT of table ip filter (iptables-legacy)",
+        "chain FORWARD of table ip6 filter (iptables-legacy)",
+    ] {
+        assert!(told.contains(words), "{words} in {told}");
+    }
+    assert_eq!(state.firewall.len(), 3, "{:?}", state.firewall);
+    assert_eq!(guest.udp(PUBLIC, 8080), None);
+    let passed = counted();
+    assert!(passed > 0);
+
+    net.instance.opens_firewall = true;
+    assert_eq!(net.configure().changes, 2 + 3 + 2);
+    assert_eq!(net.configure().changes, 0);
+    guest.reaches(PUBLIC, 80);
+    guest.reaches(crate::world::PUBLIC_V6, 80);
+    assert!(guest.ping(&guest.gateway.to_string()));
+    assert_eq!(guest.look_up("a.example", A).code, OK);
+    let state = net.state();
+    assert!(state.firewall.iter().all(|chain| chain.open && chain.problem.is_none()), "{:?}", state.firewall);
+    assert_eq!(state.warnings, Vec::<String>::new());
+    assert!(old("iptables-legacy", "-S FORWARD").contains("-A FORWARD -i nxb0a1b2c3d -j ACCEPT"));
+    assert_eq!(counted(), passed, "ours come first, and theirs keep what they have counted");
+
+    net.instance.opens_firewall = false;
+    assert_eq!(net.configure().changes, 7);
+    assert_eq!(theirs(), before);
+    assert_eq!(guest.udp(PUBLIC, 8080), None);
+    assert!(counted() > passed, "the jump leads where it did");
+    net.instance.opens_firewall = true;
+    net.configure();
+    drop(guest);
+    clean_up(net);
+    assert_eq!(theirs(), before);
+}

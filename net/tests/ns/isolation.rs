@@ -210,3 +210,17 @@ fn a_port_gets_the_frames_for_its_own_vm_alone() {
     assert!(!one.ping(PUBLIC));
     assert!(two.ping(PUBLIC));
 }
+
+#[test]
+fn vms_choose_no_route_through_the_host() {
+    let world = World::new();
+    // A router that lets others choose one, also on interfaces that are made later.
+    world.host.write("/proc/sys/net/ipv4/conf/all/accept_source_route", "1");
+    world.host.write("/proc/sys/net/ipv4/conf/default/accept_source_route", "1");
+    let mut net = world.net();
+    let guest = Guest::new(&world, &mut net, 2);
+    let bridge = "/proc/sys/net/ipv4/conf/nxb0a1b2c3d/accept_source_route";
+    let found = world.host.run(move || std::fs::read_to_string(bridge)).unwrap();
+    assert_eq!(found.trim(), "0");
+    guest.reaches(PUBLIC, 80);
+}

@@ -8,7 +8,7 @@ use nexus_schema::network::DenyReason;
 
 use crate::dns::{A, AAAA, CNAME, HTTPS, NO_SUCH_NAME, OK, PTR, REFUSED, SERVER_FAILURE, serve_names};
 use crate::vm::{Guest, echoes};
-use crate::world::{Net, PATIENCE, PUBLIC, PUBLIC_TOO, PUBLIC_V6, RESOLVER, World, policy, vm};
+use crate::world::{Net, PATIENCE, PRIVATE, PUBLIC, PUBLIC_TOO, PUBLIC_V6, RESOLVER, World, policy, vm};
 
 fn world() -> (World, Net) {
     let world = World::new();
@@ -196,6 +196,7 @@ fn public_names_lead_to_nothing_private() {
     net.ask(Request::Watch {});
     for (name, reason) in [
         ("rebind.example", DenyReason::Private),
+        ("wander.example", DenyReason::Private),
         ("cloud.example", DenyReason::Metadata),
         ("local.example", DenyReason::Host),
         ("vm.example", DenyReason::OtherVm),
@@ -203,6 +204,11 @@ fn public_names_lead_to_nothing_private() {
         let reply = guest.look_up(name, A);
         assert_eq!((reply.code, reply.addresses.len()), (REFUSED, 0), "{name}");
         assert_eq!(net.denial(|denial| denial.name.as_deref() == Some(name)).reason, reason, "{name}");
+        assert_eq!(guest.look_up_by_tcp(name, A).code, REFUSED, "{name}, by TCP");
+    }
+    for name in ["translated.example", "mapped.example", "tunnelled.example"] {
+        let reply = guest.look_up(name, AAAA);
+        assert_eq!((reply.code, reply.addresses.len()), (REFUSED, 0), "{name}");
     }
     assert_eq!(guest.look_up("mixed.example", A).addresses, [address(PUBLIC)], "public addresses stay");
     let mut open = guest.vm.clone();
@@ -215,6 +221,25 @@ fn public_names_lead_to_nothing_private() {
         assert_eq!(denied.look_up(name, A).code, REFUSED, "{name}");
     }
     assert_eq!(denied.look_up("b.example", A).code, OK);
+}
+
+#[test]
+fn an_allowed_name_that_moves_opens_nothing_private() {
+    let (world, mut net) = world();
+    let allow = ["wander.example", "translated.example", "*.cdn.example"];
+    let listed = Vm { policy: policy(&allow, &[]), ..vm(&net.instance, 2) };
+    let guest = Guest::attach(&world, &mut net, &listed);
+    for (name, kind) in [("wander.example", A), ("stray.cdn.example", A), ("translated.example", AAAA)] {
+        let reply = guest.look_up(name, kind);
+        assert_eq!((reply.code, reply.addresses.len()), (REFUSED, 0), "{name}");
+        assert_eq!(guest.look_up_by_tcp(name, kind).code, REFUSED, "{name}, by TCP");
+    }
+    guest.is_refused(PRIVATE, 80);
+    let pins = ["pin4", "pin6"].map(|set| world.host.nft(&format!("list set inet nexus_0a1b2c3d {set}")));
+    assert!(pins.iter().all(|set| !set.contains("elements")), "{pins:?}");
+    // The public end of a chain with the same names is open.
+    assert_eq!(guest.look_up("target.cdn.example", A).addresses, [address(PUBLIC_TOO)]);
+    guest.reaches(PUBLIC_TOO, 80);
 }
 
 #[test]

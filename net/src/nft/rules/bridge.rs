@@ -16,7 +16,6 @@ pub(super) fn bridge(frame: &Frame) -> Table {
     let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
     let from_nobody = field(Base::Network, 8, &[0; 16]);
     let guard = vec![
-        rule![ether(ETHER_IPV4), own(payload(Base::Network, 12, 4, R0 + 3), "own4"), one(go("pass"))],
         // ARP: the sender's hardware and protocol address, at offsets 8 and 14.
         rule![
             ether(ETHER_ARP),
@@ -59,18 +58,19 @@ pub(super) fn bridge(frame: &Frame) -> Table {
     let first = vec![
         // The element matches only packets above its rate.
         slow("slow_tx", Meta::Iif),
+        // Most packets, so they are before the guard. Only TAPs have elements in this set.
+        rule![ether(ETHER_IPV4), own(payload(Base::Network, 12, 4, R0 + 3), "own4"), one(go("pass"))],
         rule![[meta(Meta::Iif, R0), is_in("taps", R0)], one(jump("guard"))],
     ];
-    Table {
-        family: Family::Bridge,
-        name: frame.table.clone(),
-        sets: BRIDGE_SETS.to_vec(),
-        chains: vec![
-            chain("pass", pass),
-            chain("forged", forged),
-            chain("guard", guard),
-            hook("prerouting", HookAt::Prerouting, BRIDGE_FIRST, first),
-            hook("postrouting", HookAt::Postrouting, FILTER, vec![slow("slow_rx", Meta::Oif)]),
-        ],
+    let mut chains = vec![
+        chain("pass", pass),
+        chain("forged", forged),
+        chain("guard", guard),
+        hook("prerouting", HookAt::Prerouting, BRIDGE_FIRST, first),
+    ];
+    // Otherwise its set is empty, and each packet to a VM would be looked up in vain.
+    if frame.drops_to_vms {
+        chains.push(hook("postrouting", HookAt::Postrouting, FILTER, vec![slow("slow_rx", Meta::Oif)]));
     }
+    Table { family: Family::Bridge, name: frame.table.clone(), sets: BRIDGE_SETS.to_vec(), chains }
 }
