@@ -44,6 +44,8 @@ pub(crate) struct Archive<'a, R> {
     left: u64,
     /// Padding after them.
     padding: u64,
+    /// How many bytes the extensions of the next entry have so far.
+    extended: u64,
     global: Records,
 }
 
@@ -56,13 +58,14 @@ struct Ahead {
 
 impl<'a, R: BufRead> Archive<'a, R> {
     pub(crate) fn new(source: R, limits: &'a Limits) -> Self {
-        Self { source, limits, at: 0, left: 0, padding: 0, global: Records::default() }
+        Self { source, limits, at: 0, left: 0, padding: 0, extended: 0, global: Records::default() }
     }
 
     /// Returns the next entry; `None` at the end, after everything was read.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TreeError> {
         let mut ahead = Ahead::default();
         let mut extensions = 0;
+        self.extended = 0;
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
             match header.entry_type() {
@@ -75,6 +78,10 @@ impl<'a, R: BufRead> Archive<'a, R> {
                 EntryType::XGlobalHeader => {
                     let bytes = self.extended(&header)?;
                     self.global.read(&bytes).map_err(|what| self.damaged(what))?;
+                    // They stay until the end of the archive.
+                    if self.global.bytes() > self.limits.header_bytes {
+                        return Err(self.extended_too_far());
+                    }
                 }
                 // The label of the archive.
                 other if other.as_byte() == b'V' => drop(self.extended(&header)?),
@@ -180,11 +187,16 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(filled)
     }
 
+    fn extended_too_far(&self) -> TreeError {
+        TreeError::TooLarge { limit: self.limits.header_bytes, what: "bytes in a header" }
+    }
+
     /// Reads the content of an extension.
     fn extended(&mut self, header: &Header) -> Result<Vec<u8>, TreeError> {
         let size = self.size(header)?;
-        if size > self.limits.header_bytes {
-            return Err(TreeError::TooLarge { limit: self.limits.header_bytes, what: "bytes in a header" });
+        self.extended = self.extended.saturating_add(size);
+        if self.extended > self.limits.header_bytes {
+            return Err(self.extended_too_far());
         }
         let mut bytes = vec![0; usize::try_from(size).map_err(|_| self.damaged("a header is too large"))?];
         if self.read(&mut bytes)? < bytes.len() {

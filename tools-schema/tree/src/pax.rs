@@ -33,6 +33,11 @@ impl Records {
         Ok(())
     }
 
+    /// Returns how many bytes all keys and values have.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
+    }
+
     /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.0.get(key).map(Vec::as_slice)

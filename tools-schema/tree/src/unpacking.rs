@@ -7,9 +7,9 @@ use crate::part::Part;
 pub struct Limits {
     /// The maximum number of entries.
     pub entries: u64,
-    /// The maximum size of all content, in bytes.
+    /// The maximum size of all content and extended attributes, in bytes.
     pub bytes: u64,
-    /// The maximum size of one entry's extensions, in bytes.
+    /// The maximum size of one entry's extensions, and of those for all entries, in bytes.
     pub header_bytes: u64,
     /// The maximum length of a path, in bytes.
     pub path_bytes: usize,

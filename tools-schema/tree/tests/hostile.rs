@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nexus_schema::ErrorCode;
 use nexus_schema::tools::tree::TreeSummary;
-use nexus_tree::{Broken, Limits, Top, TopIs, Unpacking, unpack};
+use nexus_tree::{Broken, Limits, Top, TopIs, Unpacking, pax, unpack};
 use tar::{EntryType, Header};
 
 /// An archive with arbitrary entries.
@@ -183,6 +183,25 @@ fn lengths_are_capped_before_anything_is_kept() {
         header.set_cksum();
         let broken = unpack_with(header.as_bytes(), into.path(), &mut Unpacking::default()).unwrap_err();
         assert_eq!(broken.error.code(), ErrorCode::TooLarge, "{broken}");
+    }
+    // Each is small, but all are kept: those of one entry, and those for all entries.
+    let extend = |archive: Archive, kind, number: usize| {
+        let mut records = Vec::new();
+        pax::record(&mut records, &format!("key.{number}"), &[b'v'; 400]);
+        archive.entry(kind, b"records", b"", &records)
+    };
+    for kind in [EntryType::XHeader, EntryType::XGlobalHeader] {
+        for (number_of, is_too_much) in [(4, false), (6, true)] {
+            let archive = (0..number_of).fold(Archive::default(), |archive, number| {
+                let archive = extend(archive, kind, number);
+                if kind == EntryType::XGlobalHeader { archive.file("many", "") } else { archive }
+            });
+            let limits = Limits { header_bytes: 2000, ..Limits::default() };
+            let mut how = Unpacking { limits, ..Unpacking::default() };
+            let unpacked = unpack_with(&archive.file("last", "").end(), into.path(), &mut how);
+            let code = unpacked.err().map(|broken| broken.error.code());
+            assert_eq!(code, is_too_much.then_some(ErrorCode::TooLarge), "{kind:?} {number_of}");
+        }
     }
     let limits = Limits { entries: 2, ..Limits::default() };
     let archive = Archive::default().file("a", "").file("b", "").file("c", "").end();
