@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use crate::archive::{Archive, Entry};
-use crate::attributes::is_kept;
+use crate::attributes::{Attribute, is_kept};
 use crate::chunks::CHUNK;
 use crate::destination::{Destination, Facts, settle_name};
 use crate::draft::Draft;
@@ -53,6 +53,8 @@ struct Unpacker<'a, 'b> {
     owner: Option<(u32, u32)>,
     top: Rc<Top>,
     seed: u64,
+    /// How many bytes the extended attributes have that are kept.
+    attribute_bytes: u64,
     /// The byte count at which the free disk space is checked next.
     look_at: u64,
 }
@@ -72,7 +74,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| TreeError::file("get random bytes for", b".", error))?;
         let (top, seed) = (Rc::new(how.top.clone()), u64::from_ne_bytes(seed));
-        Ok(Self { how, watch, destination, owner, top, seed, look_at: 0 })
+        Ok(Self { how, watch, destination, owner, top, seed, attribute_bytes: 0, look_at: 0 })
     }
 
     fn run(
@@ -294,6 +296,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         archive: &mut Archive<'_, impl BufRead>,
         summary: &mut TreeSummary,
     ) -> Result<(), TreeError> {
+        let attributes = self.attributes(entry, path, summary)?;
         let real = entry.sparse.as_ref().map_or(entry.size, |sparse| sparse.real);
         if let Some(track) = &mut self.how.track {
             track.file(path, facts.mode, real, entry.mtime);
@@ -314,16 +317,30 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
             return Err(error);
         }
-        // Rights are those of numeric owners, and where set-user-ID bits are not wanted, capabilities are not, either.
-        let rights = self.how.owner == Owner::Same && self.how.modes == 0o7777;
-        let attributes: Vec<_> =
-            entry.attributes.iter().filter(|(attribute, _)| is_kept(attribute, rights)).collect();
         let placed = draft.place(self.destination.here(), &temporary, name, facts, &attributes);
         placed.map_err(|error| self.undo(&temporary, &entry.path, error))?;
         if let Some(track) = &mut self.how.track {
             track.file_done();
         }
         Ok(())
+    }
+
+    /// Returns the attributes that a file keeps. They take room as its content does.
+    fn attributes<'e>(
+        &mut self,
+        entry: &'e Entry,
+        path: &[u8],
+        summary: &TreeSummary,
+    ) -> Result<Vec<&'e Attribute>, TreeError> {
+        // Rights are those of numeric owners, and where set-user-ID bits are not wanted, capabilities are not, either.
+        let rights = self.how.owner == Owner::Same && self.how.modes == 0o7777;
+        let kept: Vec<_> = entry.attributes.iter().filter(|(name, _)| is_kept(name, rights)).collect();
+        if !kept.is_empty() {
+            let bytes: usize = kept.iter().map(|(name, value)| name.len() + value.len()).sum();
+            self.attribute_bytes += bytes as u64;
+            self.check_room(path, summary)?;
+        }
+        Ok(kept)
     }
 
     fn contents(
@@ -369,20 +386,26 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         if let Some(track) = &mut self.how.track {
             track.data(at, bytes);
         }
-        let limits = &self.how.limits;
         summary.bytes += bytes.len() as u64;
-        if summary.bytes > limits.bytes {
+        self.check_room(path, summary)?;
+        self.watch.at(summary.bytes, summary.entries())?;
+        Ok(bytes.len())
+    }
+
+    /// Fails if more was unpacked than is allowed, or if the disk is nearly full.
+    fn check_room(&mut self, path: &[u8], summary: &TreeSummary) -> Result<(), TreeError> {
+        let (limits, written) = (&self.how.limits, summary.bytes + self.attribute_bytes);
+        if written > limits.bytes {
             return Err(TreeError::TooLarge { limit: limits.bytes, what: "bytes of content" });
         }
-        if limits.keep_free > 0 && summary.bytes >= self.look_at {
-            self.look_at = summary.bytes + LOOK_EVERY;
+        if limits.keep_free > 0 && written >= self.look_at {
+            self.look_at = written + LOOK_EVERY;
             let disk = rustix::fs::fstatvfs(self.destination.root());
             if disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < limits.keep_free) {
                 return Err(TreeError::Full { path: shown(path), keep_free: limits.keep_free });
             }
         }
-        self.watch.at(summary.bytes, summary.entries())?;
-        Ok(bytes.len())
+        Ok(())
     }
 }
 

@@ -216,6 +216,22 @@ fn lengths_are_capped_before_anything_is_kept() {
     let archive = Archive::default().file("f", "x").end();
     let mut how = Unpacking { limits, ..Unpacking::default() };
     assert_eq!(unpack_with(&archive, into.path(), &mut how).unwrap_err().error.code(), ErrorCode::DiskFull);
+    // Attributes take room as well, even those of files without content.
+    let mut records = Vec::new();
+    pax::record(&mut records, "SCHILY.xattr.user.note", &[b'v'; 800]);
+    let noted =
+        |archive: Archive, name| archive.entry(EntryType::XHeader, b"records", b"", &records).file(name, "");
+    let archive = noted(noted(Archive::default(), "g"), "h").end();
+    for (limits, code, is_first_there) in [
+        (Limits { bytes: 1000, ..Limits::default() }, ErrorCode::TooLarge, true),
+        (Limits { keep_free: u64::MAX, ..Limits::default() }, ErrorCode::DiskFull, false),
+    ] {
+        let into = tempfile::tempdir().unwrap();
+        let mut how = Unpacking { limits, ..Unpacking::default() };
+        assert_eq!(unpack_with(&archive, into.path(), &mut how).unwrap_err().error.code(), code);
+        assert_eq!(into.path().join("g").exists(), is_first_there);
+        assert!(!into.path().join("h").exists());
+    }
     let deep = "d/".repeat(45);
     let archive = Archive::default().file(&format!("{deep}f"), "x").end();
     let mut how = Unpacking { limits: Limits { depth: 40, ..Limits::default() }, ..Unpacking::default() };
