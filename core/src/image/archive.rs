@@ -28,7 +28,7 @@ pub(crate) fn read(
     progress: &Progress,
 ) -> Result<(), ImageError> {
     let (source, global) = (Counted { source, at: 0 }, Records::default());
-    Reader { source, tree, contents, limits, progress, global, is_layer: false }.read()
+    Reader { source, tree, contents, limits, progress, extended: 0, global, is_layer: false }.read()
 }
 
 /// The same for a layer on top of the tree: it can hide what is below it.
@@ -41,7 +41,7 @@ pub(crate) fn read_layer(
 ) -> Result<(), ImageError> {
     tree.begin_layer()?;
     let (source, global) = (Counted { source, at: 0 }, Records::default());
-    Reader { source, tree, contents, limits, progress, global, is_layer: true }.read()
+    Reader { source, tree, contents, limits, progress, extended: 0, global, is_layer: true }.read()
 }
 
 struct Reader<'a, R> {
@@ -50,6 +50,8 @@ struct Reader<'a, R> {
     contents: &'a mut Contents,
     limits: &'a Limits,
     progress: &'a Progress,
+    /// How many bytes the extensions of the next entry have so far.
+    extended: u64,
     global: Records,
     is_layer: bool,
 }
@@ -87,8 +89,15 @@ impl<R: Read> Reader<'_, R> {
                 EntryType::XGlobalHeader => {
                     let bytes = self.extended(&header)?;
                     self.global.read(&bytes).map_err(|what| self.damaged(what))?;
+                    // They stay until the end of the archive.
+                    if self.global.bytes() > self.limits.header_bytes {
+                        return Err(self.extended_too_far());
+                    }
                 }
-                kind => self.entry(kind, &header, std::mem::take(&mut ahead))?,
+                kind => {
+                    self.extended = 0;
+                    self.entry(kind, &header, std::mem::take(&mut ahead))?;
+                }
             }
             if self.contents.bytes() >> 20 != shown {
                 shown = self.contents.bytes() >> 20;
@@ -135,11 +144,16 @@ impl<R: Read> Reader<'_, R> {
         Ok(Some(header))
     }
 
+    fn extended_too_far(&self) -> ImageError {
+        ImageError::TooLarge { limit: self.limits.header_bytes, what: "bytes in a header" }
+    }
+
     /// The content of an extension's header.
     fn extended(&mut self, header: &Header) -> Result<Vec<u8>, ImageError> {
         let size = header.entry_size().map_err(|e| self.unpack(e))?;
-        if size > self.limits.header_bytes {
-            return Err(ImageError::TooLarge { limit: self.limits.header_bytes, what: "bytes in a header" });
+        self.extended = self.extended.saturating_add(size);
+        if self.extended > self.limits.header_bytes {
+            return Err(self.extended_too_far());
         }
         let mut bytes = vec![0; usize::try_from(size).map_err(|_| self.damaged("a header is too large"))?];
         if fill(&mut self.source, &mut bytes).map_err(|e| self.unpack(e))? < bytes.len() {

@@ -7,7 +7,7 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of content, counted as they are read, including zeros.
     pub bytes: u64,
-    /// Bytes of one entry's extended header, long name or attributes.
+    /// Bytes of one entry's extended headers, with long names and attributes, and of those for all entries.
     pub header_bytes: u64,
     /// Bytes of all names, link targets and extended attributes together; these are kept in memory.
     pub words: u64,

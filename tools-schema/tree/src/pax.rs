@@ -34,7 +34,7 @@ impl Records {
     }
 
     /// Returns how many bytes all keys and values have.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.0.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 

@@ -53,6 +53,15 @@ async fn what_cannot_be_is_refused_and_leaves_nothing() {
     let long_path = "p/".repeat(3000);
     let long_name = "n".repeat(256);
     let wide: Vec<u8> = vec![b'v'; 5000];
+    // Each of their headers is small.
+    let (mut of_entry, mut of_all) = (Tar::default(), Tar::default());
+    for number in 0..14 {
+        let key = format!("key.{number}");
+        of_entry = of_entry.pax(&[(key.as_str(), wide.as_slice())]);
+        let mut record = Vec::new();
+        nexus_tree::pax::record(&mut record, &key, &wide);
+        of_all = of_all.entry(b'g', b"pax", b"", &record).file(&format!("f{number}"), "");
+    }
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "the source is empty"),
         (
@@ -186,6 +195,8 @@ async fn what_cannot_be_is_refused_and_leaves_nothing() {
         ),
         ("many entries", too_many.end(), "more than 2000 entries"),
         ("long header", long_header.end(), "more than 65536 bytes in a header"),
+        ("headers of one entry", of_entry.file("a", "").end(), "more than 65536 bytes in a header"),
+        ("headers for all entries", of_all.end(), "more than 65536 bytes in a header"),
         ("huge file", huge.end(), "more than 8388608 bytes of content"),
         ("hollow directory", hollow.end(), "more than 8388608 bytes of content"),
     ];
