@@ -214,8 +214,8 @@ pub(crate) struct Shared {
     name: String,
     /// Ends the connection, which is then made anew.
     redial: Notify,
-    /// How often that happened.
-    redials: AtomicU64,
+    /// How many eras of its connections have ended.
+    eras: AtomicU64,
     /// Hears of commands that ended.
     ended: OnceLock<Box<dyn Fn(CommandEnded) + Send + Sync>>,
 }
@@ -225,7 +225,8 @@ pub(crate) struct Shared {
 pub(crate) struct Era {
     /// The name of the link.
     link: String,
-    redials: u64,
+    /// How many were before it.
+    before: u64,
 }
 
 #[derive(Default)]
@@ -279,7 +280,7 @@ impl Link {
             close_reason: Mutex::default(),
             name: random::token(),
             redial: Notify::new(),
-            redials: AtomicU64::new(0),
+            eras: AtomicU64::new(0),
             ended: OnceLock::new(),
         });
         tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port, patience));
@@ -322,6 +323,8 @@ impl Link {
 
     /// Notes that the guest is being paused: until [`Link::release`], its silence does not count, and neither do deadlines.
     pub fn hold(&self) {
+        // The pause may cut the connections of before, which shows only after it.
+        self.shared.eras.fetch_add(1, Ordering::AcqRel);
         self.shared.calls().held_since.get_or_insert_with(Instant::now);
     }
 
@@ -341,14 +344,14 @@ impl Link {
     /// Makes the connection anew, because the guest or its VMM has given the present one up, which does not show. Calls under way go on over the next
     /// one, if the guest keeps them.
     pub(crate) fn redial(&self) {
-        self.shared.redials.fetch_add(1, Ordering::AcqRel);
+        self.shared.eras.fetch_add(1, Ordering::AcqRel);
         again::interrupted(&self.shared, "it is dialled anew");
         self.shared.redial.notify_one();
     }
 
     /// Returns the present era of the guest's connections. Those of an earlier one may be given up, which does not show.
     pub(crate) fn era(&self) -> Era {
-        Era { link: self.shared.name.clone(), redials: self.shared.redials.load(Ordering::Acquire) }
+        Era { link: self.shared.name.clone(), before: self.shared.eras.load(Ordering::Acquire) }
     }
 
     /// Starts a tool call without waiting for it. `arguments` appends a JSON object. The call is written at the next

@@ -34,8 +34,13 @@ async fn calls_go_on_over_the_next_connection_and_end_once() {
     }
     // As after a checkpoint: the connection is dead, which does not show.
     let era = link.era();
+    link.hold();
+    let of_pause = link.era();
+    assert_ne!(of_pause, era, "connections from before the pause are not relied on");
+    link.release();
     link.redial();
-    assert_ne!(link.era(), era, "connections from before are not relied on");
+    let next = link.era();
+    assert!(next != era && next != of_pause, "neither are those from it");
     until_down(&link).await;
     given_up.cancel();
     let (call, of_given_up) = begun.pop().unwrap();
