@@ -184,7 +184,8 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
 pub(crate) fn note(shared: &Shared, vm: VmId, network: &VmNetwork) -> String {
     match shared.nat.problem(vm) {
         Some(why) => format!(
-            "nexus-net could not attach the VM's interface again, so it may not work; nexusd tries again: {why}"
+            "nexus-net could not attach the VM's interface again: it may not work, and changes of its policy do not apply yet; nexusd \
+            tries again: {why}"
         ),
         None => meaning(network),
     }
