@@ -277,6 +277,31 @@ fn input_that_nobody_reads_is_told() {
 }
 
 #[test]
+fn input_that_is_not_read_has_a_limit_for_all_commands_together() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let large = "x".repeat(2 << 20);
+    let unread = json!({ "argv": ["sleep", "600"], "stdin": large });
+    let ids: Vec<Value> = (0..32).map(|_| start(&mut client, unread.clone())).collect();
+    assert_eq!(client.bad("command_start", unread.clone()), "too_large");
+    assert_eq!(client.bad("run_command", json!({ "argv": ["cat"], "stdin": "x" })), "too_large");
+    // Others are started, and take no input.
+    let id = start(&mut client, json!({ "argv": ["cat"], "stdin_open": true }));
+    let input = json!({ "id": id, "input": "x" });
+    let result = client.good("command_input", input.clone());
+    assert_eq!(facts(&result)["written_bytes"], 0, "{result}");
+    let kill = |client: &mut Client, id: &Value| {
+        client.good("command_signal", json!({ "id": id, "signal": "KILL" }));
+    };
+    kill(&mut client, &ids[0]);
+    until("the end of one has made room", || {
+        facts(&client.good("command_input", input.clone()))["written_bytes"] == 1
+    });
+    let last = start(&mut client, unread);
+    ids[1..].iter().chain([&id, &last]).for_each(|id| kill(&mut client, id));
+}
+
+#[test]
 fn a_terminal_is_a_terminal() {
     let guest = Guest::start();
     let mut client = guest.client();

@@ -38,7 +38,7 @@ impl Nexus {
             let record = handle.view.borrow().record.clone();
             let known = state.as_ref().ok().and_then(|state| state.as_ref()).map(|(_, state)| state);
             let network = network::shown_with(&self.shared, &record, known).await?;
-            let note = note(&network);
+            let note = note(&self.shared, record.id, &network);
             vms.push(InspectedNetwork {
                 id: record.id,
                 name: record.name,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -105,6 +105,8 @@ pub(crate) struct Nat {
     directory: PathBuf,
     site: Site,
     session: Mutex<Session>,
+    /// Why VMs that should be attached are not, since the last connection.
+    problems: std::sync::Mutex<BTreeMap<VmId, String>>,
     events: mpsc::Sender<Event>,
     own: Weak<Self>,
 }
@@ -118,6 +120,8 @@ struct Session {
     link: Option<Link>,
     /// Whether a task is restarting the process.
     is_reviving: bool,
+    /// Whether a task is attaching the VMs that have problems.
+    is_retrying: bool,
 }
 
 /// A connection to a `nexus-net` that has the whole configuration.
@@ -135,7 +139,10 @@ impl Nat {
     pub(crate) fn new(binary: PathBuf, directory: PathBuf, site: Site) -> (Arc<Self>, mpsc::Receiver<Event>) {
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let session = Mutex::default();
-        let nat = Arc::new_cyclic(|own| Self { binary, directory, site, session, events, own: own.clone() });
+        let problems = std::sync::Mutex::default();
+        let own =
+            |own: &Weak<Self>| Self { binary, directory, site, session, problems, events, own: own.clone() };
+        let nat = Arc::new_cyclic(own);
         (nat, taken)
     }
 
@@ -161,13 +168,19 @@ impl Nat {
         let before = session.vms.insert(id, vm.clone());
         let attached = self.ask(&mut session, true, Request::Attach { vm }).await;
         match attached {
-            Ok(Answer::Attach(Attached { tap, .. })) => Ok(tap),
+            Ok(Answer::Attach(Attached { tap, .. })) => {
+                self.is_attached(id);
+                Ok(tap)
+            }
             Ok(_) => Err(ClientError::Unexpected.into()),
             Err(error) => {
                 match before {
-                    Some(before) => session.vms.insert(id, before),
-                    None => session.vms.remove(&id),
-                };
+                    Some(before) => drop(session.vms.insert(id, before)),
+                    None => {
+                        session.vms.remove(&id);
+                        self.problems().remove(&id);
+                    }
+                }
                 Err(error)
             }
         }
@@ -177,14 +190,25 @@ impl Nat {
     pub(crate) async fn update(&self, vm: Vm) -> Result<(), NatError> {
         let mut session = self.session.lock().await;
         // Stored even if the request fails: the next connection configures it.
-        session.vms.insert(vm.id, vm.clone());
-        self.ask(&mut session, true, Request::Update { vm }).await.map(drop)
+        let id = vm.id;
+        session.vms.insert(id, vm.clone());
+        // A new process does not know a VM that it could not attach.
+        let request = match self.problem(id) {
+            Some(_) => Request::Attach { vm },
+            None => Request::Update { vm },
+        };
+        let answer = self.ask(&mut session, true, request).await?;
+        if matches!(answer, Answer::Attach(_)) {
+            self.is_attached(id);
+        }
+        Ok(())
     }
 
     /// Detaches a VM.
     pub(crate) async fn detach(&self, id: VmId) -> Result<(), NatError> {
         let mut session = self.session.lock().await;
         session.vms.remove(&id);
+        self.problems().remove(&id);
         self.ask(&mut session, true, Request::Detach { id }).await.map(drop)
     }
 
@@ -224,6 +248,29 @@ impl Nat {
         Self::stated(self.ask(&mut session, true, Request::State {}).await?)
     }
 
+    /// Returns why a VM that should be attached is not, since the last connection to `nexus-net`. Never waits.
+    pub(crate) fn problem(&self, id: VmId) -> Option<String> {
+        self.problems().get(&id).cloned()
+    }
+
+    fn problems(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_attached(&self, id: VmId) {
+        if self.problems().remove(&id).is_some() {
+            tracing::info!(vm = %id, "attached a vm to its network again");
+        }
+    }
+
+    fn is_not_attached(&self, vm: &Vm, error: &NatError) {
+        let why = nexus_schema::error::chain(error);
+        let before = self.problems().insert(vm.id, why.clone());
+        if before.as_ref() != Some(&why) {
+            tracing::error!(vm = vm.name, error = why, "cannot attach a vm to its network again, will retry");
+        }
+    }
+
     fn stated(answer: Answer) -> Result<State, NatError> {
         match answer {
             Answer::State(state) => Ok(*state),
@@ -237,6 +284,7 @@ impl Nat {
         // Cleared first, so that a new process does not create the network before it removes it.
         session.instance = None;
         session.vms.clear();
+        self.problems().clear();
         let cleaned = self.ask(&mut session, may_start, Request::Cleanup { instance: Some(instance) }).await;
         session.link = None;
         // Waits until the process has exited, so that the next request starts a new one.
@@ -287,7 +335,7 @@ impl Nat {
     ) -> Result<Answer, NatError> {
         if session.link.is_none() {
             let link = self.connect(session, may_start).await?;
-            session.link = Some(link);
+            self.connected(session, link);
         }
         let Some(link) = &mut session.link else { return Err(NatError::Down) };
         let answered = in_time(link.client.call(request)).await;
@@ -297,7 +345,16 @@ impl Nat {
         answered
     }
 
-    /// Connects, and sends the whole configuration, since the process may be new.
+    /// Uses a connection. VMs that it could not attach are attached later.
+    fn connected(&self, session: &mut Session, link: Link) {
+        session.link = Some(link);
+        if !session.is_retrying && !self.problems().is_empty() {
+            session.is_retrying = true;
+            tokio::spawn(Self::retry(self.own.clone()));
+        }
+    }
+
+    /// Connects, and sends the whole configuration, since the process may be new. A VM that cannot be attached is left out.
     async fn connect(&self, session: &Session, may_start: bool) -> Result<Link, NatError> {
         let stream = match self.dial().await? {
             Some(stream) => stream,
@@ -310,7 +367,11 @@ impl Nat {
         if let Some(instance) = &session.instance {
             in_time(client.call(Request::Configure { instance: instance.clone() })).await?;
             for vm in session.vms.values() {
-                in_time(client.call(Request::Attach { vm: vm.clone() })).await?;
+                match in_time(client.call(Request::Attach { vm: vm.clone() })).await {
+                    Ok(_) => self.is_attached(vm.id),
+                    Err(error) if error.is_of_connection() => return Err(error),
+                    Err(error) => self.is_not_attached(vm, &error),
+                }
             }
         }
         Ok(Link { client, pid: hello.pid, _watch: watch })
@@ -422,9 +483,43 @@ impl Nat {
 
     async fn restore(&self, session: &mut MutexGuard<'_, Session>) -> Result<(), NatError> {
         let link = self.connect(session, true).await?;
-        session.link = Some(link);
+        self.connected(session, link);
         tracing::info!("nexus-net is running again");
         Ok(())
+    }
+
+    /// Attaches VMs with problems until none has one.
+    fn retry(own: Weak<Self>) -> BoxFuture<'static, ()> {
+        // Boxed, since the future is recursive, too.
+        Box::pin(Self::until_attached(own))
+    }
+
+    async fn until_attached(own: Weak<Self>) {
+        let mut pause = PAUSE.0;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+            let Some(nat) = own.upgrade() else { return };
+            let mut session = nat.session.lock().await;
+            nat.attach_left(&mut session).await;
+            if nat.problems().is_empty() {
+                session.is_retrying = false;
+                return;
+            }
+        }
+    }
+
+    async fn attach_left(&self, session: &mut Session) {
+        let left: Vec<VmId> = self.problems().keys().copied().collect();
+        let left: Vec<Vm> = left.iter().filter_map(|id| session.vms.get(id).cloned()).collect();
+        for vm in left {
+            match self.ask_once(session, false, Request::Attach { vm: vm.clone() }).await {
+                Ok(_) => self.is_attached(vm.id),
+                // Another task restarts the process, or the next try connects again.
+                Err(error) if error.is_of_connection() => return,
+                Err(error) => self.is_not_attached(&vm, &error),
+            }
+        }
     }
 }
 
@@ -441,3 +536,6 @@ impl From<NetError> for NatError {
         ClientError::from(source).into()
     }
 }
+
+#[cfg(test)]
+mod tests;

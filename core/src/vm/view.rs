@@ -1,6 +1,6 @@
 //! Conversions of a VM's view into results for callers: the link for guest calls, a row of a list, or all details.
 
-use nexus_schema::id::VmKind;
+use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::link::{PROTOCOL, PROTOCOL_MIN};
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{
@@ -61,6 +61,7 @@ impl View {
         kernel: String,
         published: Vec<PublishedPort>,
         network: VmNetwork,
+        note: String,
     ) -> VmDetails {
         let record = &self.record;
         let directory = paths.vm(record.id);
@@ -77,7 +78,7 @@ impl View {
             driver_version: record.driver_version.clone(),
             accel: record.accel.clone(),
             init: record.spec.init,
-            network_note: Some(note(&network)),
+            network_note: Some(note),
             network,
             image,
             kernel,
@@ -174,11 +175,23 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
     let published = published.iter().map(|port| shared.published.shown(&shared.paths, port)).collect();
     let network = network::shown(shared, &view.record).await?;
     let idle_stop_at = lifetime::idle_stop_at(&view.record, idle);
-    Ok(VmDetails { idle_stop_at, ..view.details(&shared.paths, image, kernel, published, network) })
+    let note = note(shared, vm, &network);
+    let details = view.details(&shared.paths, image, kernel, published, network, note);
+    Ok(VmDetails { idle_stop_at, ..details })
 }
 
-/// Explains a VM's network to whoever works in the VM.
-pub(crate) fn note(network: &VmNetwork) -> String {
+/// Explains a VM's network to whoever works in the VM, or says what is wrong with it.
+pub(crate) fn note(shared: &Shared, vm: VmId, network: &VmNetwork) -> String {
+    match shared.nat.problem(vm) {
+        Some(why) => format!(
+            "nexus-net could not attach the VM's interface again: it may not work, and changes of its policy do not apply yet; nexusd \
+            tries again: {why}"
+        ),
+        None => meaning(network),
+    }
+}
+
+fn meaning(network: &VmNetwork) -> String {
     if network.until_next_start.is_some() {
         return "nat takes effect at the next start (vm_restart); until then programs reach other machines through the proxy \
             in http_proxy, https_proxy and all_proxy"

@@ -1,5 +1,6 @@
 //! The tools for commands, as the holder runs them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::command::{Command, Limits, Stream, Whose};
 use super::cursor::{cursor, offsets};
-use super::launch::{self, Order};
+use super::launch::{self, Order, Started};
 use super::services::SERVICES_START;
 use super::show::{self, Piece, Report, Said, report, signal_name};
 use super::table::Table;
@@ -62,17 +63,17 @@ impl Table {
         caller: Caller,
     ) -> Result<Answer, ToolError> {
         match tool {
-            RunCommand::NAME => self.run(decode::<RunCommand>(&params)?, caller).await,
-            CommandStart::NAME => self.start_only(decode::<CommandStart>(&params)?, caller),
-            CommandOutput::NAME => self.output(decode::<CommandOutput>(&params)?).await,
-            CommandInput::NAME => self.input(decode::<CommandInput>(&params)?).await,
-            CommandSignal::NAME => self.signal(decode::<CommandSignal>(&params)?).await,
+            RunCommand::NAME => self.run(decode::<RunCommand>(params)?, caller).await,
+            CommandStart::NAME => self.start_only(decode::<CommandStart>(params)?, caller),
+            CommandOutput::NAME => self.output(decode::<CommandOutput>(params)?).await,
+            CommandInput::NAME => self.input(decode::<CommandInput>(params)?).await,
+            CommandSignal::NAME => self.signal(decode::<CommandSignal>(params)?).await,
             CommandList::NAME => {
                 self.look_at_left().await;
-                self.list_page(&decode::<CommandList>(&params)?)
+                self.list_page(&decode::<CommandList>(params)?)
             }
-            McpList::NAME => self.mcp_list(decode::<McpList>(&params)?, &caller).await,
-            McpCall::NAME => self.mcp_call(decode::<McpCall>(&params)?, &caller).await,
+            McpList::NAME => self.mcp_list(decode::<McpList>(params)?, &caller).await,
+            McpCall::NAME => self.mcp_call(decode::<McpCall>(params)?, &caller).await,
             SERVICES_START => {
                 let orders = serde_json::from_str(params.get());
                 let orders = orders.map_err(|error| agent_failed(format!("start services: {error}")))?;
@@ -177,7 +178,10 @@ impl Table {
         let id = self.new_id()?;
         let stdin_open = order.stdin_open;
         let memory = oom::Before::look();
-        let started = launch::start(order, settings, self.in_vm, id.to_string())?;
+        // At least as long as what is decoded. Longer input is refused when it is decoded.
+        let input = order.stdin.as_ref().map_or(0, String::len).min(FILE_WRITE_MAX as usize);
+        let held = Some(self.hold_input(input)?);
+        let started = Started { held, ..launch::start(order, settings, self.in_vm, id.to_string())? };
         Ok(Command::live(self, id, whose, started, limits, stdin_open, memory))
     }
 
@@ -223,7 +227,12 @@ impl Table {
         }
         let from = from.unwrap_or_else(|| totals(&command));
         let deadline = Instant::now() + wait.max(WRITE_TIMEOUT);
-        let written = write(&command, &bytes, params.eof, deadline).await?;
+        let written = match self.hold_input(bytes.len()) {
+            Ok(_held) => write(&command, &bytes, params.eof, deadline).await?,
+            // As if this command did not read.
+            Err(_) => 0,
+        };
+        drop(bytes);
         wait_for_news(&command, from, None, wait).await;
         let look = Look { from, stream: None, limit: None, encoding, written: Some(written) };
         show_news(&command, look).await
@@ -349,11 +358,15 @@ impl Limits {
     }
 }
 
-fn decode<T: Tool>(params: &RawValue) -> Result<T::Params, ToolError>
+fn decode<T: Tool>(params: Box<RawValue>) -> Result<T::Params, ToolError>
 where
     T::Params: DeserializeOwned,
 {
-    serde_json::from_str(params.get()).map_err(|error| agent_failed(format!("{}: {error}", T::NAME)))
+    let decoded =
+        serde_json::from_str(params.get()).map_err(|error| agent_failed(format!("{}: {error}", T::NAME)));
+    // A call may wait long, and this may be large.
+    drop(params);
+    decoded
 }
 
 fn answer(report: Report) -> Result<Answer, ToolError> {
@@ -512,7 +525,7 @@ async fn write(command: &Command, bytes: &[u8], eof: bool, deadline: Instant) ->
     };
     let mut written = 0;
     let typed_eof = eof && end.is_terminal();
-    let all = if typed_eof { [bytes, b"\x04"].concat() } else { bytes.to_vec() };
+    let all: Cow<'_, [u8]> = if typed_eof { [bytes, b"\x04"].concat().into() } else { bytes.into() };
     while written < all.len() {
         match tokio::time::timeout_at(deadline, end.write(&all[written..])).await {
             Ok(Ok(more)) => written += more,

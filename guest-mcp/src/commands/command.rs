@@ -12,7 +12,7 @@ use nexus_schema::tools::command::{CommandEntry, CommandState, Descendants, LogF
 use nexus_schema::{Timestamp, ToolError};
 use rustix::process::Signal;
 use tokio::process::Child;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::attach::Sink;
 use super::kept::Kept;
@@ -216,7 +216,7 @@ impl Command {
         stdin_open: bool,
         memory: oom::Before,
     ) -> Arc<Self> {
-        let Started { child, tree, line, cwd, user, ends, input, log } = started;
+        let Started { child, tree, line, cwd, user, ends, input, held, log } = started;
         let terminal = ends.stdin.clone().filter(End::is_terminal);
         let stdin_open = stdin_open || terminal.is_some();
         let is_waited_for = whose.is_waited_for;
@@ -256,7 +256,7 @@ impl Command {
             }
         }
         if let Some(input) = input {
-            tokio::spawn(feed(command.clone(), input, stdin_open));
+            tokio::spawn(feed(command.clone(), input, held, stdin_open));
         }
         tokio::spawn(watch_over(child, command.clone(), table.clone(), memory));
         command
@@ -452,7 +452,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
 }
 
 /// Writes the input from the start of a command. A command that does not read it is not an error.
-async fn feed(command: Arc<Command>, bytes: Vec<u8>, stays_open: bool) {
+async fn feed(command: Arc<Command>, bytes: Vec<u8>, _held: Option<OwnedSemaphorePermit>, stays_open: bool) {
     let mut input = command.input.lock().await;
     let Some(end) = input.as_ref() else { return };
     let mut rest = &bytes[..];

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use tokio::process::{Child, Command};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::cgroup::Cgroup;
 use super::streams::{self, Ends, Stdin};
@@ -68,6 +69,8 @@ pub(super) struct Started {
     pub(super) ends: Ends,
     /// The input to write first.
     pub(super) input: Option<Vec<u8>>,
+    /// Counts this input for the limit of all commands; the caller sets it.
+    pub(super) held: Option<OwnedSemaphorePermit>,
     /// The file that gets all output.
     pub(super) log: Option<File>,
 }
@@ -156,7 +159,7 @@ pub(super) fn start(
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
     let pid = pid.ok_or_else(|| agent_failed("a command that was just started has no process id"))?;
     let tree = Tree::new(pid, mark, cgroup);
-    Ok(Started { child, tree, line, cwd, user: who.name, ends, input, log })
+    Ok(Started { child, tree, line, cwd, user: who.name, ends, input, held: None, log })
 }
 
 /// Returns the command line for lists: one line of at most 200 characters.

@@ -12,7 +12,7 @@ use nexus_schema::id::CommandId;
 use nexus_schema::link::CommandEnded;
 use nexus_schema::tools::command::{CommandEntry, CommandState};
 use rustix::process::Signal;
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 use super::command::{Command, Stream};
 use super::kept::Kept;
@@ -39,6 +39,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const KEPT_BOUNDS: (u64, u64) = (8 << 20, 64 << 20);
 /// What a stream of a running command may always keep, in bytes.
 const KEPT_ALWAYS: usize = 16 << 10;
+/// The maximum size of the input of all commands that is not written to them yet, in bytes.
+const INPUT_MAX: usize = 64 << 20;
 
 /// All commands of a boot.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub(crate) struct Table {
     boot: u32,
     kept_max: usize,
     kept: AtomicUsize,
+    /// How many bytes of input may still be held.
+    input: Arc<Semaphore>,
     /// Whether the VM is shutting down, so that no service is restarted.
     closing: AtomicBool,
     inner: Mutex<Inner>,
@@ -89,6 +93,7 @@ impl Table {
             boot,
             kept_max,
             kept: AtomicUsize::new(0),
+            input: Arc::new(Semaphore::new(INPUT_MAX)),
             closing: AtomicBool::new(false),
             inner,
             ends: broadcast::Sender::new(ENDS_MAX),
@@ -253,6 +258,16 @@ impl Table {
         for command in &commands {
             command.left().await;
         }
+    }
+
+    /// Counts input that is not written to a command yet, in bytes, until the result is dropped. Fails if commands have too much of it already.
+    pub(super) fn hold_input(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ToolError> {
+        let count = u32::try_from(bytes).ok();
+        count.and_then(|count| self.input.clone().try_acquire_many_owned(count).ok()).ok_or_else(|| {
+            let text = "the commands of this VM have too much input that they have not read yet";
+            ToolError::new(ErrorCode::TooLarge, text)
+                .hint("write it to a file and give stdin_path, or end commands that do not read their input")
+        })
     }
 
     /// Keeps output of a stream, which `add` adds, as far as there is room.

@@ -158,7 +158,7 @@ impl Changes {
                 Err(error) => {
                     let mut error = error;
                     for (change, done) in self.all.iter().zip(done).rev() {
-                        if let Err(left) = change.put_back(done, owner) {
+                        if let Err(left) = change.put_back(done, owner, self.root.as_deref()) {
                             error.message.push_str(&format!("; cannot restore {}: {left}", change.name));
                         }
                     }
@@ -204,7 +204,7 @@ impl Change {
         let (target, name) = (&self.target, self.target.name());
         match ready {
             None => self.hide(root),
-            Some(Ready::InPlace(content)) => self.overwrite(&content),
+            Some(Ready::InPlace(content)) => self.overwrite(&content, root),
             Some(Ready::Draft(draft)) if target.existing.is_none() => {
                 draft.place(name).map(|()| Done::Placed).map_err(|error| target.fail(error))
             }
@@ -212,7 +212,7 @@ impl Change {
                 Ok(()) => Ok(Done::Exchanged(draft)),
                 Err(error) => match error.raw_os_error() {
                     // The file is a mount point.
-                    Some(libc::EBUSY) => self.overwrite(self.new.as_deref().unwrap_or_default()),
+                    Some(libc::EBUSY) => self.overwrite(self.new.as_deref().unwrap_or_default(), root),
                     // The filesystem cannot exchange names.
                     Some(libc::EINVAL | libc::ENOSYS) => {
                         draft.replace(name).map(|()| Done::Overwritten).map_err(|error| target.fail(error))
@@ -223,24 +223,31 @@ impl Change {
         }
     }
 
-    fn overwrite(&self, content: &[u8]) -> Result<Done, ToolError> {
-        match self.target.overwrite(content, self.mode) {
+    fn overwrite(&self, content: &[u8], root: Option<&Path>) -> Result<Done, ToolError> {
+        let directory = self.open_directory(root)?;
+        match self.target.overwrite_in(&directory, content, self.mode) {
             Ok(()) => Ok(Done::Overwritten),
             Err(error) => {
                 // If this fails too, the first error is reported.
-                let _ = self.target.overwrite(&self.old, None);
+                let _ = self.target.overwrite_in(&directory, &self.old, None);
                 Err(self.target.fail(error))
             }
         }
     }
 
-    fn hide(&self, root: Option<&Path>) -> Result<Done, ToolError> {
+    /// Opens the directory of the file; refuses one that is not in `root` or below any more.
+    fn open_directory(&self, root: Option<&Path>) -> Result<OwnedFd, ToolError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(self.target.directory(), flags, Mode::empty())
             .map_err(|error| self.target.fail(error))?;
         if root.is_some_and(|root| !is_beneath(&directory, root)) {
             return Err(leads_out(self.target.path()));
         }
+        Ok(directory)
+    }
+
+    fn hide(&self, root: Option<&Path>) -> Result<Done, ToolError> {
+        let directory = self.open_directory(root)?;
         let name = self.target.name();
         let (own, ()) = under_free_name(|own| rustix::fs::renameat(&directory, name, &directory, own))
             .map_err(|error| self.target.fail(error))?;
@@ -248,18 +255,26 @@ impl Change {
     }
 
     /// Reverts the change.
-    fn put_back(&self, done: Done, owner: Owner) -> Result<(), ToolError> {
+    fn put_back(&self, done: Done, owner: Owner, root: Option<&Path>) -> Result<(), ToolError> {
         let path = self.target.path();
         let fail = |error: io::Error| failed("write", path, error);
         match done {
             Done::Exchanged(mut draft) => draft.exchange(self.target.name()).map_err(fail),
-            Done::Placed => std::fs::remove_file(path).map_err(fail),
+            Done::Placed => {
+                let directory = self.open_directory(root)?;
+                rustix::fs::unlinkat(&directory, self.target.name(), AtFlags::empty())
+                    .map_err(|error| fail(error.into()))
+            }
             Done::Hidden(directory, own) => {
                 rustix::fs::renameat(&directory, own.as_str(), &directory, self.target.name())
                     .map_err(|error| fail(error.into()))
             }
             Done::Overwritten => {
                 let mode = self.target.existing.as_ref().map(|old| old.mode);
+                if root.is_some() {
+                    let directory = self.open_directory(root)?;
+                    return self.target.overwrite_in(&directory, &self.old, mode).map_err(fail);
+                }
                 Target::find(path)?.put(self.old.clone(), mode, owner)
             }
         }
@@ -316,6 +331,7 @@ mod tests {
         let left = std::fs::read_dir(root.path()).unwrap().count();
         assert_eq!(left, 2, "nothing else is left");
     }
+
     /// As a program does that wants the agent to write what it may not write itself.
     #[test]
     fn a_directory_that_becomes_a_link_does_not_lead_out() {
@@ -329,6 +345,11 @@ mod tests {
         let mut creates = Changes::within(&root);
         let target = Target::find(&root.join("src/new")).unwrap();
         creates.create("new", target, b"new\n".to_vec(), None).unwrap();
+        let overwrite = || vec![Some(Ready::InPlace(b"new\n".to_vec()))];
+        let mut overwrites = Changes::within(&root);
+        overwrites.of("old", &root.join("src/old")).unwrap().new = Some(b"new\n".to_vec());
+        overwrites.commit(overwrite(), Owner::Maker).unwrap();
+        assert_eq!(std::fs::read_to_string(root.join("src/old")).unwrap(), "new\n");
         let mut deletes = Changes::within(&root);
         deletes.of("old", &root.join("src/old")).unwrap().new = None;
         std::fs::rename(root.join("src"), root.join("moved")).unwrap();
@@ -337,6 +358,10 @@ mod tests {
         assert_eq!(creates.apply(Owner::Maker).unwrap_err().code, ErrorCode::FileRefused);
         // It becomes a link just before it is used.
         assert_eq!(deletes.commit(vec![None], Owner::Maker).unwrap_err().code, ErrorCode::FileRefused);
+        assert_eq!(overwrites.commit(overwrite(), Owner::Maker).unwrap_err().code, ErrorCode::FileRefused);
+        assert!(overwrites.all[0].put_back(Done::Overwritten, Owner::Maker, Some(&root)).is_err());
+        assert!(creates.all[0].put_back(Done::Placed, Owner::Maker, Some(&root)).is_err());
+        assert_eq!(std::fs::read_to_string(outside.join("old")).unwrap(), "old\n");
         let left: Vec<_> =
             std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["old"]);

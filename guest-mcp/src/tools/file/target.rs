@@ -1,8 +1,11 @@
 //! The file that a call writes: it is first found, then prepared, and finally replaced in one step. A file that cannot be replaced (one of the
 //! kernel, a mount point, one in another owner's directory) is written in place.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -171,13 +174,19 @@ impl Target {
 
     /// Overwrites the existing file.
     pub(super) fn overwrite(&self, content: &[u8], mode: Option<u32>) -> io::Result<()> {
-        let mut file = open_again(&self.path)?;
-        // Kernel interfaces expect a value in one write.
-        file.write_all(content)?;
-        if let Some(mode) = mode {
-            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        }
-        sync(&file)
+        fill(open_again(&self.path)?, content, mode)
+    }
+
+    /// Overwrites the existing file in its open directory, whatever paths lead to now.
+    pub(super) fn overwrite_in(
+        &self,
+        directory: &OwnedFd,
+        content: &[u8],
+        mode: Option<u32>,
+    ) -> io::Result<()> {
+        let directory = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let path = Path::new(&directory).join(OsStr::from_bytes(self.name()));
+        fill(open_again(&path)?, content, mode)
     }
 
     /// Returns whether another target is the same file.
@@ -197,6 +206,16 @@ impl Target {
         let text = format!("write {}: it was changed meanwhile", self.given.display());
         Err(ToolError::new(ErrorCode::Changed, text).hint("read it again"))
     }
+}
+
+/// Writes a file that was opened to overwrite it.
+fn fill(mut file: File, content: &[u8], mode: Option<u32>) -> io::Result<()> {
+    // Kernel interfaces expect a value in one write.
+    file.write_all(content)?;
+    if let Some(mode) = mode {
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    }
+    sync(&file)
 }
 
 /// Opens an existing file to overwrite it. Never waits, whatever it was replaced by meanwhile.
