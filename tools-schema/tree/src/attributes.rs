@@ -12,6 +12,9 @@ pub(crate) type Attribute = (Vec<u8>, Vec<u8>);
 
 /// The prefix of those of programs.
 const OF_PROGRAMS: &[u8] = b"user.";
+/// Those of them that are left out: where a file was downloaded from, which may be a secret, and what file systems of containers and of virtual machines
+/// take for owners, modes and deleted files.
+const NOT_COPIED: [&[u8]; 4] = [b"user.xdg.", b"user.overlay.", b"user.virtfs.", b"user.containers."];
 /// Those that give rights, so that they are kept only where owner and mode are, too.
 const OF_RIGHTS: [&[u8]; 2] = [b"security.capability", b"system.posix_acl_access"];
 /// The size of the buffer for names that suffices for nearly all files, in bytes.
@@ -23,7 +26,9 @@ const ALL_MAX: usize = 256 << 10;
 
 /// Returns whether an attribute is copied. `rights` says whether owner and mode are kept.
 pub(crate) fn is_kept(name: &[u8], rights: bool) -> bool {
-    name.starts_with(OF_PROGRAMS) || (rights && OF_RIGHTS.contains(&name))
+    let is_of_program =
+        name.starts_with(OF_PROGRAMS) && !NOT_COPIED.iter().any(|left| name.starts_with(left));
+    is_of_program || (rights && OF_RIGHTS.contains(&name))
 }
 
 /// Reads the attributes of an open file that can be copied. What cannot be read is left out.
@@ -66,5 +71,27 @@ pub(crate) fn settle_with(file: impl AsFd, facts: &Facts, attributes: &[&Attribu
 fn write(file: impl AsFd, attributes: &[&Attribute]) {
     for (name, value) in attributes {
         let _ = rustix::fs::fsetxattr(&file, name.as_slice(), value, XattrFlags::empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_that_mean_something_to_a_host_are_left_out() {
+        for kept in ["user.mime_type", "user.checksum", "user.overlays"] {
+            assert!(is_kept(kept.as_bytes(), false), "{kept}");
+        }
+        for left in [
+            "user.xdg.origin.url",
+            "user.overlay.whiteout",
+            "user.virtfs.uid",
+            "user.containers.override_stat",
+        ] {
+            assert!(!is_kept(left.as_bytes(), true), "{left}");
+        }
+        assert!(is_kept(b"security.capability", true) && !is_kept(b"security.capability", false));
+        assert!(!is_kept(b"trusted.overlay.opaque", true) && !is_kept(b"security.selinux", true));
     }
 }
