@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::own::is_own;
 use super::state::Egress;
+use crate::os::own_address::is_own;
 
 /// Limits the concurrent name lookups of all VMs: each takes a thread, and resolvers can be slow.
 static LOOKUPS: Semaphore = Semaphore::const_new(16);

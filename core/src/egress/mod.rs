@@ -16,7 +16,6 @@ mod connection;
 mod counted;
 mod dial;
 mod log;
-mod own;
 mod policy;
 mod server;
 mod state;

@@ -15,6 +15,7 @@ pub(crate) mod meminfo;
 pub mod memory;
 #[cfg(test)]
 pub(crate) mod mounted;
+pub(crate) mod own_address;
 pub(crate) mod own_mounts;
 pub(crate) mod passing;
 pub mod paths;

@@ -6,7 +6,7 @@ use nexus_net_policy::inner;
 use rustix::io::Errno;
 
 /// Returns whether an address, or the IPv4 address that is embedded in it, is one of this host's own. Sends nothing.
-pub(super) fn is_own(address: IpAddr) -> bool {
+pub(crate) fn is_own(address: IpAddr) -> bool {
     let is_ours = |address| is_source(address) || is_local(address);
     let (canonical, inner) = (address.to_canonical(), inner(address));
     is_ours(canonical) || (inner != canonical && is_ours(inner))
