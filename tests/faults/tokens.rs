@@ -95,6 +95,15 @@ fn what_others_have_does_not_exist_for_a_token() {
     }
     let drives = agent.must("drive_list", json!({}));
     assert_eq!(drives["drives"].as_array().expect("a list").len(), 1, "{drives}");
+    let used_by = |client: &mut Client| {
+        let listed = client.must("image_list", json!({}));
+        let mut images = listed["images"].as_array().expect("a list").iter();
+        let of_list = images.find(|row| row["name"] == image).expect("the image")["used_by"].clone();
+        let details = client.must("image_inspect", json!({ "image": image }));
+        assert_eq!(details["used_by"], of_list);
+        of_list
+    };
+    assert_eq!((used_by(&mut owner), used_by(&mut agent)), (json!(2), json!(1)), "both VMs, and its own");
     let ops = agent.must("op_list", json!({})).to_string();
     assert!(!ops.contains("theirs") && ops.contains("ours"), "{ops}");
     let info = agent.must("system_info", json!({}));

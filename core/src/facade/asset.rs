@@ -171,7 +171,7 @@ impl Nexus {
         params: AssetRemoveParams,
     ) -> Result<AssetRemoveOutput, ToolError> {
         let record = self.shared.asset(params.asset).await?;
-        let was_default = self.shared.provision.remove(&record, &ctx.caller.owner).await?;
+        let was_default = self.shared.provision.remove(&record, &ctx.caller).await?;
         if record.kind == AssetKind::Vmm {
             self.shared.host(true).await?;
         }

@@ -504,7 +504,7 @@ impl Shared {
 }
 
 /// Whether a drive exists for a caller: its own ones do, and those of VMs that it sees.
-fn sees_drive(vms: &Registry, caller: &Caller, drive: &DriveRecord) -> bool {
+pub(super) fn sees_drive(vms: &Registry, caller: &Caller, drive: &DriveRecord) -> bool {
     let is_of_seen = || {
         let at = drive.attachment.as_ref();
         at.is_some_and(|at| vms.get(caller, &Reference::Id(at.vm)).is_ok())

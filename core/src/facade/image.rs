@@ -1,7 +1,7 @@
 //! The image tools.
 
 use nexus_schema::access::Scope;
-use nexus_schema::id::ImageKind;
+use nexus_schema::id::{ImageId, ImageKind};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::image::{
     BUILT_IN, ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
@@ -9,13 +9,15 @@ use nexus_schema::tools::image::{
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::{Arch, ErrorCode, Name, Reference, ToolError};
 
+use super::drive::sees_drive;
 use super::source::may_use;
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
 use crate::access::Caller;
+use crate::context::Registry;
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
 use crate::store::idempotency::Once;
 use crate::store::images::ImageRecord;
-use crate::store::{StoreError, drives, images};
+use crate::store::{Connection, StoreError, drives, images};
 use crate::vm::defaults;
 
 impl Nexus {
@@ -26,14 +28,15 @@ impl Nexus {
         params: ImageListParams,
     ) -> Result<ImageListOutput, ToolError> {
         let limit = page(params.limit)? as usize;
+        let (caller, vms) = (ctx.caller.clone(), self.shared.vms.clone());
         let rows = self
             .shared
             .store
-            .read(|db| -> Result<_, StoreError> {
+            .read(move |db| -> Result<_, StoreError> {
                 images::all(db)?
                     .into_iter()
                     .filter(|image| image.ready)
-                    .map(|image| Ok((drives::count_by_image(db, image.id)?, image)))
+                    .map(|image| Ok((seen_drives(db, &vms, &caller, image.id)?, image)))
                     .collect::<Result<Vec<_>, StoreError>>()
             })
             .await
@@ -63,12 +66,13 @@ impl Nexus {
     ) -> Result<ImageDetails, ToolError> {
         let default = defaults::read(&self.shared.store).await?.image;
         let wanted = params.image.clone();
+        let (caller, vms) = (ctx.caller.clone(), self.shared.vms.clone());
         let found = self
             .shared
             .store
             .read(move |db| -> Result<_, StoreError> {
                 match images::get(db, &wanted)?.filter(|image| image.ready) {
-                    Some(image) => Ok(Some((drives::count_by_image(db, image.id)?, image))),
+                    Some(image) => Ok(Some((seen_drives(db, &vms, &caller, image.id)?, image))),
                     None => Ok(None),
                 }
             })
@@ -197,8 +201,8 @@ impl Nexus {
         let (shared, caller) = (self.shared.clone(), ctx.caller.clone());
         self.shared.ops.run(id, move |progress| async move {
             let image = shared.provision.image(&params.from, &caller.owner, &progress).await?;
-            let image_id = image.id;
-            let used = shared.store.read(move |db| drives::count_by_image(db, image_id)).await;
+            let (of, vms, image_id) = (caller.clone(), shared.vms.clone(), image.id);
+            let used = shared.store.read(move |db| seen_drives(db, &vms, &of, image_id)).await;
             let default = defaults::read(&shared.store).await?.image;
             Ok(shared.image_details(shown_to(&caller, image), used.map_err(store_error)?, &default))
         });
@@ -242,6 +246,12 @@ impl Shared {
 fn shown_to(caller: &Caller, mut image: ImageRecord) -> ImageRecord {
     image.source = image.origin(caller.made(&image.owner)).to_owned();
     image
+}
+
+/// How many drives of an image exist for a caller: who else uses the image is none of a token's business.
+fn seen_drives(db: &Connection, vms: &Registry, caller: &Caller, image: ImageId) -> Result<u64, StoreError> {
+    let drives = drives::of_image(db, image)?;
+    Ok(drives.iter().filter(|drive| sees_drive(vms, caller, drive)).count() as u64)
 }
 
 /// The details of a built-in image before its first use.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use nexus_schema::access::Scope;
 use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetCheck, AssetFile, AssetKind, AssetSummary, Verified};
 use nexus_schema::{Arch, ErrorCode, Name, Reference, ToolError};
@@ -11,6 +12,7 @@ use super::kernel::asset_error;
 use super::unused::{meant_kernel, vmm_in_force};
 use super::wanted::{Order, WantedAsset};
 use super::{DEBIAN, Provision, blocking, hex_sha256, slug};
+use crate::access::Caller;
 use crate::asset::pipeline::{self, Job, Made};
 use crate::asset::provider::{Found, Plan, Provider, Source, Values, Versions, with_version};
 use crate::asset::{AssetError, Fetcher, ProviderProblem, VMLINUX, adopt_kernel, hash_file, is_program};
@@ -319,8 +321,8 @@ impl Provision {
     }
 
     /// Removes an unused asset; returns whether it was a default.
-    pub(crate) async fn remove(&self, asset: &AssetRecord, who: &str) -> Result<bool, ToolError> {
-        let (record, who) = (asset.clone(), who.to_owned());
+    pub(crate) async fn remove(&self, asset: &AssetRecord, caller: &Caller) -> Result<bool, ToolError> {
+        let (record, who) = (asset.clone(), caller.owner.clone());
         let removed = self
             .store
             .write(move |tx| -> Result<Result<bool, Vec<String>>, StoreError> {
@@ -344,10 +346,7 @@ impl Provision {
             })
             .await
             .map_err(store_error)?;
-        let was_default = removed.map_err(|users| {
-            let message = format!("asset {} is needed by {}", asset.name, users.join(", "));
-            ToolError::new(ErrorCode::InUse, message).hint("delete those VMs first")
-        })?;
+        let was_default = removed.map_err(|users| needed(caller, &asset.name, &users))?;
         crate::os::remove::tree(&self.paths.asset(asset.id)).await;
         if asset.kind == AssetKind::Vmm {
             self.link_programs().await?;
@@ -373,6 +372,13 @@ impl Provision {
         })
         .await
     }
+}
+
+/// Returns the error for an asset that VMs need. Those may be VMs that the caller does not see.
+fn needed(caller: &Caller, asset: &Name, users: &[String]) -> ToolError {
+    let by = if caller.has(Scope::Admin) { users.join(", ") } else { "VMs".to_owned() };
+    ToolError::new(ErrorCode::InUse, format!("asset {asset} is needed by {by}"))
+        .hint("delete those VMs first")
 }
 
 /// Refuses assets that nothing verifies and that the caller did not accept; returns what is done with the others.
@@ -537,4 +543,30 @@ fn relink(links: &Path, target: Option<&Path>) -> std::io::Result<()> {
         fs_err::rename(&fresh, &link)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{Tokens, Wanted};
+
+    #[test]
+    fn who_needs_an_asset_is_named_to_those_who_see_all_vms() {
+        let owner = Caller::owner("uid:0");
+        let holder = |scope: Scope| {
+            let tokens = Tokens::default();
+            let wanted = Wanted { scopes: Some([scope].into_iter().collect()), ..Wanted::default() };
+            let (record, secret) = tokens.draft(&owner, wanted).unwrap();
+            tokens.add(record);
+            tokens.authenticate(&secret).unwrap()
+        };
+        let said = |caller: &Caller| {
+            let error = needed(caller, &"linux".parse().unwrap(), &["web".to_owned(), "db".to_owned()]);
+            assert_eq!(error.code, ErrorCode::InUse);
+            error.message
+        };
+        assert_eq!(said(&owner), "asset linux is needed by web, db");
+        assert_eq!(said(&holder(Scope::Admin)), "asset linux is needed by web, db");
+        assert_eq!(said(&holder(Scope::Images)), "asset linux is needed by VMs");
+    }
 }

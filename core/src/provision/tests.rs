@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::wanted::WantedAsset;
 use super::*;
+use crate::access::Caller;
 use crate::asset::Compression;
 use crate::asset::Sha256;
 use crate::asset::provider::{self, Provider};
@@ -20,8 +21,7 @@ use crate::config::FetchSettings;
 use crate::image::oci::Keychain;
 use crate::op::Ops;
 use crate::progress::Progress;
-use crate::store::assets;
-use crate::store::assets::AssetRecord;
+use crate::store::assets::{self, AssetRecord};
 use crate::store::providers::ProviderRow;
 
 const ARCH: &str = std::env::consts::ARCH;
@@ -367,7 +367,7 @@ async fn damage_is_found_again_and_named() {
     fs_err::remove_file(&file).unwrap();
     assert!(!scene.provision.verify(&asset, &scene.progress).await.unwrap().ok);
     // After removal and a new download it is complete.
-    assert!(!scene.provision.remove(&asset, "uid:0").await.unwrap());
+    assert!(!scene.provision.remove(&asset, &Caller::owner("uid:0")).await.unwrap());
     let again = scene.download(wanted(AssetKind::Rootfs, "alpine@3.21.3")).await.unwrap();
     assert!(scene.provision.verify(&again, &scene.progress).await.unwrap().ok);
 }
@@ -401,9 +401,9 @@ async fn the_newest_firecracker_is_used_and_an_old_one_told() {
         assert_eq!(fs_err::read(&link).unwrap(), elf_kernel(b"1.17.0"));
     }
     assert!(link.with_file_name("jailer").is_file());
-    scene.provision.remove(&made[0], "uid:0").await.unwrap();
+    scene.provision.remove(&made[0], &Caller::owner("uid:0")).await.unwrap();
     assert_eq!(fs_err::read(&link).unwrap(), elf_kernel(b"1.16.1"));
-    scene.provision.remove(&made[1], "uid:0").await.unwrap();
+    scene.provision.remove(&made[1], &Caller::owner("uid:0")).await.unwrap();
     assert!(fs_err::symlink_metadata(&link).is_err());
     assert_eq!(scene.directories().await, 0);
 }

@@ -228,9 +228,10 @@ pub fn list(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// How many drives were made from an image.
-pub fn count_by_image(db: &Connection, image: ImageId) -> Result<u64, StoreError> {
-    Ok(db.query_row("SELECT count(*) AS n FROM drives WHERE image_id = ?1", [image.as_i64()], |row| {
-        row.unsigned("n")
-    })?)
+/// The drives that were made from an image, by name.
+pub fn of_image(db: &Connection, image: ImageId) -> Result<Vec<DriveRecord>, StoreError> {
+    let sql = format!("{SELECT} WHERE drives.image_id = ?1 ORDER BY drives.name");
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map([image.as_i64()], record)?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
