@@ -88,3 +88,20 @@ fn a_dry_run_of_busybox_knows_the_size_of_its_package() {
     assert!(package["bytes"].as_u64().is_some_and(|bytes| bytes > 100_000), "{plan}");
     assert_eq!(plan["download_bytes"], package["bytes"]);
 }
+
+#[test]
+fn memory_beyond_the_hosts_is_refused_before_anything_changes() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let text = std::fs::read_to_string("/proc/meminfo").expect("what the host has");
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let total: u64 = total.expect("its memory").trim().parse().expect("a number of KiB");
+    let memory = format!("{}MiB", total / 1024 + 1);
+    for dry_run in [true, false] {
+        let wanted = json!({ "name": "big", "from": "busybox", "memory": memory, "dry_run": dry_run });
+        let failure = client.call("vm_create", wanted).expect_err("more than there is");
+        assert_eq!(failure.code, "invalid_argument", "{}", failure.text);
+        assert!(failure.text.contains("memory"), "{}", failure.text);
+    }
+    assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]));
+}

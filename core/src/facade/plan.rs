@@ -15,7 +15,7 @@ use crate::provision::called;
 use crate::provision::{ImagePlan, step};
 use crate::store::images::ImageRecord;
 use crate::store::{drives, images, vms};
-use crate::vm::create::disk_of;
+use crate::vm::create::{check_host_memory, disk_of};
 use crate::vm::defaults;
 use crate::vm::spec::{self, DISK_DEFAULT};
 use crate::vm::{network, packages};
@@ -34,6 +34,7 @@ impl Shared {
         let name = params.name.clone().map_or_else(|| "made-up".parse(), Ok);
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
         let mut spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
+        check_host_memory(self, &spec).await?;
         packages::fill(self, &mut spec.network).await?;
         let arch = self.provision.arch_of_image(&spec.from).await?;
         let choice = self.choose_driver_for(&spec, arch).await?;

@@ -251,6 +251,17 @@ pub(crate) fn check_memory(memory: ByteSize) -> Result<(), String> {
     }
 }
 
+/// Fails if a VM would have more memory than the host, with what the host has in all.
+pub(crate) fn check_fits(memory: ByteSize, host: ByteSize) -> Result<(), ToolError> {
+    if memory <= host {
+        return Ok(());
+    }
+    let host = ByteSize::mib(host.as_mib());
+    let message = format!("memory is {memory}, more than this host has in all, {host}");
+    Err(ToolError::invalid(message)
+        .hint(format!("give memory of at most {host}; the default is the setting default.memory")))
+}
+
 /// Fails if the size of a root drive is out of range or not a multiple of 4 KiB.
 pub(crate) fn check_disk(disk: ByteSize) -> Result<(), String> {
     if disk < DISK_MIN || disk > DISK_MAX {
@@ -344,6 +355,20 @@ mod tests {
         assert!(check_disk(ByteSize::bytes(8)).unwrap_err().ends_with("write 8GiB if you mean that"));
         assert!(!check_memory(ByteSize::mib(64)).unwrap_err().contains("unit"));
         check_memory(ByteSize::mib(96)).unwrap();
+    }
+
+    #[test]
+    fn memory_beyond_the_hosts_is_refused_with_what_the_host_has() {
+        let host = ByteSize::bytes((23 << 30) + 4096);
+        for memory in [ByteSize::gib(1), ByteSize::gib(23), host] {
+            check_fits(memory, host).unwrap();
+        }
+        let error = check_fits(ByteSize::gib(24), host).unwrap_err();
+        assert_eq!(error.code, nexus_schema::ErrorCode::InvalidArgument);
+        assert_eq!(error.message, "memory is 24GiB, more than this host has in all, 23GiB");
+        assert!(error.hint.unwrap().contains("23GiB"));
+        let error = check_fits(ByteSize::gib(900), ByteSize::mib(24_001)).unwrap_err();
+        assert!(error.message.ends_with("has in all, 24001MiB"), "{error}");
     }
 
     #[test]
