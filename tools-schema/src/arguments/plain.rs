@@ -44,6 +44,23 @@ pub(super) fn required(schema: &Schema) -> impl Iterator<Item = &str> {
     schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
+/// Returns the object with named members that a value is, or that each of its items or values is, and what precedes the list of these members.
+pub(super) fn within(schema: &Schema) -> Option<(&'static str, &Schema)> {
+    let object = |of: &Schema| properties(of).is_some_and(|members| !members.is_empty());
+    if object(schema) {
+        return Some(("", schema));
+    }
+    let each =
+        ["items", "additionalProperties"].into_iter().find_map(|word| schema.get(word)?.as_object())?;
+    if object(each) {
+        return Some(("each: ", each));
+    }
+    let forms = each.get("anyOf").and_then(Value::as_array)?;
+    let of = forms.iter().filter_map(Value::as_object).find(|form| object(form))?;
+    let is_text = |form: &Value| form.get("type").is_some_and(|kind| kind == "string");
+    Some((if forms.iter().any(is_text) { "each: a string, or " } else { "each: " }, of))
+}
+
 /// Normalizes the members of an object.
 pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
     let none = Schema::new();

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::tools::command::{CommandInput, CommandOutput, CommandSignal, RunCommand};
 use crate::tools::drive::DriveResize;
-use crate::tools::file::FileWrite;
+use crate::tools::file::{FileEdit, FileWrite};
 use crate::tools::http::HttpRequest;
 use crate::tools::template::{TemplateCreate, TemplateUpdate};
 use crate::tools::vm::{VmCreate, VmInspect, VmPublish, VmRename, VmUnpublish, VmWait};
@@ -179,4 +179,18 @@ fn a_tool_says_what_it_takes_under_the_name_that_it_has_there() {
         "guest_file_write takes: vm, path, content, append, commit, create_parents, encoding, mode, offset, upload_id, \
          user"
     );
+}
+
+#[test]
+fn members_of_arguments_are_listed_with_them() {
+    assert_eq!(
+        Takes::from(crate::tool::guest_info::<FileEdit>()).to_string(),
+        "guest_file_edit takes: vm, edits (each: path, old, new, expect_count, expect_sha256, replace_all), dry_run, user"
+    );
+    let create = Takes::of::<VmCreate>().to_string();
+    assert!(create.contains(", network (allow, bandwidth, deny, groups, mode, preset)"), "{create}");
+    assert!(create.contains(", files (each: a string, or content, "), "{create}");
+    assert!(create.contains(", env, "), "{create}");
+    let template = Takes::of::<TemplateCreate>().to_string();
+    assert!(template.contains(", services (each: argv, command, "), "{template}");
 }
