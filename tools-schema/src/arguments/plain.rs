@@ -71,6 +71,10 @@ pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
         let Some(of) = properties.get(name).and_then(Value::as_object) else {
             return Err(unknown(properties, name));
         };
+        if is_guard(name) && value.as_str().is_some_and(str::is_empty) {
+            let what = "must not be empty: leave it out to do without the check";
+            return Err(Wrong::new(what.into()).within(format_args!(".{name}")));
+        }
         let place =
             if required(schema).any(|needed| needed == name) { Place::Required } else { Place::Optional };
         match value_of(of, value, place) {
@@ -90,6 +94,12 @@ pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
         }
         None => Ok(()),
     }
+}
+
+/// Returns whether an argument is a condition that a call must meet. Nobody who gives one means to do without it, so an empty text is not a missing
+/// value.
+fn is_guard(name: &str) -> bool {
+    name.starts_with("if_") || name.starts_with("expect_") || name.ends_with("sha256")
 }
 
 /// Returns the first words of a description.

@@ -1,12 +1,13 @@
 use serde_json::json;
 
 use super::*;
+use crate::tools::asset::AssetDownload;
 use crate::tools::command::{CommandInput, CommandOutput, CommandSignal, RunCommand};
 use crate::tools::drive::DriveResize;
 use crate::tools::file::{FileEdit, FileWrite};
 use crate::tools::http::HttpRequest;
 use crate::tools::template::{TemplateCreate, TemplateUpdate};
-use crate::tools::vm::{VmCreate, VmInspect, VmPublish, VmRename, VmUnpublish, VmWait};
+use crate::tools::vm::{VmCreate, VmInspect, VmPublish, VmRename, VmStop, VmUnpublish, VmWait};
 
 fn map(value: Value) -> Map<String, Value> {
     let Value::Object(map) = value else { panic!("{value} is no object") };
@@ -193,4 +194,20 @@ fn members_of_arguments_are_listed_with_them() {
     assert!(create.contains(", env, "), "{create}");
     let template = Takes::of::<TemplateCreate>().to_string();
     assert!(template.contains(", services (each: argv, command, "), "{template}");
+}
+
+#[test]
+fn an_empty_condition_is_refused() {
+    let said = "must not be empty: leave it out to do without the check";
+    let stop = json!({ "vm": "web-1", "if_boot_id": "" });
+    assert_eq!(refused::<VmStop>(stop), format!("if_boot_id: {said}"));
+    let download = json!({ "kind": "kernel", "from": "https://example.org/vmlinux", "sha256": "" });
+    assert_eq!(refused::<AssetDownload>(download), format!("sha256: {said}"));
+    for guard in ["expect_sha256", "expect_count"] {
+        let edit = json!({ "edits": [{ "path": "/x", "old": "a", "new": "b", guard: "" }] });
+        assert_eq!(refused::<FileEdit>(edit), format!("edits[0].{guard}: {said}"));
+    }
+    // What is not there at all is no condition.
+    let stop = map(json!({ "vm": "web-1", "if_boot_id": null, "force": "" }));
+    assert_eq!(Takes::of::<VmStop>().decode::<VmStop>(stop).unwrap().if_boot_id, None);
 }
