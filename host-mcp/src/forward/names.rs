@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use nexus_schema::tool::GUEST_PREFIX;
+use nexus_schema::tool::{GUEST_PREFIX, words};
 use nexus_schema::{ToolError, tools};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -92,25 +92,6 @@ fn in_text(text: &str, view: View) -> Cow<'_, str> {
 /// Whether a text tells to call a tool of the host, and not to ask somebody for it.
 fn names_lacking(text: &str) -> bool {
     words(text).any(|(at, word)| HOST.contains(word) && !text[..at].ends_with(ASKED_FOR))
-}
-
-/// The words of a text that may be names of tools, and where they start. All such names have an underscore, except words that are
-/// also plain English.
-fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let start = from + text[from..].find(is_of_name)?;
-        let end = text[start..].find(|c| !is_of_name(c)).map_or(text.len(), |length| start + length);
-        from = end;
-        Some((start, end))
-    })
-    .filter(move |&(start, end)| {
-        let is_of_path =
-            text[..start].ends_with(['/', '.', '-', '=']) || text[end..].starts_with(['/', '-', '=']);
-        text[start..end].contains('_') && !is_of_path
-    })
-    .map(move |(start, end)| (start, &text[start..end]))
 }
 
 #[cfg(test)]
