@@ -46,8 +46,9 @@ pub(super) fn in_report(content: &str, view: View) -> Cow<'_, str> {
         #[serde(borrow)]
         text: Cow<'a, str>,
     }
-    // Almost all reports of short commands name no tool.
-    if matches!(view, View::Vm(_) | View::Own(_)) || !content.contains("command_") {
+    // Almost all reports of short commands name no tool. Those of commands that lack a network name `file_write`.
+    let may_name = content.contains("command_") || content.contains("file_write");
+    if matches!(view, View::Vm(_) | View::Own(_)) || !may_name {
         return content.into();
     }
     let Ok(blocks) = serde_json::from_str::<Vec<&RawValue>>(content) else { return content.into() };
@@ -98,6 +99,7 @@ fn names_lacking(text: &str) -> bool {
 mod tests {
     use nexus_schema::ErrorCode;
     use nexus_schema::id::VmId;
+    use nexus_schema::tools::command::FailureCause;
 
     use super::*;
     use crate::tools::Toolset;
@@ -157,6 +159,10 @@ mod tests {
         );
         assert_eq!(said[1], serde_json::from_str::<serde_json::Value>(output).unwrap());
         assert_eq!(said.as_array().unwrap().len(), 2);
+        let cause = FailureCause::NoNetwork.explained();
+        let noted = json!([{ "type": "text", "text": format!("exit 100\nnote: {cause}") }]).to_string();
+        let said = in_report(&noted, WHOLE);
+        assert!(said.contains("(guest_file_write)"), "{said}");
         for content in [format!("[{output},{report}]"), "[]".to_owned(), "command_output".to_owned()] {
             assert_eq!(in_report(&content, WHOLE), content);
         }
