@@ -119,9 +119,20 @@ fn unknown(properties: &Schema, name: &str) -> Wrong {
             write!(what, ": this tool gives no terminal; command_start does, with `tty`")
         }
         None if name == VM_ARGUMENT => write!(what, ": this endpoint is the inside of one VM"),
-        None => Ok(()),
+        None => match member_meant(properties, name) {
+            Some((argument, member)) => write!(what, "; `{member}` is a member of `{argument}`"),
+            None => Ok(()),
+        },
     };
     Wrong::new(what)
+}
+
+/// Returns the member of an argument that is most likely meant by an unknown name, after that argument.
+fn member_meant<'a>(arguments: &'a Schema, name: &str) -> Option<(&'a str, &'a str)> {
+    arguments.iter().find_map(|(argument, of)| {
+        let (_, of) = within(of.as_object()?)?;
+        Some((argument.as_str(), names::meant(properties(of)?, name)?))
+    })
 }
 
 /// Adds a suggestion to the error about a value of the wrong kind.

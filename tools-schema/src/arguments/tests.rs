@@ -138,6 +138,9 @@ fn names_that_are_often_mistaken_are_corrected() {
         (refused::<VmWait>(json!({ "vm": "web-1", "timeout_s": 5 })), "timeout_s`; use `wait_s`"),
         (refused::<VmRename>(json!({ "vm": "web-1", "new_name": "web-2" })), "new_name`; use `name`"),
         (refused::<CommandOutput>(json!({ "cmd_id": 7 })), "cmd_id`; use `id`"),
+        (refused::<FileEdit>(json!({ "new_string": "x" })), "new_string`; `new` is a member of `edits`"),
+        (refused::<FileEdit>(json!({ "path": "/x" })), "path`; `path` is a member of `edits`"),
+        (refused::<VmCreate>(json!({ "allow": ["a.example"] })), "allow`; `allow` is a member of `network`"),
     ] {
         assert_eq!(message, format!("unknown argument `{said}"));
     }
