@@ -142,8 +142,8 @@ impl Server {
         arguments: JsonObject,
         context: &RequestContext<RoleServer>,
     ) -> Result<Result<CallToolResult, ToolError>, ErrorData> {
-        let unknown = || ErrorData::invalid_params(format!("unknown tool: {tool}"), None);
         let (host, caller) = (self.client.host(), self.client.caller().clone());
+        let unknown = || ErrorData::invalid_params(host.registry().unknown(self.client.view(), tool), None);
         let View::Whole(set) = self.client.view() else { return Err(unknown()) };
         if !host.registry().is_tool(tool) {
             return Err(unknown());

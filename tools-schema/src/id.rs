@@ -21,6 +21,16 @@ fn article(word: &str) -> &'static str {
     if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
+/// Returns what is wrong with a text that is not an id.
+fn flaw(text: &str, kind: &str) -> String {
+    let has_form = text.len() == ID_LEN && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'));
+    if has_form {
+        format!("no {kind} has this id")
+    } else {
+        format!("{} {kind} id has the form {EXAMPLE}, {ID_LEN} characters of a-z and 2-7", article(kind))
+    }
+}
+
 fn base32() -> &'static Encoding {
     static ENCODING: std::sync::OnceLock<Encoding> = std::sync::OnceLock::new();
     ENCODING.get_or_init(|| {
@@ -87,7 +97,7 @@ pub struct Id<K> {
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not {a} {kind} id: {a} {kind} id has the form {example}, 13 characters of a-z and 2-7", a = article(.kind), example = EXAMPLE)]
+#[error("`{text}` is not {a} {kind} id: {why}", a = article(.kind), why = flaw(.text, .kind))]
 pub struct ParseIdError {
     /// The given text, shortened.
     pub text: String,
@@ -248,6 +258,11 @@ mod tests {
             ("web-1".parse::<BootId>().unwrap_err().to_string(), "`web-1` is not a boot id: a boot id"),
         ] {
             assert_eq!(said, format!("{expected} {form}"));
+        }
+        // The form is right, the value is out of range.
+        for text in ["aaaaaaaaaaaaa", "qaaaaaaaaaaaa", "aaaaaaaaaaaab"] {
+            let said = text.parse::<BootId>().unwrap_err().to_string();
+            assert_eq!(said, format!("`{text}` is not a boot id: no boot has this id"));
         }
     }
 

@@ -1,11 +1,15 @@
 //! A tool is a type: its name, title, description, effect, parameters and output.
 
+mod words;
+
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+pub use words::words;
 
 use crate::schema;
 
@@ -141,10 +145,14 @@ pub const GUEST_PREFIX: &str = "guest_";
 /// The argument that names the VM for guest tools on the host.
 pub const VM_ARGUMENT: &str = "vm";
 
-/// Describes a guest tool as the host publishes it: `guest_` + name, with a first required argument `vm`.
+/// Describes a guest tool as the host publishes it: `guest_` + name, with a first required argument `vm`, and with such names of others in its
+/// descriptions.
 pub fn guest_info<T: Tool>() -> ToolInfo {
     let mut info = info::<T>();
     info.name = format!("{GUEST_PREFIX}{}", info.name);
+    info.description = words::on_host(&info.description);
+    let schemas = std::iter::once(&mut info.input_schema).chain(&mut info.output_schema);
+    schemas.flat_map(Map::values_mut).for_each(words::describe_on_host);
     let vm = serde_json::json!({ "type": "string", "description": "The VM: its name or id." });
     let mut properties = Map::new();
     properties.insert(VM_ARGUMENT.into(), vm);

@@ -4,11 +4,14 @@ use nexus_core::{CallContext, Caller, Nexus};
 use nexus_schema::ToolError;
 use nexus_schema::access::Scope;
 use nexus_schema::id::{BootId, VmId};
-use nexus_schema::tool::Tool;
+use nexus_schema::tool::{self, Tool};
 use nexus_schema::tools::checkpoint::{CheckpointDetails, VmCheckpoint, VmRollback};
 use nexus_schema::tools::op::OpProgress;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+
+use crate::host::View;
+use crate::tools::Toolset;
 
 /// The argument that asks for it.
 pub(super) const ARGUMENT: &str = "checkpoint";
@@ -64,14 +67,25 @@ impl TakenBefore {
         json!({ "id": self.0.id, "name": self.0.name, "expires_at": self.0.expires_at })
     }
 
-    /// For readers.
-    pub(super) fn told(&self) -> String {
-        let (name, vm) = (&self.0.name, &self.0.vm_name);
+    /// For readers of a view. Where that lacks the tool that goes back to it, they learn who has it.
+    pub(super) fn told(&self, view: View) -> String {
+        let (name, vm, rollback) = (&self.0.name, &self.0.vm_name, VmRollback::NAME);
         let until = self.0.expires_at.map_or_else(String::new, |at| format!(", kept until {at}"));
-        format!(
-            "checkpoint {name} of {vm} was taken before the command{until}; {} with it undoes the command",
-            VmRollback::NAME
-        )
+        let undo = match view {
+            View::Whole(set) => {
+                let info = tool::info::<VmRollback>();
+                if set.offers(&info) {
+                    format!("{rollback} with it undoes the command")
+                } else {
+                    let word = Toolset::with(&info);
+                    format!(
+                        "{rollback} at /mcp?tools={word}, or `nexusctl vm rollback {vm} {name}`, undoes the command"
+                    )
+                }
+            }
+            View::Vm(_) | View::Own(_) => format!("ask for {rollback} with it to undo the command"),
+        };
+        format!("checkpoint {name} of {vm} was taken before the command{until}; {undo}")
     }
 }
 
@@ -84,5 +98,26 @@ impl TakenBefore {
             "quiesced": true, "pause_ms": 1, "created_at": "2026-01-01T00:00:00Z",
         });
         Self(serde_json::from_value(details).expect("a checkpoint"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_learn_where_the_command_can_be_undone() {
+        let before = "checkpoint before-run-abcdef of web-1 was taken before the command; ";
+        for (view, said) in [
+            (View::Whole(Toolset::ALL), "vm_rollback with it undoes the command"),
+            (View::Whole(Toolset::DRIVES), "vm_rollback with it undoes the command"),
+            (
+                View::Whole(Toolset::WORK),
+                "vm_rollback at /mcp?tools=drives, or `nexusctl vm rollback web-1 before-run-abcdef`, undoes the command",
+            ),
+            (View::Vm(VmId::from_i64(1).unwrap()), "ask for vm_rollback with it to undo the command"),
+        ] {
+            assert_eq!(TakenBefore::sample().told(view), format!("{before}{said}"));
+        }
     }
 }

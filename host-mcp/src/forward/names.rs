@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use nexus_schema::tool::GUEST_PREFIX;
+use nexus_schema::tool::{GUEST_PREFIX, words};
 use nexus_schema::{ToolError, tools};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -46,8 +46,9 @@ pub(super) fn in_report(content: &str, view: View) -> Cow<'_, str> {
         #[serde(borrow)]
         text: Cow<'a, str>,
     }
-    // Almost all reports of short commands name no tool.
-    if matches!(view, View::Vm(_) | View::Own(_)) || !content.contains("command_") {
+    // Almost all reports of short commands name no tool. Those of commands that lack a network name `file_write`.
+    let may_name = content.contains("command_") || content.contains("file_write");
+    if matches!(view, View::Vm(_) | View::Own(_)) || !may_name {
         return content.into();
     }
     let Ok(blocks) = serde_json::from_str::<Vec<&RawValue>>(content) else { return content.into() };
@@ -94,29 +95,11 @@ fn names_lacking(text: &str) -> bool {
     words(text).any(|(at, word)| HOST.contains(word) && !text[..at].ends_with(ASKED_FOR))
 }
 
-/// The words of a text that may be names of tools, and where they start. All such names have an underscore, except words that are
-/// also plain English.
-fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let start = from + text[from..].find(is_of_name)?;
-        let end = text[start..].find(|c| !is_of_name(c)).map_or(text.len(), |length| start + length);
-        from = end;
-        Some((start, end))
-    })
-    .filter(move |&(start, end)| {
-        let is_of_path =
-            text[..start].ends_with(['/', '.', '-', '=']) || text[end..].starts_with(['/', '-', '=']);
-        text[start..end].contains('_') && !is_of_path
-    })
-    .map(move |(start, end)| (start, &text[start..end]))
-}
-
 #[cfg(test)]
 mod tests {
     use nexus_schema::ErrorCode;
     use nexus_schema::id::VmId;
+    use nexus_schema::tools::command::FailureCause;
 
     use super::*;
     use crate::tools::Toolset;
@@ -176,6 +159,10 @@ mod tests {
         );
         assert_eq!(said[1], serde_json::from_str::<serde_json::Value>(output).unwrap());
         assert_eq!(said.as_array().unwrap().len(), 2);
+        let cause = FailureCause::NoNetwork.explained();
+        let noted = json!([{ "type": "text", "text": format!("exit 100\nnote: {cause}") }]).to_string();
+        let said = in_report(&noted, WHOLE);
+        assert!(said.contains("(guest_file_write)"), "{said}");
         for content in [format!("[{output},{report}]"), "[]".to_owned(), "command_output".to_owned()] {
             assert_eq!(in_report(&content, WHOLE), content);
         }

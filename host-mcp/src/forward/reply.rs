@@ -113,7 +113,7 @@ pub(super) fn write_outcome(
             let content =
                 if tool.reports_commands() { names::in_report(content, view) } else { content.into() };
             let content = match taken {
-                Some(taken) => with_block(&content, &taken.told()),
+                Some(taken) => with_block(&content, &taken.told(view)),
                 None => content,
             };
             let (content, facts) = with_note(&content, facts, shape, note);
@@ -130,7 +130,7 @@ pub(super) fn write_outcome(
     };
     let mut error = names::told(error, view);
     if let Some(taken) = taken {
-        let told = taken.told();
+        let told = taken.told(view);
         error.hint = Some(error.hint.map_or_else(|| told.clone(), |hint| format!("{hint}\n{told}")));
     }
     write_failed(out, &error, Some(said), speaker, era);

@@ -275,8 +275,23 @@ impl Registry {
             Some(Published { word, .. }) => Some(format!(
                 "tool {tool} is not offered here (tools={set}): connect to /mcp?tools={word} or use `nexusctl mcp --tools {word}`"
             )),
-            None => Some(format!("unknown tool: {tool}")),
+            None => Some(self.unknown(View::Whole(set), tool)),
         }
+    }
+
+    /// What to say of a name that no tool of a view has. A guest's tool has another name in the other kind of view.
+    pub(crate) fn unknown(&self, view: View, tool: &str) -> String {
+        let meant = match view {
+            View::Whole(_) => Some(format!("{GUEST_PREFIX}{tool}")).filter(|name| self.is_tool(name)),
+            View::Vm(_) => {
+                let own = tool.strip_prefix(GUEST_PREFIX).filter(|own| self.guest.contains_key(*own));
+                own.map(str::to_owned)
+            }
+            // Only the guest knows.
+            View::Own(_) => None,
+        };
+        let advice = meant.map_or_else(String::new, |name| format!("; use {name}"));
+        format!("unknown tool: {tool}{advice}")
     }
 
     /// The tools of a view; for agents the most important ones come first.
@@ -345,6 +360,11 @@ mod tests {
         let refused = registry.refusal(Toolset::WORK, "drive_resize").unwrap();
         assert!(refused.contains("/mcp?tools=drives"), "{refused}");
         assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
+        let said = "unknown tool: command_output; use guest_command_output";
+        assert_eq!(registry.refusal(Toolset::WORK, "command_output"), Some(said.to_owned()));
+        let said = "unknown tool: guest_run_command; use run_command";
+        assert_eq!(registry.unknown(scoped, "guest_run_command"), said);
+        assert_eq!(registry.unknown(scoped, "guest_copy_in"), "unknown tool: guest_copy_in");
     }
 
     /// Arguments are without references, which some clients and models do not resolve. In results they name definitions of the same schema.

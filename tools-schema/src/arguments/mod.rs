@@ -95,21 +95,32 @@ impl Takes {
 }
 
 impl fmt::Display for Takes {
-    /// Writes `TOOL takes: ` and the names of the arguments, the required ones first.
+    /// Writes `TOOL takes: ` and the names of the arguments, the required ones first. After an argument that has members of its own, these follow
+    /// in parentheses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let properties = plain::properties(&self.schema);
         if properties.is_none_or(Map::is_empty) {
             return write!(f, "{} takes no arguments", self.tool);
         }
         write!(f, "{} takes: ", self.tool)?;
-        let required: Vec<&str> = plain::required(&self.schema).collect();
-        let others = properties.into_iter().flatten().map(|(name, _)| name.as_str());
-        let others = others.filter(|name| !required.contains(name));
-        for (at, name) in required.iter().copied().chain(others).enumerate() {
+        for (at, name) in ordered(&self.schema).into_iter().enumerate() {
             write!(f, "{}{name}", if at > 0 { ", " } else { "" })?;
+            let of = properties.and_then(|properties| properties.get(name)?.as_object());
+            if let Some((form, within)) = of.and_then(plain::within) {
+                write!(f, " ({form}{})", ordered(within).join(", "))?;
+            }
         }
         Ok(())
     }
+}
+
+/// Returns the names of an object's members, the required ones first.
+fn ordered(schema: &Map<String, Value>) -> Vec<&str> {
+    let mut names: Vec<&str> = plain::required(schema).collect();
+    let all = plain::properties(schema).into_iter().flatten().map(|(name, _)| name.as_str());
+    let others: Vec<&str> = all.filter(|name| !names.contains(name)).collect();
+    names.extend(others);
+    names
 }
 
 /// Returns the argument that causes a decoding error: the one without which the error changes. Only values with a syntax of their own, such as names

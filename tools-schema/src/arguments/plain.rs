@@ -44,6 +44,23 @@ pub(super) fn required(schema: &Schema) -> impl Iterator<Item = &str> {
     schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
+/// Returns the object with named members that a value is, or that each of its items or values is, and what precedes the list of these members.
+pub(super) fn within(schema: &Schema) -> Option<(&'static str, &Schema)> {
+    let object = |of: &Schema| properties(of).is_some_and(|members| !members.is_empty());
+    if object(schema) {
+        return Some(("", schema));
+    }
+    let each =
+        ["items", "additionalProperties"].into_iter().find_map(|word| schema.get(word)?.as_object())?;
+    if object(each) {
+        return Some(("each: ", each));
+    }
+    let forms = each.get("anyOf").and_then(Value::as_array)?;
+    let of = forms.iter().filter_map(Value::as_object).find(|form| object(form))?;
+    let is_text = |form: &Value| form.get("type").is_some_and(|kind| kind == "string");
+    Some((if forms.iter().any(is_text) { "each: a string, or " } else { "each: " }, of))
+}
+
 /// Normalizes the members of an object.
 pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
     let none = Schema::new();
@@ -54,6 +71,10 @@ pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
         let Some(of) = properties.get(name).and_then(Value::as_object) else {
             return Err(unknown(properties, name));
         };
+        if is_guard(name) && value.as_str().is_some_and(str::is_empty) {
+            let what = "must not be empty: leave it out to do without the check";
+            return Err(Wrong::new(what.into()).within(format_args!(".{name}")));
+        }
         let place =
             if required(schema).any(|needed| needed == name) { Place::Required } else { Place::Optional };
         match value_of(of, value, place) {
@@ -75,6 +96,12 @@ pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
     }
 }
 
+/// Returns whether an argument is a condition that a call must meet. Nobody who gives one means to do without it, so an empty text is not a missing
+/// value.
+fn is_guard(name: &str) -> bool {
+    name.starts_with("if_") || name.starts_with("expect_") || name.ends_with("sha256")
+}
+
 /// Returns the first words of a description.
 fn first_clause(text: &str) -> String {
     let words = text.split(['.', ';', '\n']).next().unwrap_or_default();
@@ -92,9 +119,20 @@ fn unknown(properties: &Schema, name: &str) -> Wrong {
             write!(what, ": this tool gives no terminal; command_start does, with `tty`")
         }
         None if name == VM_ARGUMENT => write!(what, ": this endpoint is the inside of one VM"),
-        None => Ok(()),
+        None => match member_meant(properties, name) {
+            Some((argument, member)) => write!(what, "; `{member}` is a member of `{argument}`"),
+            None => Ok(()),
+        },
     };
     Wrong::new(what)
+}
+
+/// Returns the member of an argument that is most likely meant by an unknown name, after that argument.
+fn member_meant<'a>(arguments: &'a Schema, name: &str) -> Option<(&'a str, &'a str)> {
+    arguments.iter().find_map(|(argument, of)| {
+        let (_, of) = within(of.as_object()?)?;
+        Some((argument.as_str(), names::meant(properties(of)?, name)?))
+    })
 }
 
 /// Adds a suggestion to the error about a value of the wrong kind.

@@ -1,12 +1,13 @@
 use serde_json::json;
 
 use super::*;
+use crate::tools::asset::AssetDownload;
 use crate::tools::command::{CommandInput, CommandOutput, CommandSignal, RunCommand};
 use crate::tools::drive::DriveResize;
-use crate::tools::file::FileWrite;
+use crate::tools::file::{FileEdit, FileWrite};
 use crate::tools::http::HttpRequest;
 use crate::tools::template::{TemplateCreate, TemplateUpdate};
-use crate::tools::vm::{VmCreate, VmInspect, VmPublish, VmRename, VmUnpublish, VmWait};
+use crate::tools::vm::{VmCreate, VmInspect, VmPublish, VmRename, VmStop, VmUnpublish, VmWait};
 
 fn map(value: Value) -> Map<String, Value> {
     let Value::Object(map) = value else { panic!("{value} is no object") };
@@ -137,6 +138,9 @@ fn names_that_are_often_mistaken_are_corrected() {
         (refused::<VmWait>(json!({ "vm": "web-1", "timeout_s": 5 })), "timeout_s`; use `wait_s`"),
         (refused::<VmRename>(json!({ "vm": "web-1", "new_name": "web-2" })), "new_name`; use `name`"),
         (refused::<CommandOutput>(json!({ "cmd_id": 7 })), "cmd_id`; use `id`"),
+        (refused::<FileEdit>(json!({ "new_string": "x" })), "new_string`; `new` is a member of `edits`"),
+        (refused::<FileEdit>(json!({ "path": "/x" })), "path`; `path` is a member of `edits`"),
+        (refused::<VmCreate>(json!({ "allow": ["a.example"] })), "allow`; `allow` is a member of `network`"),
     ] {
         assert_eq!(message, format!("unknown argument `{said}"));
     }
@@ -179,4 +183,34 @@ fn a_tool_says_what_it_takes_under_the_name_that_it_has_there() {
         "guest_file_write takes: vm, path, content, append, commit, create_parents, encoding, mode, offset, upload_id, \
          user"
     );
+}
+
+#[test]
+fn members_of_arguments_are_listed_with_them() {
+    assert_eq!(
+        Takes::from(crate::tool::guest_info::<FileEdit>()).to_string(),
+        "guest_file_edit takes: vm, edits (each: path, old, new, expect_count, expect_sha256, replace_all), dry_run, user"
+    );
+    let create = Takes::of::<VmCreate>().to_string();
+    assert!(create.contains(", network (allow, bandwidth, deny, groups, mode, preset)"), "{create}");
+    assert!(create.contains(", files (each: a string, or content, "), "{create}");
+    assert!(create.contains(", env, "), "{create}");
+    let template = Takes::of::<TemplateCreate>().to_string();
+    assert!(template.contains(", services (each: argv, command, "), "{template}");
+}
+
+#[test]
+fn an_empty_condition_is_refused() {
+    let said = "must not be empty: leave it out to do without the check";
+    let stop = json!({ "vm": "web-1", "if_boot_id": "" });
+    assert_eq!(refused::<VmStop>(stop), format!("if_boot_id: {said}"));
+    let download = json!({ "kind": "kernel", "from": "https://example.org/vmlinux", "sha256": "" });
+    assert_eq!(refused::<AssetDownload>(download), format!("sha256: {said}"));
+    for guard in ["expect_sha256", "expect_count"] {
+        let edit = json!({ "edits": [{ "path": "/x", "old": "a", "new": "b", guard: "" }] });
+        assert_eq!(refused::<FileEdit>(edit), format!("edits[0].{guard}: {said}"));
+    }
+    // What is not there at all is no condition.
+    let stop = map(json!({ "vm": "web-1", "if_boot_id": null, "force": "" }));
+    assert_eq!(Takes::of::<VmStop>().decode::<VmStop>(stop).unwrap().if_boot_id, None);
 }

@@ -30,7 +30,7 @@ use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::tool::{ToolInfo, guest_info, info};
+use crate::tool::{Tool, ToolInfo, guest_info, info};
 
 /// Calls a macro with the list of the host's own tools.
 #[macro_export]
@@ -147,6 +147,13 @@ macro_rules! for_each_guest_tool {
         }
     };
 }
+
+macro_rules! names {
+    ($($tool:path => $method:ident,)*) => { &[$(<$tool as Tool>::NAME),*] };
+}
+
+/// The names of the guest's tools in the guest, sorted.
+pub(crate) const GUEST_NAMES: &[&str] = for_each_guest_tool!(names);
 
 /// Returns the host's own tools, sorted by name.
 pub fn host() -> Vec<ToolInfo> {

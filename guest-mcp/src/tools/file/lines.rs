@@ -56,6 +56,10 @@ pub(super) struct Lines {
     bytes: Vec<u8>,
     /// The number of the first.
     from: u64,
+    /// The number of the first requested line.
+    wanted: u64,
+    /// The number of lines before them: of all lines, if there are none.
+    before: u64,
     /// The number of lines, including a cut one.
     count: u64,
     /// Whether the last line is incomplete.
@@ -70,6 +74,8 @@ pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> 
     let fail = |error: io::Error| failed("read", path, error);
     let size = file.metadata().map_err(fail)?.len();
     let (mut buffer, mut at, mut line) = (vec![0; BLOCK], 0, 1);
+    // Whether what was skipped ends within a line.
+    let mut is_open = false;
     // Skip the lines before the requested ones.
     while line < wanted.from {
         if cancel.is_cancelled() {
@@ -86,6 +92,7 @@ pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> 
             None => {
                 line += memchr::memchr_iter(b'\n', block).count() as u64;
                 at += block.len() as u64;
+                is_open = !block.ends_with(b"\n");
             }
         }
     }
@@ -94,6 +101,8 @@ pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> 
         offset: at,
         bytes: Vec::new(),
         from: line,
+        wanted: wanted.from,
+        before: line - 1 + u64::from(line < wanted.from && is_open),
         count: 0,
         is_cut: false,
         eof: false,
@@ -187,7 +196,10 @@ pub(super) fn reply_lines(path: &str, part: Lines, encoding: ContentEncoding) ->
     let end = part.offset + read;
     let mut header = format!("{} · ", shown(path));
     match part.count {
-        0 => header.push_str(&format!("no line {}: there are {}", part.from.max(1), part.from - 1)),
+        0 => {
+            let lines = if part.before == 1 { "line" } else { "lines" };
+            header.push_str(&format!("no line {}: the file has {} {lines}", part.wanted, part.before));
+        }
         1 => header.push_str(&format!("line {}", part.from)),
         count => header.push_str(&format!("lines {} to {}", part.from, part.from + count - 1)),
     }
@@ -265,6 +277,21 @@ mod tests {
         assert_eq!(of(&long, 3, 1, BLOCK + 5).bytes.len(), BLOCK + 5);
         // Characters are never cut.
         assert_eq!(of("ää".as_bytes(), 1, 1, 3).bytes, "ä".as_bytes());
+    }
+
+    #[test]
+    fn a_line_that_is_not_there_is_named_with_their_number() {
+        for (text, from, said) in [
+            ("", 1, "no line 1: the file has 0 lines"),
+            ("one", 2, "no line 2: the file has 1 line"),
+            ("one\ntwo\n", 3, "no line 3: the file has 2 lines"),
+            ("one\ntwo\n", 100, "no line 100: the file has 2 lines"),
+            ("one\ntwo", 100, "no line 100: the file has 2 lines"),
+            ("one\ntwo\n\n", 100, "no line 100: the file has 3 lines"),
+        ] {
+            let reply = reply_lines("/x", of(text.as_bytes(), from, 5, 100), ContentEncoding::Text);
+            assert_eq!(reply.header, format!("/x · {said} · 0 B · to the end"), "{text:?}");
+        }
     }
 
     #[test]
