@@ -197,6 +197,10 @@ mod tests {
             ),
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
             ("call guest_file_list", "run `nexusctl guest ls`"),
+            (
+                "vm_create with checkpoints: true; on the host: `nexusctl settings set default.checkpoints=true`",
+                "`nexusctl vm create --checkpoints`; on the host: `nexusctl settings set default.checkpoints=true`",
+            ),
             ("call kernel_build first", "run `nexusctl kernel build` first"),
             (
                 "call kernel_build with check: true to see more",
