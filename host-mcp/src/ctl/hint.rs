@@ -86,7 +86,10 @@ pub(crate) fn for_shell(hint: &str, about: &About) -> String {
             said.push_str("run ");
         }
         said.push_str(&format!("`nexusctl {command}"));
-        if let Some((name, after)) = given(rest) {
+        if let Some((checkpoint, after)) = given(rest, "checkpoint") {
+            said.push_str(&format!(" --checkpoint {checkpoint}"));
+            rest = after;
+        } else if let Some((name, after)) = given(rest, "vm") {
             said.push_str(&format!(" {name}"));
             rest = after;
         } else if let Some(name) = subject_of(&command, about) {
@@ -102,9 +105,9 @@ pub(crate) fn for_shell(hint: &str, about: &About) -> String {
     WORDS.iter().fold(said, |said, (word, option)| said.replace(word, option))
 }
 
-/// The name in ` with vm: NAME` at the start of a text, and the text behind it.
-fn given(text: &str) -> Option<(&str, &str)> {
-    let from = text.strip_prefix(" with vm: ")?;
+/// The name in ` with vm: NAME` at the start of a text, for the argument `vm`, and the text behind it.
+fn given<'a>(text: &'a str, argument: &str) -> Option<(&'a str, &'a str)> {
+    let from = text.strip_prefix(" with ")?.strip_prefix(argument)?.strip_prefix(": ")?;
     let end = from.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(from.len());
     Some(from.split_at(end))
 }
@@ -172,6 +175,10 @@ mod tests {
             ),
             ("call drive_detach", "run `nexusctl drive detach`"),
             ("call vm_stop with vm: db-2 first", "run `nexusctl vm stop db-2` first"),
+            (
+                "call vm_fork with checkpoint: abc234 to make a VM of it",
+                "run `nexusctl vm fork --checkpoint abc234` to make a VM of it",
+            ),
         ] {
             assert_eq!(for_shell(hint, &vm), said);
         }
