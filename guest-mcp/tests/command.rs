@@ -102,6 +102,9 @@ fn a_directory_is_entered_as_the_user() {
             (&json!("cwd_not_found"), &json!(errno), &json!(class)),
             "{cwd}: {result}"
         );
+        // What is there is not to be created.
+        let says_so = error["hint"].as_str().is_some_and(|hint| hint.contains("may not enter it"));
+        assert_eq!(says_so, errno == "EACCES", "{cwd}: {result}");
     }
     // What its user may not read is no standard input, and a log is its user's.
     let secret = guest.path("secret");

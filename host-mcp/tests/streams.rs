@@ -327,6 +327,8 @@ async fn the_scoped_stream_shows_one_vm_from_inside() {
     let response = rig.http().await.send("GET", "/mcp/vm/other", &[], &Value::Null).await;
     assert_eq!(response.status(), 404);
     assert!(response.body().contains("vm_not_found"));
+    assert!(response.body().contains("ask whoever gave you this endpoint"), "{}", response.body());
+    assert!(!response.body().contains("vm_list"), "{}", response.body());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

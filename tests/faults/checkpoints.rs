@@ -185,6 +185,18 @@ fn names_are_of_one_vm_and_pages_are_read_in_order() {
     assert_eq!(several.code, "invalid_argument");
     assert!(several.text.contains(&first), "{}", several.text);
     assert_eq!(names(&client.must("checkpoint_list", json!({ "vm": "a" }))), ["clean", "later"]);
+    // What is of another VM, or no VM but a checkpoint, is said.
+    let other = refused(&mut client, "vm_fork", json!({ "vm": "b", "checkpoint": "later" }));
+    assert_eq!(other.code, "checkpoint_not_found");
+    assert!(other.text.contains("is of the VM a"), "{}", other.text);
+    for (vm, hint) in [
+        ("later", "later is a checkpoint: call vm_fork with checkpoint: "),
+        ("clean", "call checkpoint_list"),
+    ] {
+        let no_vm = refused(&mut client, "vm_fork", json!({ "vm": vm }));
+        assert_eq!(no_vm.code, "vm_not_found");
+        assert!(no_vm.text.contains(hint), "{}", no_vm.text);
+    }
     let page = client.must("checkpoint_list", json!({ "limit": 2 }));
     let rest = client.must("checkpoint_list", json!({ "limit": 2, "cursor": page["next_cursor"] }));
     assert_eq!((names(&page).len(), names(&rest)), (2, vec!["later"]));

@@ -324,7 +324,7 @@ fn each_scope_allows_its_tools_and_no_others() {
             assert_eq!(is_listed, is_allowed, "{scope}: {tool}");
             if !is_allowed {
                 let failure = refused(&mut holder, tool, json!({ "vm": "nowhere" }));
-                let words = format!("needs the scope {needs}");
+                let words = format!("{tool} needs the scope {needs}");
                 assert!(
                     failure.code == "forbidden" && failure.text.contains(&words),
                     "{scope}: {tool}: {}",

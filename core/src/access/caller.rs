@@ -1,6 +1,7 @@
 //! A caller, and the one decision whether it may call a tool.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use nexus_schema::access::Scope;
@@ -65,7 +66,11 @@ impl Caller {
     ///
     /// # Errors
     /// What the caller is told, and the rule for the audit log.
-    pub fn authorise(&self, tool: &str, needs: Scope) -> Result<Authorised, (ToolError, Authorised)> {
+    pub fn authorise(
+        &self,
+        tool: impl fmt::Display,
+        needs: Scope,
+    ) -> Result<Authorised, (ToolError, Authorised)> {
         let Some(grant) = &self.grant else { return Ok(OWNER) };
         if grant.ended().is_cancelled() {
             return Err((Self::ended_error(), "token ended"));

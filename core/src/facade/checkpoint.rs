@@ -125,7 +125,7 @@ impl Nexus {
         if row.vm != record.id {
             let message =
                 format!("checkpoint {} is of the VM {}, not of {}", row.name, row.vm_name, record.name);
-            return Err(ToolError::invalid(message).hint("make a VM of it with vm_fork"));
+            return Err(ToolError::invalid(message).hint(to_fork(row.id)));
         }
         let keeps = params.keep_current.unwrap_or(true);
         if keeps && record.state != VmState::Ready {
@@ -208,15 +208,14 @@ impl Shared {
         let found = self.store.read(move |db| -> Result<Vec<CheckpointRecord>, StoreError> {
             match reference {
                 Reference::Id(id) => Ok(checkpoints::get(db, id)?.into_iter().collect()),
-                Reference::Name(name) => {
-                    let mut named = checkpoints::named(db, &name)?;
-                    named.retain(|row| of.is_none_or(|vm| row.vm == vm));
-                    Ok(named)
-                }
+                Reference::Name(name) => checkpoints::named(db, &name),
             }
         });
         let mut found = found.await.map_err(store_error)?;
         found.retain(|row| sees(&self.vms, caller, row));
+        let is_meant =
+            |row: &CheckpointRecord| matches!(wanted, Reference::Id(_)) || of.is_none_or(|vm| row.vm == vm);
+        let (mut found, others): (Vec<_>, Vec<_>) = found.into_iter().partition(is_meant);
         if let [first, _, ..] = found.as_slice() {
             let ids: Vec<String> = found.iter().map(|row| format!("{} of {}", row.id, row.vm_name)).collect();
             let message = format!("several checkpoints are called {}: {}", first.name, ids.join(", "));
@@ -224,6 +223,9 @@ impl Shared {
         }
         if let Some(row) = found.pop() {
             return Ok(row);
+        }
+        if let Some(other) = others.first() {
+            return Err(of_another(other));
         }
         let mut all = self.store.read(checkpoints::all).await.map_err(store_error)?;
         all.retain(|row| row.ready && sees(&self.vms, caller, row) && of.is_none_or(|vm| row.vm == vm));
@@ -264,6 +266,19 @@ impl Shared {
             expires_at: row.expires_at,
         })
     }
+}
+
+/// The error for a name that only a checkpoint of another VM has.
+fn of_another(row: &CheckpointRecord) -> ToolError {
+    let message =
+        format!("the VM has no checkpoint {0}; {0} ({1}) is of the VM {2}", row.name, row.id, row.vm_name);
+    let hint = format!("call checkpoint_list to see which VM each checkpoint is of; {}", to_fork(row.id));
+    ToolError::new(ErrorCode::CheckpointNotFound, message).hint(hint)
+}
+
+/// The hint how a VM is made of a checkpoint.
+pub(super) fn to_fork(checkpoint: CheckpointId) -> String {
+    format!("call vm_fork with checkpoint: {checkpoint} to make a VM of it")
 }
 
 /// Whether a checkpoint exists for a caller: its own ones do, and those of VMs that it sees.

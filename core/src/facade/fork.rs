@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use nexus_schema::access::Scope;
-use nexus_schema::id::VmId;
+use nexus_schema::id::{CheckpointKind, VmId, VmKind};
 use nexus_schema::network::NetworkPolicy;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::checkpoint::{FORKS_MAX, RestoreOutput, VmForkParams};
 use nexus_schema::{ErrorCode, Name, Reference, TimeSpan, ToolError};
 
-use super::checkpoint::Given;
+use super::checkpoint::{Given, to_fork};
 use super::openings::openings;
 use super::{CallContext, Nexus, patience};
 use crate::access::Caller;
@@ -41,7 +41,11 @@ impl Nexus {
     ) -> Result<OpOutcome<RestoreOutput>, ToolError> {
         let wait = patience(params.wait_s)?;
         let children = children(params.count, &params.names)?;
-        let handle = params.vm.as_ref().map(|vm| self.shared.vms.get(&ctx.caller, vm)).transpose()?;
+        let handle = params.vm.as_ref().map(|vm| self.shared.vms.get(&ctx.caller, vm)).transpose();
+        let handle = match (handle, &params.vm, &params.checkpoint) {
+            (Err(error), Some(vm), None) => return Err(self.or_checkpoint(&ctx.caller, vm, error).await),
+            (handle, _, _) => handle?,
+        };
         let (source, base) = match (handle, &params.checkpoint) {
             (handle, Some(wanted)) => {
                 let of = handle.map(|handle| handle.view.borrow().record.id);
@@ -104,6 +108,19 @@ impl Nexus {
 }
 
 impl Nexus {
+    /// The error for a VM that does not exist, with how to fork the checkpoint of that name if there is one.
+    async fn or_checkpoint(&self, caller: &Caller, vm: &Reference<VmKind>, error: ToolError) -> ToolError {
+        let Ok(wanted) = vm.to_string().parse::<Reference<CheckpointKind>>() else { return error };
+        match self.shared.checkpoint(caller, &wanted, None).await {
+            Ok(row) => error.hint(format!("{wanted} is a checkpoint: {}", to_fork(row.id))),
+            // Several have that name.
+            Err(several) if several.code == ErrorCode::InvalidArgument => error.hint(format!(
+                "{wanted} is the name of checkpoints: call checkpoint_list, then vm_fork with checkpoint: ID"
+            )),
+            Err(_) => error,
+        }
+    }
+
     /// What VMs forked from a checkpoint may reach without more rights: what its VM may reach now, or when it was deleted. The checkpoint may be of a
     /// time when that was more.
     async fn bound(&self, row: &CheckpointRecord) -> Result<NetworkPolicy, ToolError> {

@@ -9,8 +9,8 @@ use nexus_tree::{
 };
 use nexus_wire::frames::FrameError;
 
-use super::HostPath;
 use super::guest::{Guest, Stream};
+use super::{HostPath, on_host};
 use crate::progress::Progress;
 
 /// Bytes that must stay free on the host's disk.
@@ -38,7 +38,8 @@ impl In {
     pub(crate) async fn plan(self, progress: &Progress) -> Result<(Self, TreeSummary), ToolError> {
         let mut watch = shown(progress, None);
         blocking(move || {
-            let summary = plan(&self.source, &self.packing, &mut watch).map_err(|e| e.to_tool_error())?;
+            let planned = plan(&self.source, &self.packing, &mut watch);
+            let summary = planned.map_err(|e| on_host(e.to_tool_error()))?;
             Ok((self, summary))
         })
         .await
@@ -58,7 +59,8 @@ impl In {
         let mut watch = shown(progress, Some(planned.bytes));
         let (into, from) = nexus_tree::chunks();
         let work = blocking(move || {
-            pack(&source, &packing, &mut ChunkWriter::new(into), &mut watch).map_err(|e| e.to_tool_error())
+            let packed = pack(&source, &packing, &mut ChunkWriter::new(into), &mut watch);
+            packed.map_err(|e| on_host(e.to_tool_error()))
         });
         let sending = stream::send(&mut receiver, &sender, from);
         let (sent, packed) = tokio::join!(sending, work);
@@ -112,7 +114,7 @@ impl Out {
                 ..Unpacking::default()
             };
             let unpacked = unpack(ChunkReader::new(from), directory, &mut how, &mut watch);
-            unpacked.map_err(|broken| broken.to_tool_error())
+            unpacked.map_err(|broken| on_host(broken.to_tool_error()))
         });
         let receiving = stream::receive(&mut receiver, &sender, into);
         let (received, unpacked) = tokio::join!(receiving, work);

@@ -13,6 +13,8 @@ use nexus_tree::{Source, TreeError};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
+use super::on_host;
+
 /// Resolution flags: neither `..` nor any link, including those of /proc, can lead out of the directory.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
 /// Flags for opening a directory on the way.
@@ -122,7 +124,10 @@ impl Places {
     /// Creates the client's own folder, which is private to the daemon's user.
     pub(crate) fn make_scratch(&self) -> Result<(), ToolError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.scratch);
-        made.map_err(|error| TreeError::file("make the folder", bytes(&self.scratch), error).to_tool_error())
+        let failed = |error: io::Error| {
+            TreeError::file("make the folder", bytes(&self.scratch), error).to_tool_error()
+        };
+        made.map_err(|error| on_host(failed(error)))
     }
 
     fn forbidden(&self, path: &Path) -> ToolError {
@@ -157,7 +162,7 @@ impl HostPath {
                 Ok(Source::of_directory(directory, shown))
             }
         };
-        source.map_err(|error| error.to_tool_error())
+        source.map_err(|error| on_host(error.to_tool_error()))
     }
 
     /// Returns whether it exists.
@@ -243,7 +248,7 @@ fn failed(action: &'static str, path: &Path, error: Errno) -> ToolError {
         }
         Errno::NOSYS => ToolError::new(ErrorCode::HostUnsuitable, told.message)
             .hint("copying needs Linux 5.6 or newer on the host"),
-        _ => told,
+        _ => on_host(told),
     }
 }
 
@@ -303,6 +308,19 @@ mod tests {
         let own = places.find("sub/file").unwrap();
         assert_eq!(own.path, places.scratch.join("sub/file"));
         assert_eq!(std::fs::metadata(&places.scratch).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_is_missing_on_the_host_is_not_looked_for_in_a_vm() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        std::fs::write(root.path().join("allowed/file"), "x").unwrap();
+        let at = |path: &str| root.path().join("allowed").join(path).to_str().unwrap().to_owned();
+        for path in [at("none"), at("none/x"), at("none/"), at("file/x"), "none".to_owned()] {
+            let error = places.find(&path).unwrap().source().unwrap_err();
+            assert_eq!(error.code, ErrorCode::FileNotFound, "{path}");
+            assert!(error.hint.unwrap().contains("on the host"), "{path}");
+        }
     }
 
     #[test]

@@ -190,7 +190,8 @@ pub(crate) fn checkpointable(vm: &VmRecord) -> Result<(), ToolError> {
         (false, _) => format!("{} runs under {driver}, which cannot save a VM", vm.name),
     };
     Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(
-        "make a VM that can: vm_create with checkpoints: true; settings_set default.checkpoints makes that the default",
+        "make a VM that can: vm_create with checkpoints: true; the setting default.checkpoints=true makes that the default \
+         (on the host: `nexusctl settings set default.checkpoints=true`)",
     ))
 }
 
@@ -479,7 +480,9 @@ mod tests {
             let error = checkpointable(&vm).unwrap_err();
             assert_eq!(error.code, ErrorCode::HostUnsuitable);
             assert!(error.message.contains(said), "{error}");
-            assert!(error.hint.unwrap().contains("vm_create with checkpoints: true"));
+            let hint = error.hint.unwrap();
+            assert!(hint.contains("vm_create with checkpoints: true"), "{hint}");
+            assert!(hint.contains("`nexusctl settings set default.checkpoints=true`"), "{hint}");
         }
         vm.spec.checkpoints = true;
         for (driver, cuts, serial) in [("qemu", false, Link::Serial), ("firecracker", true, Link::Vsock)] {

@@ -316,7 +316,12 @@ fn cwd(
     };
     let directory = who.run(|| enter(&path))?.map_err(|error| {
         let text = format!("cwd {path} as {}: {}", who.name, reason(&error));
-        with_errno(ToolError::new(ErrorCode::CwdNotFound, text), &error)
+        let failed = with_errno(ToolError::new(ErrorCode::CwdNotFound, text), &error);
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => failed
+                .hint(format!("the user {} may not enter it: give another cwd, or another user", who.name)),
+            _ => failed,
+        }
     })?;
     Ok((path, directory))
 }

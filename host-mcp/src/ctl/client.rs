@@ -211,7 +211,8 @@ impl Client {
         let text = || result.content.first().map(|c| c.text.clone()).unwrap_or_default();
         let error = described.unwrap_or_else(|| ToolError::internal(text()));
         let is_of_guest = result.meta.get(FROM_META).is_some_and(|from| from == GUEST);
-        let refusal = Refusal { error, about: About::of(arguments) };
+        let about = About::of(arguments).where_failed(&error, arguments);
+        let refusal = Refusal { error, about };
         Err(if is_of_guest { Error::Guest(refusal) } else { Error::Tool(refusal) })
     }
 

@@ -28,6 +28,13 @@ pub(crate) struct Refusal {
     pub(crate) about: About,
 }
 
+impl Refusal {
+    /// A hint with commands instead of tools.
+    fn hint(&self, hint: Option<&str>) -> Option<String> {
+        hint.map(|hint| super::hint::for_shell(hint, &self.about))
+    }
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -116,7 +123,7 @@ impl Error {
 
     /// The same error for a call, unless it already says what it concerns.
     pub(crate) fn about(mut self, about: &About) -> Self {
-        if let Self::Tool(refusal) = &mut self
+        if let Self::Tool(refusal) | Self::Guest(refusal) = &mut self
             && refusal.about == About::default()
         {
             refusal.about = about.clone();
@@ -160,9 +167,9 @@ impl Error {
     /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Tool(refusal) | Self::Guest(refusal) => {
-                refusal.error.hint.as_deref().map(|hint| super::hint::for_shell(hint, &refusal.about))
-            }
+            Self::Tool(refusal) => refusal.hint(refusal.error.hint.as_deref()),
+            // What the guest answers to the opening of a stream has no advice.
+            Self::Guest(refusal) => refusal.hint(refusal.error.clone().with_advice().hint.as_deref()),
             Self::Incomplete { vm, .. } => Some(format!(
                 "write the output to a file in the VM and read that, which has no limit: \
                  `nexusctl guest run {vm} -c 'COMMAND > /tmp/out'`, then `nexusctl guest read {vm} /tmp/out`"
@@ -211,7 +218,8 @@ impl Error {
     /// The error in the form for programs.
     pub(crate) fn to_tool_error(&self) -> ToolError {
         let code = match self {
-            Self::Tool(refusal) | Self::Guest(refusal) => return refusal.error.clone(),
+            Self::Tool(refusal) => return refusal.error.clone(),
+            Self::Guest(refusal) => return refusal.error.clone().with_advice(),
             Self::Incomplete { .. } => ErrorCode::TooLarge,
             Self::Usage { .. } | Self::Dirs(_) => ErrorCode::InvalidArgument,
             Self::Protocol { code: -32602 | -32601, .. } => ErrorCode::InvalidArgument,
@@ -267,6 +275,16 @@ mod tests {
         let gone = Error::Output { source: io(io::ErrorKind::BrokenPipe) };
         assert!(gone.is_silent());
         assert_eq!(gone.exit_code(), 141);
+    }
+
+    #[test]
+    fn a_guests_error_has_at_least_the_hint_of_its_code() {
+        let guest = |error| Error::Guest(Refusal { error, about: About::default() });
+        let bare = guest(ToolError::new(ErrorCode::CwdNotFound, "x"));
+        assert_eq!(bare.hint().as_deref(), Some("give another cwd, or create it first"));
+        assert_eq!(bare.to_tool_error().hint, bare.hint());
+        let own = guest(ToolError::new(ErrorCode::CwdNotFound, "x").hint("do y"));
+        assert_eq!(own.hint().as_deref(), Some("do y"));
     }
 
     #[test]

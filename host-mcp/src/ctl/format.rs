@@ -65,9 +65,37 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// Untrusted text on one line, without characters that could move a terminal's cursor.
+/// Untrusted text on one line, without characters that could move a terminal's cursor or turn the direction of text.
 pub(crate) fn tame(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The name of a file in a VM, as in `checkpoint diff`: what is not seen or changes what is beside it is written as `\xNN`, byte by byte, and a
+/// backslash twice.
+pub(crate) fn file_name(name: &str) -> String {
+    let mut shown = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c == '\\' {
+            shown.push_str("\\\\");
+        } else if c.is_control() || turns(c) || is_unseen(c) {
+            for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                shown.push_str(&format!("\\x{byte:02x}"));
+            }
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Whether a character turns the direction of text, or ends a line.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Whether a character has no width of its own.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -126,6 +154,9 @@ mod tests {
     #[test]
     fn terminals_are_safe() {
         assert_eq!(tame("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(tame("a\u{202e}b\u{2066}grün"), "a\u{fffd}b\u{fffd}grün");
+        assert_eq!(file_name("grün \u{202e}x\u{200b}"), "grün \\xe2\\x80\\xaex\\xe2\\x80\\x8b");
+        assert_eq!(file_name("a\n\u{1b}[0m\\"), "a\\x0a\\x1b[0m\\\\");
         assert_eq!((count(1, "VM"), count(2, "VM")), ("1 VM".into(), "2 VMs".into()));
     }
 }

@@ -1,7 +1,9 @@
 //! Translates hints: they name tools, for agents; at a shell they must name commands.
 
+use std::path::Path;
+
 use clap::CommandFactory;
-use nexus_schema::{for_each_guest_tool, for_each_host_tool};
+use nexus_schema::{ToolError, for_each_guest_tool, for_each_host_tool};
 use serde_json::{Map, Value};
 
 use super::args::Cli;
@@ -17,7 +19,7 @@ const GUEST: &[(&str, &str)] = &[
     ("run_command", "guest run"),
     ("file_read", "guest read"),
     ("file_write", "guest write"),
-    ("file_list", "guest ls"),
+    ("file_list", LS),
     ("file_stat", "guest stat"),
     ("file_delete", "guest rm"),
     ("os_info", "guest info"),
@@ -39,6 +41,11 @@ const CHECK: (&str, &str) =
 const WORDS: &[(&str, &str)] =
     &[("unverified: true", "--unverified"), ("recursive: true", "--recursive"), ("timeout_s", "--timeout")];
 
+/// The kind of a directory in the VM.
+const DIRECTORY: &str = "directory";
+/// The command that lists a directory in a VM.
+const LS: &str = "guest ls";
+
 /// What a call concerned: names and ids by kind, such as `vm`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct About(Vec<(String, String)>);
@@ -54,6 +61,18 @@ impl About {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         };
         Self(NOUNS.iter().filter_map(named).filter(is_plain).collect())
+    }
+
+    /// The same for a call that failed so, with the directory in which its path can be looked for.
+    pub(crate) fn where_failed(mut self, error: &ToolError, arguments: &Map<String, Value>) -> Self {
+        let Some(path) = arguments.get("path").and_then(Value::as_str) else { return self };
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+        if path.starts_with('/') && path.chars().all(is_plain) {
+            let parent = Path::new(path).parent().and_then(Path::to_str).unwrap_or("/");
+            let directory = if error.errno.as_deref() == Some("EISDIR") { path } else { parent };
+            self.0.push((DIRECTORY.to_owned(), directory.to_owned()));
+        }
+        self
     }
 
     /// What a tool's operation works on.
@@ -86,11 +105,17 @@ pub(crate) fn for_shell(hint: &str, about: &About) -> String {
             said.push_str("run ");
         }
         said.push_str(&format!("`nexusctl {command}"));
-        if let Some((name, after)) = given(rest) {
+        if let Some((checkpoint, after)) = given(rest, "checkpoint") {
+            said.push_str(&format!(" --checkpoint {checkpoint}"));
+            rest = after;
+        } else if let Some((name, after)) = given(rest, "vm") {
             said.push_str(&format!(" {name}"));
             rest = after;
         } else if let Some(name) = subject_of(&command, about) {
             said.push_str(&format!(" {name}"));
+            if let Some(directory) = about.name(DIRECTORY).filter(|_| command == LS) {
+                said.push_str(&format!(" {directory}"));
+            }
         }
         if let Some((words, option)) = OPTIONS.iter().find(|(words, _)| rest.starts_with(words)) {
             said.push_str(option);
@@ -102,9 +127,9 @@ pub(crate) fn for_shell(hint: &str, about: &About) -> String {
     WORDS.iter().fold(said, |said, (word, option)| said.replace(word, option))
 }
 
-/// The name in ` with vm: NAME` at the start of a text, and the text behind it.
-fn given(text: &str) -> Option<(&str, &str)> {
-    let from = text.strip_prefix(" with vm: ")?;
+/// The name in ` with vm: NAME` at the start of a text, for the argument `vm`, and the text behind it.
+fn given<'a>(text: &'a str, argument: &str) -> Option<(&'a str, &'a str)> {
+    let from = text.strip_prefix(" with ")?.strip_prefix(argument)?.strip_prefix(": ")?;
     let end = from.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(from.len());
     Some(from.split_at(end))
 }
@@ -150,7 +175,7 @@ fn subject_of<'a>(command: &str, about: &'a About) -> Option<&'a str> {
 mod tests {
     use serde_json::json;
 
-    use nexus_schema::tools;
+    use nexus_schema::{ErrorCode, tools};
 
     use super::*;
 
@@ -172,6 +197,10 @@ mod tests {
             ),
             ("call drive_detach", "run `nexusctl drive detach`"),
             ("call vm_stop with vm: db-2 first", "run `nexusctl vm stop db-2` first"),
+            (
+                "call vm_fork with checkpoint: abc234 to make a VM of it",
+                "run `nexusctl vm fork --checkpoint abc234` to make a VM of it",
+            ),
         ] {
             assert_eq!(for_shell(hint, &vm), said);
         }
@@ -181,6 +210,24 @@ mod tests {
         );
         let begun = About::subject("vm_create", Some("web-2"));
         assert_eq!(for_shell("look at vm_logs", &begun), "look at `nexusctl vm logs web-2`");
+    }
+
+    #[test]
+    fn a_hint_to_list_a_directory_names_it() {
+        for (path, errno, said) in [
+            ("/srv/app/x", "ENOENT", "run `nexusctl guest ls web-1 /srv/app`"),
+            ("/nope", "ENOENT", "run `nexusctl guest ls web-1 /`"),
+            ("/srv", "EISDIR", "run `nexusctl guest ls web-1 /srv`"),
+            ("/", "EISDIR", "run `nexusctl guest ls web-1 /`"),
+            ("/a b/c", "ENOENT", "run `nexusctl guest ls web-1`"),
+        ] {
+            let arguments = json!({ "vm": "web-1", "path": path });
+            let arguments = arguments.as_object().unwrap();
+            let error = ToolError::new(ErrorCode::FileNotFound, "x").errno(errno);
+            let about = About::of(arguments).where_failed(&error, arguments);
+            assert_eq!(for_shell("call guest_file_list", &about), said, "{path}");
+            assert_eq!(for_shell("call vm_start", &about), "run `nexusctl vm start web-1`");
+        }
     }
 
     #[test]
@@ -197,6 +244,10 @@ mod tests {
             ),
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
             ("call guest_file_list", "run `nexusctl guest ls`"),
+            (
+                "vm_create with checkpoints: true; on the host: `nexusctl settings set default.checkpoints=true`",
+                "`nexusctl vm create --checkpoints`; on the host: `nexusctl settings set default.checkpoints=true`",
+            ),
             ("call kernel_build first", "run `nexusctl kernel build` first"),
             (
                 "call kernel_build with check: true to see more",

@@ -57,7 +57,9 @@ pub(crate) fn explain(mut error: clap::Error, words: &[OsString]) -> clap::Error
     let tips = match (error.kind(), said(ContextKind::InvalidArg), said(ContextKind::InvalidSubcommand)) {
         (ErrorKind::UnknownArgument, Some(option), _) => option_tips(&option, &path, &command),
         (ErrorKind::InvalidSubcommand, _, Some(verb)) => verb_tips(&verb, &path),
-        (ErrorKind::ValueValidation, Some(option), _) if option.contains("--timeout") => {
+        (ErrorKind::ValueValidation, Some(option), _)
+            if option.contains("--timeout") && has_short(words, 't') =>
+        {
             vec![
                 "-t is the timeout in seconds here; for a terminal: `nexusctl exec -it VM COMMAND`"
                     .to_owned(),
@@ -94,6 +96,12 @@ pub(crate) fn to_error(error: &clap::Error) -> Error {
 /// Whether an invalid command line asks for JSON.
 pub(crate) fn asks_for_json(words: &[OsString]) -> bool {
     words.iter().take_while(|word| *word != "--").any(|word| word == "--json")
+}
+
+/// Whether a line has an option of one letter, alone or with others, such as `-it`.
+fn has_short(words: &[OsString], letter: char) -> bool {
+    let own = words.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
+    own.filter_map(|word| word.strip_prefix('-')).any(|word| !word.starts_with('-') && word.contains(letter))
 }
 
 /// The command at the beginning of a line, as far as it is valid.
@@ -187,6 +195,9 @@ mod tests {
             ("guest run -it web-1 sh", "for a terminal: `nexusctl exec -it"),
         ] {
             assert!(told(line).contains(tip), "{line}: {}", told(line));
+        }
+        for line in ["wait web-1 --timeout 3", "guest run --timeout x web-1 ls"] {
+            assert!(!told(line).contains("terminal"), "{line}: {}", told(line));
         }
         // These are accepted as they are.
         for line in ["vm create --image debian", "vm create --cpus 2", "run --cpus 2 debian -- true"] {

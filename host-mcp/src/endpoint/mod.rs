@@ -342,7 +342,12 @@ impl Endpoints {
     fn resolve(&self, caller: &Caller, vm: &str) -> Result<VmId, ToolError> {
         let reference: Reference<VmKind> =
             vm.parse().map_err(|e| ToolError::invalid(format!("vm: {e}")).hint("give a VM's name or id"))?;
-        self.0.host.guests().resolve(caller, &reference)
+        let found = self.0.host.guests().resolve(caller, &reference);
+        // This endpoint has no tools to look for another one.
+        found.map_err(|error| {
+            let advice = error.code.advice_inside();
+            error.hint(advice)
+        })
     }
 
     fn upgrade(&self, mut request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {

@@ -25,6 +25,7 @@ use std::time::Duration;
 use nexus_core::link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
 use nexus_core::{Caller, Grant, GuestHandle};
 use nexus_schema::error::ErrorCode;
+use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::command::{CommandStart, RunCommand};
 use nexus_schema::tools::file::FileList;
 use nexus_schema::{Tool, ToolError, TraceContext};
@@ -251,7 +252,11 @@ impl ForwardedCall {
         host.counters().guest_calls.add();
         let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
         record.trace(trace.clone());
-        match caller.authorise(tool.name, tool.needs) {
+        let prefix = match view {
+            View::Whole(_) => GUEST_PREFIX,
+            View::Vm(_) | View::Own(_) => "",
+        };
+        match caller.authorise(format_args!("{prefix}{}", tool.name), tool.needs) {
             Ok(rule) => record.allow(rule),
             Err((error, rule)) => {
                 record.deny(rule, error.code.as_str());

@@ -52,7 +52,7 @@ pub(crate) fn restorable(vm: &VmRecord) -> Result<(), ToolError> {
     if vm.spec.run.is_some() {
         let message = format!("{} exists for one command, so it cannot be rolled back", vm.name);
         return Err(ToolError::new(ErrorCode::VmWrongState, message)
-            .hint("make another VM of the checkpoint with vm_fork"));
+            .hint("call vm_fork with checkpoint: ID to make another VM of it"));
     }
     if !(policy::is_asleep(vm) && vm.state.may_run()) {
         return Ok(());
@@ -126,9 +126,10 @@ fn same_drives(
         checkpoint.name,
         names.join(", ")
     );
-    Err(ToolError::new(ErrorCode::Changed, message).hint(
-        "attach and detach drives until it has those, or make another VM of the checkpoint with vm_fork",
-    ))
+    Err(ToolError::new(ErrorCode::Changed, message).hint(format!(
+        "attach and detach drives until it has those, or call vm_fork with checkpoint: {} to make another VM of it",
+        checkpoint.id
+    )))
 }
 
 #[cfg(test)]

@@ -307,8 +307,8 @@ pub(super) async fn stat(app: &App, args: StatArgs) -> Result<u8, Error> {
         Format::Quiet => app.ui.line(&format::tame(&entry.path))?,
         Format::Human => {
             let mut table = Table::of_facts();
-            table.fact("path", &entry.path);
-            table.maybe("target", entry.target.as_ref());
+            table.fact("path", format::file_name(&entry.path));
+            table.maybe("target", entry.target.as_deref().map(format::file_name));
             table.fact("type", kind_word(entry.kind));
             table.fact("size", format!("{} ({} bytes)", format::size(entry.size_bytes), entry.size_bytes));
             table.fact("mode", &entry.mode);
@@ -385,8 +385,8 @@ fn entries_table(entries: &[FileEntry]) -> Table {
         .dropping(&["OWNER", "MODIFIED", "SIZE", "MODE"]);
     for entry in entries {
         let path = match &entry.target {
-            Some(target) => format!("{} -> {target}", entry.path),
-            None => entry.path.clone(),
+            Some(target) => format!("{} -> {}", format::file_name(&entry.path), format::file_name(target)),
+            None => format::file_name(&entry.path),
         };
         let mood = if entry.kind == FileType::Directory { Mood::Good } else { Mood::Plain };
         table.row([
@@ -430,6 +430,10 @@ mod tests {
     fn entries_are_aligned() {
         let mut link = entry("symlink", "0777");
         link.target = Some("/bin/busybox".into());
+        let mut odd = entry("file", "0644");
+        odd.path = "a\u{202e}txt.exe".into();
+        let odd = entries_table(&[odd]).render(None, false);
+        assert!(odd.contains("  a\\xe2\\x80\\xaetxt.exe\n"), "{odd}");
         insta::assert_snapshot!(entries_table(&[entry("file", "0644"), link]).render(None, false), @"
         MODE        OWNER  SIZE   MODIFIED                  PATH
         -rw-r--r--  0:5    2 KiB  2026-01-02T03:04:05.000Z  x
