@@ -3,7 +3,8 @@
 //! ```text
 //! client ── 127.0.0.1:PORT or a Unix socket ── nexusd ── stream on the guest's port 201 ── 127.0.0.1:GUEST_PORT in the VM
 //! ```
-//! While clients connect, one connection into the guest is kept for the next of them (`spare`). A listener exists as long as its VM, running or stopped, so that no other program takes the port meanwhile.
+//! A listener exists as long as its VM, running or stopped, so that no other program takes the port meanwhile. While clients connect, one
+//! connection into the guest is kept for the next of them (`spare`).
 
 mod listener;
 mod relay;
