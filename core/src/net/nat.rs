@@ -138,11 +138,15 @@ impl Nat {
     /// events.
     pub(crate) fn new(binary: PathBuf, directory: PathBuf, site: Site) -> (Arc<Self>, mpsc::Receiver<Event>) {
         let (events, taken) = mpsc::channel(EVENTS_MAX);
-        let session = Mutex::default();
-        let problems = std::sync::Mutex::default();
-        let own =
-            |own: &Weak<Self>| Self { binary, directory, site, session, problems, events, own: own.clone() };
-        let nat = Arc::new_cyclic(own);
+        let nat = Arc::new_cyclic(|own| Self {
+            binary,
+            directory,
+            site,
+            session: Mutex::default(),
+            problems: std::sync::Mutex::default(),
+            events,
+            own: own.clone(),
+        });
         (nat, taken)
     }
 
@@ -169,7 +173,7 @@ impl Nat {
         let attached = self.ask(&mut session, true, Request::Attach { vm }).await;
         match attached {
             Ok(Answer::Attach(Attached { tap, .. })) => {
-                self.is_attached(id);
+                self.note_attached(id);
                 Ok(tap)
             }
             Ok(_) => Err(ClientError::Unexpected.into()),
@@ -199,7 +203,7 @@ impl Nat {
         };
         let answer = self.ask(&mut session, true, request).await?;
         if matches!(answer, Answer::Attach(_)) {
-            self.is_attached(id);
+            self.note_attached(id);
         }
         Ok(())
     }
@@ -257,13 +261,15 @@ impl Nat {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_attached(&self, id: VmId) {
+    /// Notes that a VM is attached: it has no problem any more.
+    fn note_attached(&self, id: VmId) {
         if self.problems().remove(&id).is_some() {
             tracing::info!(vm = %id, "attached a vm to its network again");
         }
     }
 
-    fn is_not_attached(&self, vm: &Vm, error: &NatError) {
+    /// Notes why a VM that should be attached is not.
+    fn note_problem(&self, vm: &Vm, error: &NatError) {
         let why = nexus_schema::error::chain(error);
         let before = self.problems().insert(vm.id, why.clone());
         if before.as_ref() != Some(&why) {
@@ -368,9 +374,9 @@ impl Nat {
             in_time(client.call(Request::Configure { instance: instance.clone() })).await?;
             for vm in session.vms.values() {
                 match in_time(client.call(Request::Attach { vm: vm.clone() })).await {
-                    Ok(_) => self.is_attached(vm.id),
+                    Ok(_) => self.note_attached(vm.id),
                     Err(error) if error.is_of_connection() => return Err(error),
-                    Err(error) => self.is_not_attached(vm, &error),
+                    Err(error) => self.note_problem(vm, &error),
                 }
             }
         }
@@ -509,15 +515,15 @@ impl Nat {
         }
     }
 
+    /// Attaches the VMs that have problems, as far as it can now.
     async fn attach_left(&self, session: &mut Session) {
-        let left: Vec<VmId> = self.problems().keys().copied().collect();
-        let left: Vec<Vm> = left.iter().filter_map(|id| session.vms.get(id).cloned()).collect();
+        let left: Vec<Vm> = self.problems().keys().filter_map(|id| session.vms.get(id).cloned()).collect();
         for vm in left {
             match self.ask_once(session, false, Request::Attach { vm: vm.clone() }).await {
-                Ok(_) => self.is_attached(vm.id),
+                Ok(_) => self.note_attached(vm.id),
                 // Another task restarts the process, or the next try connects again.
                 Err(error) if error.is_of_connection() => return,
-                Err(error) => self.is_not_attached(&vm, &error),
+                Err(error) => self.note_problem(&vm, &error),
             }
         }
     }
