@@ -11,6 +11,7 @@ use nexus_schema::tools::vm::VmState;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listener::find;
@@ -45,27 +46,14 @@ impl Client {
     }
 
     /// Waits for what the client sends next, and takes it; nothing at its end. Cancel-safe.
-    async fn next_bytes(&self) -> io::Result<Vec<u8>> {
+    async fn next_bytes(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; EARLY_MAX];
-        loop {
-            let read = match self {
-                Self::Tcp(client) => {
-                    client.readable().await?;
-                    client.try_read(&mut bytes)
-                }
-                Self::Unix(client) => {
-                    client.readable().await?;
-                    client.try_read(&mut bytes)
-                }
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => {
-                    bytes.truncate(read?);
-                    return Ok(bytes);
-                }
-            }
-        }
+        let length = match self {
+            Self::Tcp(client) => client.read(&mut bytes).await?,
+            Self::Unix(client) => client.read(&mut bytes).await?,
+        };
+        bytes.truncate(length);
+        Ok(bytes)
     }
 }
 
@@ -74,7 +62,7 @@ pub(super) async fn serve(
     shared: Weak<Shared>,
     vm: VmId,
     guest_port: u16,
-    client: Client,
+    mut client: Client,
     spare: &Arc<Spare>,
 ) -> Result<(), StreamError> {
     let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?, shared.paths.vm(vm))));
@@ -150,7 +138,7 @@ mod tests {
     async fn what_a_client_sends_next_is_waited_for_and_then_its_end() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let client = Client::Tcp(listener.accept().await.unwrap().0);
+        let mut client = Client::Tcp(listener.accept().await.unwrap().0);
         let soon = Duration::from_secs(20);
         let (next, written) = tokio::join!(timeout(soon, client.next_bytes()), far.write_all(b"later"));
         written.unwrap();
@@ -158,7 +146,7 @@ mod tests {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"last").await.unwrap();
         drop(far);
-        let client = Client::Unix(near);
+        let mut client = Client::Unix(near);
         for expected in [&b"last"[..], b""] {
             assert_eq!(timeout(soon, client.next_bytes()).await.unwrap().unwrap(), expected);
         }
