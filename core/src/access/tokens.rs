@@ -197,12 +197,7 @@ impl Tokens {
 
     /// Has tokens stop working: their sessions, streams and waiting calls end.
     pub(crate) fn end(&self, tokens: &[TokenId]) {
-        let mut working = self.working.write().unwrap_or_else(PoisonError::into_inner);
-        working.by_hash.retain(|_, grant| !tokens.contains(&grant.record.id));
-        working.by_name.retain(|_, grant| !tokens.contains(&grant.record.id));
-        let ended: Vec<_> = tokens.iter().filter_map(|token| working.by_id.remove(token)).collect();
-        drop(working);
-        ended.iter().for_each(|grant| grant.ended.cancel());
+        end(&self.working, tokens);
     }
 
     /// The quotas that what an owner makes counts for. If its token does not work any more, these are the quotas of the nearest one above it that does.
@@ -240,6 +235,16 @@ impl Tokens {
     }
 }
 
+/// Has tokens stop working.
+fn end(working: &RwLock<Working>, tokens: &[TokenId]) {
+    let mut working = working.write().unwrap_or_else(PoisonError::into_inner);
+    working.by_hash.retain(|_, grant| !tokens.contains(&grant.record.id));
+    working.by_name.retain(|_, grant| !tokens.contains(&grant.record.id));
+    let ended: Vec<_> = tokens.iter().filter_map(|token| working.by_id.remove(token)).collect();
+    drop(working);
+    ended.iter().for_each(|grant| grant.ended.cancel());
+}
+
 /// Has a token stop working at its time.
 async fn expire(working: Weak<RwLock<Working>>, lineage: Lineage, grant: Arc<Grant>, at: Timestamp) {
     loop {
@@ -254,8 +259,7 @@ async fn expire(working: Weak<RwLock<Working>>, lineage: Lineage, grant: Arc<Gra
         }
     }
     let Some(working) = working.upgrade() else { return };
-    let tokens = Tokens { working, lineage: lineage.clone(), promises: Promises::default() };
-    tokens.end(&lineage.family(grant.record.id));
+    end(&working, &lineage.family(grant.record.id));
 }
 
 /// The scopes of a new token for which none are asked.
