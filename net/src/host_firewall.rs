@@ -2,8 +2,8 @@
 //! against a drop in another table, so the rules have to be in that table. They are inserted at the head of the chain, and kept there.
 //!
 //! Chains are found by what they do, whichever program created them: base chains of the hooks `forward` and `input` whose policy is drop, or
-//! whose last rule drops everything. Docker's rules go to `DOCKER-USER`, the chain that it reserves for this. [`legacy`] does the same for the old
-//! `iptables-legacy`, whose tables are others.
+//! whose last rule drops everything. Docker's rules go to `DOCKER-USER`, the chain that it reserves for this. [`legacy`] does the same for
+//! the old `iptables-legacy`, whose tables nf_tables does not show.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -201,6 +201,11 @@ impl Table {
         chain.and_then(|(first, policy)| self.entries.get(first..policy)).unwrap_or_default()
     }
 
+    /// Returns whether a hook's chain has this rule.
+    fn has(&self, hook: FirewallHook, rule: &[u8]) -> bool {
+        self.rules(hook).iter().any(|entry| entry.is(self.kind, rule))
+    }
+
     /// Returns whether a hook's chain drops packets that none of its rules accepts.
     fn drops(&self, hook: FirewallHook) -> bool {
         let policy = self.chains[number(hook)].and_then(|(_, policy)| self.entries.get(policy));
@@ -208,7 +213,7 @@ impl Table {
             || self.rules(hook).last().is_some_and(|rule| rule.drops_all(self.kind))
     }
 
-    /// Returns whether there is a chain of a program whose name starts like this.
+    /// Returns whether there is a chain, besides those of hooks, whose name starts like this.
     fn has_chain(&self, start: &str) -> bool {
         let is_it = |entry: &Entry| {
             let name = entry.target(self.kind).get(PART..).unwrap_or_default();
@@ -220,8 +225,7 @@ impl Table {
     /// Inserts the rules that are missing at the head of a hook's chain; returns their number.
     fn insert(&mut self, hook: FirewallHook, wanted: &[Vec<u8>]) -> usize {
         let Some((first, _)) = self.chains[number(hook)] else { return 0 };
-        let is_there = |rule: &&Vec<u8>| self.rules(hook).iter().any(|entry| entry.is(self.kind, rule));
-        let missing: Vec<_> = wanted.iter().filter(|rule| !is_there(rule)).cloned().collect();
+        let missing: Vec<_> = wanted.iter().filter(|rule| !self.has(hook, rule)).cloned().collect();
         let count = missing.len();
         let new = missing.into_iter().map(|bytes| Entry { bytes, read: None });
         self.entries.splice(first..first, new);

@@ -119,14 +119,13 @@ fn shown(table: &Table, bridge: &str, is_wanted: bool) -> impl Iterator<Item = F
     let hooks = HOOKS.into_iter().filter(move |hook| table.drops(*hook));
     hooks.map(move |hook| {
         let rules = openings(table.kind, hook, bridge);
-        let is_there = |rule: &Vec<u8>| table.rules(hook).iter().any(|entry| entry.is(table.kind, rule));
         FirewallChain {
             table: format!("{family} filter"),
             chain: if hook == FirewallHook::Forward { "FORWARD" } else { "INPUT" }.to_owned(),
             hook,
             from: Some(from.clone()),
             rules_in: None,
-            open: is_wanted && rules.iter().all(is_there),
+            open: is_wanted && rules.iter().all(|rule| table.has(hook, rule)),
             problem: None,
         }
     })

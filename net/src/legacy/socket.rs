@@ -52,7 +52,7 @@ impl Socket {
             .ok_or_else(|| invalid("the table is not understood"))
     }
 
-    /// Replaces the table by a changed one, which `count` entries were read for. Rules that stay keep their counters.
+    /// Replaces the table by a changed one; `count` is how many entries it had when it was read. Rules that stay keep their counters.
     pub(super) fn replace(&self, table: &Table, count: usize) -> io::Result<()> {
         let mut bytes =
             table.replacement().ok_or_else(|| invalid("a rule jumps to a place that is not there"))?;
