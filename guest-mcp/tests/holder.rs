@@ -24,9 +24,7 @@ fn replace_agent(guest: &mut Guest) {
 }
 
 fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    common::memory(pid, "RssAnon:")
 }
 
 fn states(client: &mut Client, ids: &[Value]) -> Vec<Value> {

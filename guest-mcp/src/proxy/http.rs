@@ -103,7 +103,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
             lengths.push(length.ok_or(bad("its Content-Length is invalid"))?);
         } else if starts_proxy
             || ["host", "connection", "keep-alive", "upgrade", "te"].into_iter().any(is)
-            || of_hop.iter().any(|name| is(name))
+            || of_hop.iter().any(|name| name.eq_ignore_ascii_case(field.name.as_bytes()))
         {
             continue;
         }
@@ -123,10 +123,9 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
 }
 
 /// Returns the names of the fields that are for this connection alone: those that Connection lists.
-fn named_by_connection(fields: &[httparse::Header<'_>]) -> Vec<String> {
+fn named_by_connection<'a>(fields: &[httparse::Header<'a>]) -> Vec<&'a [u8]> {
     let listing = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
-    let texts = listing.map(|field| String::from_utf8_lossy(field.value).into_owned());
-    texts.flat_map(|text| text.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).collect()
+    listing.flat_map(|field| field.value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect()
 }
 
 fn strip_scheme<'a>(path: &'a str, scheme: &str) -> Option<&'a str> {

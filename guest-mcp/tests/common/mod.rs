@@ -325,3 +325,10 @@ pub(crate) fn holder(guest: &Guest) -> u32 {
     });
     found.unwrap()
 }
+
+/// What a line of a process's status says of its memory, in bytes.
+pub(crate) fn memory(pid: u32, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let value = status.lines().find_map(|found| found.strip_prefix(line)).unwrap();
+    value.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}

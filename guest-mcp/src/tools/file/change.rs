@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD};
 
 use super::draft::{Draft, is_beneath, under_free_name};
 use super::read::open_regular;
 use super::target::{Ready, Target};
-use super::{failed, refused};
+use super::{failed, open_parent, refused};
 use crate::places::Owner;
 
 /// The largest file that can be changed in part, in bytes.
@@ -237,9 +237,7 @@ impl Change {
 
     /// Opens the directory of the file; refuses one that is not in `root` or below any more.
     fn open_directory(&self, root: Option<&Path>) -> Result<OwnedFd, ToolError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(self.target.directory(), flags, Mode::empty())
-            .map_err(|error| self.target.fail(error))?;
+        let directory = open_parent(self.target.directory()).map_err(|error| self.target.fail(error))?;
         if root.is_some_and(|root| !is_beneath(&directory, root)) {
             return Err(leads_out(self.target.path()));
         }

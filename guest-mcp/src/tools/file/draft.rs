@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::open_parent;
 use super::target::Existing;
 use crate::places::{Owner, inherit_owner};
 
@@ -36,8 +37,7 @@ impl Draft {
 
     /// Creates an empty draft for a directory.
     pub(super) fn create(directory: &Path) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+        let directory = open_parent(directory)?;
         let (mode, flags) = (Mode::from_raw_mode(0o600), OFlags::RDWR | OFlags::CLOEXEC);
         match rustix::fs::openat(&directory, ".", flags | OFlags::TMPFILE, mode) {
             Ok(file) => Ok(Self { file: file.into(), directory, name: None }),

@@ -58,7 +58,7 @@ pub(super) struct Lines {
     from: u64,
     /// The number of the first requested line.
     wanted: u64,
-    /// The number of lines before them: of all lines, if there are none.
+    /// The number of lines before it; if the file ends before it, the number of all lines.
     before: u64,
     /// The number of lines, including a cut one.
     count: u64,
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_there_is_named_with_their_number() {
+    fn a_missing_line_is_told_with_the_number_of_lines() {
         for (text, from, said) in [
             ("", 1, "no line 1: the file has 0 lines"),
             ("one", 2, "no line 2: the file has 1 line"),

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use nexus_schema::ToolError;
 use nexus_schema::tools::file::{FileMkdir, FileMkdirOutput, FileMkdirParams};
-use rustix::fs::{CWD, FileType as Kind, Mode, OFlags};
+use rustix::fs::{FileType as Kind, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::write::parse_mode;
-use super::{failed, kind_words, parse_path, refused};
+use super::{failed, kind_words, open_parent, parse_path, refused};
 use crate::places::{Owner, inherit_owner, make_directories_for};
 use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run};
@@ -51,8 +51,7 @@ fn make(path: &Path, parents: bool, mode: Option<u32>, owner: Owner) -> Result<b
     if parents {
         make_directories_for(parent, owner).map_err(|error| failed(WHAT, parent, error))?;
     }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = rustix::fs::openat(CWD, parent, flags, Mode::empty()).map_err(fail)?;
+    let parent = open_parent(parent).map_err(fail)?;
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(MODE)) {
         Ok(()) => {}
         // Another process was faster.

@@ -21,6 +21,7 @@ mod write;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,8 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::time::Timestamp;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::file::FileType;
-use rustix::fs::FileType as Kind;
+use rustix::fs::{FileType as Kind, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::os::{reason, with_errno};
 use crate::tools::text::shown;
@@ -62,6 +64,11 @@ fn parse_path(text: &str) -> Result<PathBuf, ToolError> {
         return Err(ToolError::invalid(format!("a path can have at most {PATH_MAX} bytes")));
     }
     Ok(PathBuf::from(OsString::from_vec(bytes)))
+}
+
+/// Opens the directory of a file, which need not be readable.
+fn open_parent(directory: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Returns the error of a tool that could not do `what` to `path`.

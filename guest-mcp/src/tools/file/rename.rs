@@ -7,13 +7,13 @@ use std::path::Path;
 
 use nexus_schema::ToolError;
 use nexus_schema::tools::file::{FileMove, FileMoveOutput, FileMoveParams};
-use rustix::fs::{AtFlags, CWD, FileType as Kind, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType as Kind, RenameFlags};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{Order, copy};
 use super::delete::{delete, refuse_mount_points, split};
-use super::{failed, not_regular, parse_path, refused};
+use super::{failed, not_regular, open_parent, parse_path, refused};
 use crate::places::{Owner, make_directories_for};
 use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run};
@@ -35,12 +35,7 @@ pub(super) fn place<'a>(what: &str, to: &'a Path, owner: Owner) -> Result<(Owned
     let (parent, name) = split(to).ok_or_else(|| refused(what, to, "it has no name of its own"))?;
     let parent = Path::new(OsStr::from_bytes(parent));
     make_directories_for(parent, owner).map_err(|error| failed("create the directory", parent, error))?;
-    Ok((open(parent).map_err(|error| failed(what, to, error))?, name))
-}
-
-fn open(directory: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, directory, flags, Mode::empty())
+    Ok((open_parent(parent).map_err(|error| failed(what, to, error))?, name))
 }
 
 /// Returns the error for a destination that already exists.
@@ -60,7 +55,8 @@ fn rename(
 ) -> Result<bool, ToolError> {
     const WHAT: &str = "move";
     let (parent, name) = split(from).ok_or_else(|| refused(WHAT, from, "it has no name of its own"))?;
-    let source = open(Path::new(OsStr::from_bytes(parent))).map_err(|error| failed(WHAT, from, error))?;
+    let source =
+        open_parent(Path::new(OsStr::from_bytes(parent))).map_err(|error| failed(WHAT, from, error))?;
     let stat = rustix::fs::statat(&source, name, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|error| failed(WHAT, from, error))?;
     let is_directory = Kind::from_raw_mode(stat.st_mode) == Kind::Directory;

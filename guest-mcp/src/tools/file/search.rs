@@ -210,7 +210,8 @@ fn search(
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let mut walk = WalkBuilder::new(&root);
     walk.follow_links(false).hidden(heeds).ignore(heeds);
-    // The library opens those of the directories above, unless it needs none of them: then one of its own name is heeded by that name alone.
+    // The library also opens the files of patterns above the root, unless both `parents` and `git_ignore` are off. Then each `.gitignore` at the root or
+    // below is heeded as a custom one.
     let above = heeds && root.ancestors().skip(1).all(is_tame);
     // `.git` may be a file that names any other one to be read.
     walk.git_exclude(false).parents(above).git_ignore(above);
