@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use nexus_schema::ToolError;
-use nexus_schema::tool::{GUEST_PREFIX, words};
-use nexus_schema::tools::{GUEST_NAMES, HOST_NAMES};
+use nexus_schema::tool::{in_guest, on_host, words};
+use nexus_schema::tools::HOST_NAMES;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::json;
@@ -59,28 +59,10 @@ pub(super) fn in_report(content: &str, view: View) -> Cow<'_, str> {
 
 /// A text with the view's names of the guest's tools. Words that are part of a path stay as they are.
 fn in_text(text: &str, view: View) -> Cow<'_, str> {
-    let mut out = String::new();
-    let mut copied = 0;
-    for (at, word) in words(text) {
-        let name = match view {
-            View::Whole(_) if GUEST_NAMES.contains(&word) => Cow::Owned(format!("{GUEST_PREFIX}{word}")),
-            View::Vm(_) | View::Own(_) => {
-                match word.strip_prefix(GUEST_PREFIX).filter(|own| GUEST_NAMES.contains(own)) {
-                    Some(own) => Cow::Borrowed(own),
-                    None => continue,
-                }
-            }
-            View::Whole(_) => continue,
-        };
-        out.push_str(&text[copied..at]);
-        out.push_str(&name);
-        copied = at + word.len();
+    match view {
+        View::Whole(_) => on_host(text),
+        View::Vm(_) | View::Own(_) => in_guest(text),
     }
-    if copied == 0 {
-        return text.into();
-    }
-    out.push_str(&text[copied..]);
-    out.into()
 }
 
 /// Whether a text tells to call a tool of the host, and not to ask somebody for it.
@@ -92,6 +74,7 @@ fn names_lacking(text: &str) -> bool {
 mod tests {
     use nexus_schema::ErrorCode;
     use nexus_schema::id::VmId;
+    use nexus_schema::tool::GUEST_PREFIX;
     use nexus_schema::tools::command::FailureCause;
 
     use super::*;
