@@ -1,6 +1,6 @@
 //! VMs that end by themselves: at the end of their time, and when nothing is under way in them.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -97,12 +97,8 @@ fn an_end_that_is_cut_off_is_finished() {
 /// Opens a stream to a port in a machine, and says nothing on it.
 fn open(world: &World, client: &mut Client, vm: &str, port: u16) -> UnixStream {
     let ticket = client.must("guest_stream_open", json!({ "vm": vm, "open": { "tcp": { "port": port } } }));
-    let path = ticket["path"].as_str().expect("a path");
-    let mut stream = UnixStream::connect(world.daemon.socket()).expect("the socket");
+    let mut stream = world.upgrade(ticket["path"].as_str().expect("a path"), "");
     stream.set_read_timeout(Some(SOON)).expect("a timeout can be set");
-    let head =
-        format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n");
-    stream.write_all(head.as_bytes()).expect("a request is sent");
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 101");

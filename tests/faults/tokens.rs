@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -200,11 +199,7 @@ fn what_others_have_does_not_exist_for_a_token() {
     inside.call_whole("run_command", json!({ "command": "true" })).expect("it may exec in it");
     let ticket = owner.must("guest_stream_open", json!({ "vm": "theirs", "open": { "tcp": { "port": 1 } } }));
     let path = ticket["path"].as_str().expect("a path");
-    let mut stream = UnixStream::connect(world.daemon.socket()).expect("the socket");
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: x\r\n{lines}Connection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).expect("a request");
+    let mut stream = world.upgrade(path, &lines);
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 403", "a foreign ticket");
@@ -502,11 +497,7 @@ fn a_revoked_token_ends_what_uses_it_within_a_second() {
     let mut opener = with(&world, &secret);
     let open = json!({ "vm": "web", "open": { "exec": { "start": { "argv": ["sleep", "60"] } } } });
     let path = opener.must("guest_stream_open", open)["path"].as_str().expect("a path").to_owned();
-    let mut stream = UnixStream::connect(&socket).expect("the socket");
-    let head = format!(
-        "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\nConnection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).expect("a request");
+    let mut stream = world.upgrade(&path, &format!("Authorization: Bearer {secret}\r\n"));
     let session = session(&world, &secret, &json!({}));
     let mut events = send(&world, "GET /mcp", &secret, &session, "");
     let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": wait }).to_string();

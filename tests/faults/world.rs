@@ -1,7 +1,9 @@
 //! A daemon whose machines are processes of this host, and an image for them.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -83,6 +85,16 @@ impl World {
 
     pub(crate) fn client(&self) -> Client {
         self.daemon.client()
+    }
+
+    /// Asks for the stream of a ticket by the path in it, with more lines in the head of the request. Nothing of the response is read.
+    pub(crate) fn upgrade(&self, path: &str, lines: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(self.daemon.socket()).expect("the socket");
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\n{lines}Connection: upgrade\r\nUpgrade: nexus-stream\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("a request is sent");
+        stream
     }
 
     /// The arguments of a valid `vm_create`.

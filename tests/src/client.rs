@@ -21,7 +21,7 @@ const ANSWER: Duration = Duration::from_mins(3);
 /// The timeout for a VM to become ready under software emulation on a busy machine.
 pub const BOOT: Duration = Duration::from_mins(4);
 
-/// The schema of each tool's facts, as it is listed, by the tool's name on the host.
+/// The schema of each tool's facts by the tool's name on the host: with definitions, as in lists, but also with what concerns the host alone.
 static SCHEMAS: LazyLock<HashMap<String, Map<String, Value>>> = LazyLock::new(|| {
     let mut all = HashMap::new();
     macro_rules! of_host {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use words::words;
+pub use words::{in_guest, on_host, words};
 
 use crate::schema;
 
@@ -150,7 +150,7 @@ pub const VM_ARGUMENT: &str = "vm";
 pub fn guest_info<T: Tool>() -> ToolInfo {
     let mut info = info::<T>();
     info.name = format!("{GUEST_PREFIX}{}", info.name);
-    info.description = words::on_host(&info.description);
+    info.description = on_host(&info.description).into_owned();
     let schemas = std::iter::once(&mut info.input_schema).chain(&mut info.output_schema);
     schemas.flat_map(Map::values_mut).for_each(words::describe_on_host);
     let vm = serde_json::json!({ "type": "string", "description": "The VM: its name or id." });

@@ -3,16 +3,11 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use nexus_schema::{ToolError, for_each_guest_tool, for_each_host_tool};
+use nexus_schema::ToolError;
+use nexus_schema::tools::{GUEST_NAMES, HOST_NAMES};
 use serde_json::{Map, Value};
 
 use super::args::Cli;
-
-macro_rules! names { ($($tool:path => $method:ident,)*) => { &[$(stringify!($method)),*] }; }
-/// The names of the host's tools.
-const HOST_TOOLS: &[&str] = for_each_host_tool!(names);
-/// The names of the guest's tools.
-const GUEST_TOOLS: &[&str] = for_each_guest_tool!(names);
 
 /// The guest's tools with their commands.
 const GUEST: &[(&str, &str)] = &[
@@ -144,10 +139,10 @@ fn command(tool: &str) -> Option<String> {
     if let Some((_, command)) = GUEST.iter().find(|(name, _)| *name == in_guest) {
         return Some((*command).to_owned());
     }
-    if GUEST_TOOLS.contains(&in_guest) {
+    if GUEST_NAMES.contains(&in_guest) {
         return Some(format!("call guest_{in_guest}"));
     }
-    if !HOST_TOOLS.contains(&tool) {
+    if !HOST_NAMES.contains(&tool) {
         return None;
     }
     if tool == "system_info" {

@@ -2,11 +2,10 @@
 //! and has none of the host's.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
-use std::sync::LazyLock;
 
-use nexus_schema::tool::{GUEST_PREFIX, words};
-use nexus_schema::{ToolError, tools};
+use nexus_schema::ToolError;
+use nexus_schema::tool::{in_guest, on_host, words};
+use nexus_schema::tools::HOST_NAMES;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::json;
@@ -14,12 +13,6 @@ use serde_json::value::RawValue;
 
 use crate::host::View;
 
-/// The guest's tools, by their names in the guest.
-static GUEST: LazyLock<HashSet<String>> =
-    LazyLock::new(|| tools::guest().into_iter().map(|info| info.name).collect());
-/// The host's own tools.
-static HOST: LazyLock<HashSet<String>> =
-    LazyLock::new(|| tools::host().into_iter().map(|info| info.name).collect());
 /// What precedes a tool that somebody else has to call.
 const ASKED_FOR: &str = "ask for ";
 
@@ -66,39 +59,22 @@ pub(super) fn in_report(content: &str, view: View) -> Cow<'_, str> {
 
 /// A text with the view's names of the guest's tools. Words that are part of a path stay as they are.
 fn in_text(text: &str, view: View) -> Cow<'_, str> {
-    let mut out = String::new();
-    let mut copied = 0;
-    for (at, word) in words(text) {
-        let name = match view {
-            View::Whole(_) if GUEST.contains(word) => Cow::Owned(format!("{GUEST_PREFIX}{word}")),
-            View::Vm(_) | View::Own(_) => {
-                match word.strip_prefix(GUEST_PREFIX).filter(|own| GUEST.contains(*own)) {
-                    Some(own) => Cow::Borrowed(own),
-                    None => continue,
-                }
-            }
-            View::Whole(_) => continue,
-        };
-        out.push_str(&text[copied..at]);
-        out.push_str(&name);
-        copied = at + word.len();
+    match view {
+        View::Whole(_) => on_host(text),
+        View::Vm(_) | View::Own(_) => in_guest(text),
     }
-    if copied == 0 {
-        return text.into();
-    }
-    out.push_str(&text[copied..]);
-    out.into()
 }
 
 /// Whether a text tells to call a tool of the host, and not to ask somebody for it.
 fn names_lacking(text: &str) -> bool {
-    words(text).any(|(at, word)| HOST.contains(word) && !text[..at].ends_with(ASKED_FOR))
+    words(text).any(|(at, word)| HOST_NAMES.contains(&word) && !text[..at].ends_with(ASKED_FOR))
 }
 
 #[cfg(test)]
 mod tests {
     use nexus_schema::ErrorCode;
     use nexus_schema::id::VmId;
+    use nexus_schema::tool::GUEST_PREFIX;
     use nexus_schema::tools::command::FailureCause;
 
     use super::*;

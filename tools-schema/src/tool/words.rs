@@ -1,5 +1,7 @@
 //! Names of tools in texts. The host has the guest's tools under other names than the guest.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::GUEST_PREFIX;
@@ -25,18 +27,34 @@ pub fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 /// Returns a text with the host's names of the guest's tools.
-pub(super) fn on_host(text: &str) -> String {
+pub fn on_host(text: &str) -> Cow<'_, str> {
+    renamed(text, |word| GUEST_NAMES.contains(&word).then(|| format!("{GUEST_PREFIX}{word}").into()))
+}
+
+/// Returns a text with the guest's own names of its tools.
+pub fn in_guest(text: &str) -> Cow<'_, str> {
+    renamed(text, |word| {
+        let own = word.strip_prefix(GUEST_PREFIX).filter(|own| GUEST_NAMES.contains(own));
+        own.map(Cow::Borrowed)
+    })
+}
+
+/// Returns a text with other words in place of those for which there is one.
+fn renamed<'a>(text: &'a str, other: impl Fn(&'a str) -> Option<Cow<'a, str>>) -> Cow<'a, str> {
     let mut out = String::new();
     let mut copied = 0;
     for (at, word) in words(text) {
-        if GUEST_NAMES.contains(&word) {
+        if let Some(name) = other(word) {
             out.push_str(&text[copied..at]);
-            out.push_str(GUEST_PREFIX);
-            copied = at;
+            out.push_str(&name);
+            copied = at + word.len();
         }
     }
+    if copied == 0 {
+        return text.into();
+    }
     out.push_str(&text[copied..]);
-    out
+    out.into()
 }
 
 /// Puts the host's names of the guest's tools into the descriptions of a schema.
@@ -45,7 +63,7 @@ pub(super) fn describe_on_host(schema: &mut Value) {
         Value::Object(members) => {
             // A member of that name has a schema, the word has a text.
             if let Some(Value::String(text)) = members.get_mut("description") {
-                *text = on_host(text);
+                *text = on_host(text).into_owned();
             }
             members.values_mut().for_each(describe_on_host);
         }

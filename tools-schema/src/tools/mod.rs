@@ -152,8 +152,11 @@ macro_rules! names {
     ($($tool:path => $method:ident,)*) => { &[$(<$tool as Tool>::NAME),*] };
 }
 
+/// The names of the host's own tools, sorted.
+pub const HOST_NAMES: &[&str] = for_each_host_tool!(names);
+
 /// The names of the guest's tools in the guest, sorted.
-pub(crate) const GUEST_NAMES: &[&str] = for_each_guest_tool!(names);
+pub const GUEST_NAMES: &[&str] = for_each_guest_tool!(names);
 
 /// Returns the host's own tools, sorted by name.
 pub fn host() -> Vec<ToolInfo> {
