@@ -30,7 +30,7 @@ fn escape(text: &mut String, bytes: &[u8]) {
 /// Whether a character is seen, and changes nothing of what is beside it.
 fn is_plain(c: char) -> bool {
     !c.is_control()
-        && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+        && !matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// A text of a guest on one line.
@@ -46,6 +46,7 @@ mod tests {
     fn every_byte_is_shown_and_none_acts() {
         assert_eq!(path(b"etc/motd"), "etc/motd");
         assert_eq!(path("grün \u{202e}x".as_bytes()), "grün \\xe2\\x80\\xaex");
+        assert_eq!(path("\u{61c}x".as_bytes()), "\\xd8\\x9cx");
         assert_eq!(path(b"a\n\x1b[0m\xff\\"), "a\\x0a\\x1b[0m\\xff\\\\");
         for byte in 1..=255_u8 {
             assert!(path(&[byte]).chars().all(|c| !c.is_control()), "{byte}");
