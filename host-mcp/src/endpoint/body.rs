@@ -20,23 +20,23 @@ use super::{Body, plain, respond};
 use crate::forward;
 
 /// How long a client may take for the body of its request.
-const BODY_TIME: Duration = Duration::from_secs(30);
+pub const BODY_TIME: Duration = Duration::from_secs(30);
 /// How much of an oversized body is read before it is refused, so that a client that has sent all of it can
 /// read the refusal.
 const DRAINED_MAX: usize = 64 << 20;
 
-/// Reads a body; on failure, the error is the response.
-pub(super) async fn read(head: &Parts, body: Incoming) -> Result<Bytes, Response<Body>> {
+/// Reads a body, for at most `longest`; on failure, the error is the response.
+pub(super) async fn read(head: &Parts, body: Incoming, longest: Duration) -> Result<Bytes, Response<Body>> {
     let is_asked_first = head.headers.contains_key(header::EXPECT);
     if is_asked_first && body.size_hint().lower() > HTTP_BODY_MAX as u64 {
         return Err(too_large());
     }
-    match timeout(BODY_TIME, collect(body)).await {
+    match timeout(longest, collect(body)).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
         Ok(Ok(None)) => Err(too_large()),
         Ok(Err(_)) => Err(closing(StatusCode::BAD_REQUEST, "the body did not arrive\n")),
         Err(_) => {
-            let text = format!("the body did not arrive within {} s\n", BODY_TIME.as_secs());
+            let text = format!("the body did not arrive within {} s\n", longest.as_secs());
             Err(closing(StatusCode::REQUEST_TIMEOUT, &text))
         }
     }

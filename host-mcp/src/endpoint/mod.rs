@@ -54,6 +54,7 @@ use tokio_util::task::TaskTracker;
 
 use access::unauthorized;
 pub use access::{Door, TokenError, load_token};
+pub use body::BODY_TIME;
 pub use listen::{serve_tcp, serve_unix};
 use logins::Logins;
 use sessions::{Ledger, Sessions};
@@ -95,6 +96,8 @@ struct Inner {
     /// The set of tools for clients that choose none.
     tools: Toolset,
     stop: CancellationToken,
+    /// How long a client may take for the body of its request.
+    body_time: Duration,
     /// Open streams: they end by themselves when the daemon stops.
     streams: TaskTracker,
     ledger: Arc<Ledger>,
@@ -151,10 +154,16 @@ fn tools_of(query: Option<&str>) -> Option<&str> {
 impl Endpoints {
     /// The endpoints of a host, with the set of tools for clients that choose none. All of them end when `stop` is cancelled.
     pub fn new(host: Host, tools: Toolset, stop: CancellationToken) -> Self {
+        Self::with_body_time(host, tools, stop, BODY_TIME)
+    }
+
+    /// The same with another time than [`BODY_TIME`] for the body of a request.
+    pub fn with_body_time(host: Host, tools: Toolset, stop: CancellationToken, body_time: Duration) -> Self {
         Self(Arc::new(Inner {
             host,
             tools,
             stop,
+            body_time,
             streams: TaskTracker::new(),
             ledger: Arc::default(),
             services: Mutex::default(),
@@ -379,7 +388,7 @@ impl Endpoints {
     async fn http(&self, request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {
         let scoped = self.scoped(caller, view);
         let (head, body) = request.into_parts();
-        let body = match body::read(&head, body).await {
+        let body = match body::read(&head, body, self.0.body_time).await {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };

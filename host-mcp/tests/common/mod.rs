@@ -22,7 +22,7 @@ use nexus_core::internals::{GuestEvent, HelloServer};
 use nexus_core::link::Link;
 use nexus_core::{Busy, CallRecord, Caller, GuestHandle, Nexus};
 use nexus_core::{Config, DriverSetting};
-use nexus_host::endpoint::{Endpoints, SocketUsers, serve_unix};
+use nexus_host::endpoint::{BODY_TIME, Endpoints, SocketUsers, serve_unix};
 use nexus_host::host::{Guests, Host};
 use nexus_host::tools::Toolset;
 use nexus_schema::error::ErrorCode;
@@ -177,6 +177,10 @@ pub fn config(state_dir: &Path) -> Config {
 
 impl Rig {
     pub async fn start() -> Self {
+        Self::start_with_body_time(BODY_TIME).await
+    }
+
+    pub async fn start_with_body_time(body_time: Duration) -> Self {
         let guest = Guest::start().await;
         let link = Link::start(guest.directory.path(), 200);
         assert!(link.is_up_within(LIMIT).await, "{:?}", link.state().borrow());
@@ -184,8 +188,8 @@ impl Rig {
         let state = tempfile::tempdir().unwrap();
         let nexus = Nexus::open(config(state.path())).await.unwrap();
         let stop = CancellationToken::new();
-        let endpoints =
-            Endpoints::new(Host::with_guests(nexus, Box::new(guests.clone())), Toolset::ALL, stop.clone());
+        let host = Host::with_guests(nexus, Box::new(guests.clone()));
+        let endpoints = Endpoints::with_body_time(host, Toolset::ALL, stop.clone(), body_time);
         serve_unix(&endpoints, state.path(), SOCKET, SocketUsers::default()).unwrap();
         Self { guest, guests, endpoints, state, stop }
     }
