@@ -7,6 +7,7 @@ use std::time::Duration;
 use nexus_tests::daemon::{program, signal};
 use nexus_tests::wait::until;
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::world::{SOON, World, soon};
 
@@ -215,11 +216,20 @@ fn the_terminal_is_as_it_was_however_a_shell_ends() {
 
 #[test]
 fn a_console_is_followed_without_its_escape_sequences() {
+    // The driver considers the machine as running once its socket exists. It never says hello.
     let world = World::program(
-        "#!/bin/sh\nprintf '\\033[31mboot\\033[0m \\033]0;title\\007now\\n'\nexec sleep 1000\n",
+        "#!/bin/sh\nprintf '\\033[31mboot\\033[0m \\033]0;title\\007now\\n'\n: > v.sock\nexec sleep 1000\n",
     );
-    let failure = world.client().call("vm_create", world.arguments("web-1"));
-    assert!(failure.is_err() || failure.is_ok_and(|outcome| outcome["done"] == false));
+    let mut client = world.client();
+    let mut arguments = world.arguments("web-1");
+    arguments["wait_s"] = 0.into();
+    let outcome = client.must("vm_create", arguments);
+    assert_eq!(outcome["done"], false, "{outcome}");
+    soon("its console", || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web-1" })).ok()?;
+        logs.to_string().contains("boot now").then_some(())
+    });
+    assert_ne!(client.inspect("web-1")["state"], "ready");
     let follow = |raw: &[&str]| {
         let mut command = Command::new(program("nexusctl"));
         command.args(["vm", "console", "web-1"]).args(raw).envs(world.daemon.environment());
