@@ -11,8 +11,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
 fn sigkill(pid: u32) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    send(pid, Signal::SIGKILL);
 }
 
 /// Kills the agent and starts another one in its place.
@@ -85,6 +89,26 @@ fn commands_go_on_and_are_found_again_when_the_agent_is_killed() {
         facts(&result)["state"] == "ended"
     });
     assert_eq!(facts(&result)["stdout"]["total_bytes"], 6_888_896 + 11);
+}
+
+/// As in a checkpoint whose agent is killed, when the holder waits for a command that stands still before it has begun.
+#[test]
+fn an_agent_says_hello_beside_a_holder_that_stands_still_and_finds_it_later() {
+    let mut guest = Guest::start();
+    let begun =
+        guest.client().good("command_start", json!({ "command": "read l; echo got $l", "tty": true }));
+    let id = &facts(&begun)["command_id"];
+    let holder = holder(&guest);
+    send(holder, Signal::SIGSTOP);
+    replace_agent(&mut guest);
+    let mut client = guest.client();
+    assert_eq!(client.request("ping", json!({}))["result"], json!({}));
+    send(holder, Signal::SIGCONT);
+    client.good("command_input", json!({ "id": id, "input": "through\n" }));
+    until("the terminal works", || {
+        let result = client.good("command_output", json!({ "id": id, "wait_ms": 100 }));
+        stream(&result, "stdout").ends_with("got through\n")
+    });
 }
 
 #[test]

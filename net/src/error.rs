@@ -4,6 +4,7 @@ use std::io;
 
 use nexus_net_wire::{ErrorCode, NetError};
 
+use crate::legacy;
 use crate::link::kernel::LinkError;
 use crate::link::sysctl::SysctlError;
 
@@ -50,6 +51,7 @@ const LOAD_NF_TABLES: &str = "load the module nf_tables (modprobe nf_tables) or 
                               NFT_LOG, NFT_REJECT and NF_CONNTRACK_MARK; network mode proxy works without it";
 const START_AS_ROOT: &str = "nexus-net needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE: run nexusd as root; \
                              network mode proxy works without it";
+const LET_GO: &str = "try again once that program has ended; fuser -v /run/xtables.lock shows it";
 
 impl Error {
     /// Converts the error with its causes for nexusd.
@@ -95,6 +97,7 @@ impl Error {
                 Some(EPROTONOSUPPORT | EAFNOSUPPORT | EOPNOTSUPP | ENOENT) => {
                     (ErrorCode::NoNfTables, Some(LOAD_NF_TABLES))
                 }
+                None if legacy::is_held(source) => (ErrorCode::Kernel, Some(LET_GO)),
                 _ => (ErrorCode::Kernel, None),
             },
             Self::Resolver { source, .. } => match source.raw_os_error() {

@@ -11,7 +11,7 @@ use std::io;
 use nexus_net_wire::InstanceId;
 use nexus_schema::tools::network::{FirewallChain, FirewallHook};
 
-use crate::legacy;
+use crate::legacy::{self, Applied};
 use crate::link::{bridge_alias, bridge_name};
 use crate::netlink::{Attributes, DUMP, Writer};
 use crate::nft::encode::batch;
@@ -71,12 +71,8 @@ struct Rule {
     drops_all: bool,
 }
 
-/// Adds an instance's rules to the chains that drop packets of its VMs, or removes them. Returns the chains, and the number of changed rules.
-pub(crate) fn apply(
-    netfilter: &mut Netfilter,
-    id: InstanceId,
-    is_wanted: bool,
-) -> io::Result<(Vec<FirewallChain>, u64)> {
+/// Adds an instance's rules to the chains that drop packets of its VMs, or removes them. Waits for no other program.
+pub(crate) fn apply(netfilter: &mut Netfilter, id: InstanceId, is_wanted: bool) -> io::Result<Applied> {
     let tables = read(netfilter)?;
     let mark = format!("{}:", bridge_alias(id));
     let mut changes = 0;
@@ -123,9 +119,9 @@ pub(crate) fn apply(
     if !is_wanted {
         shown.iter_mut().for_each(|chain| chain.open = false);
     }
-    let (old, changed) = legacy::apply(&bridge_name(id), is_wanted)?;
-    shown.extend(old);
-    Ok((shown, changes + removed + changed))
+    let old = legacy::apply(&bridge_name(id), is_wanted)?;
+    shown.extend(old.chains);
+    Ok(Applied { chains: shown, changes: changes + removed + old.changes, held: old.held })
 }
 
 /// Returns the chains that drop packets of VMs unless rules are added.
@@ -135,12 +131,11 @@ pub(crate) fn look(netfilter: &mut Netfilter) -> io::Result<Vec<FirewallChain>> 
     Ok(new.chain(legacy::look()).collect())
 }
 
-/// Removes an instance's rules from the chains of other programs.
-pub(crate) fn clean(netfilter: &mut Netfilter, id: InstanceId) -> io::Result<u64> {
+/// Removes an instance's rules from the chains of other programs. Waits about a second for one that changes those of iptables-legacy itself.
+pub(crate) async fn clean(netfilter: &mut Netfilter, id: InstanceId) -> io::Result<u64> {
     let tables = read(netfilter)?;
     let removed = remove(netfilter, &tables, &format!("{}:", bridge_alias(id)), |_, _| false)?;
-    let (_, changed) = legacy::apply(&bridge_name(id), false)?;
-    Ok(removed + changed)
+    Ok(removed + legacy::clean(&bridge_name(id)).await?)
 }
 
 fn remove(

@@ -9,7 +9,7 @@ mod socket;
 
 use nexus_schema::tools::network::FirewallHook;
 
-pub(crate) use apply::{apply, look};
+pub(crate) use apply::{Applied, apply, clean, is_held, look};
 
 /// Number of hooks in a table (`NF_INET_NUMHOOKS`).
 const HOOKS: usize = 5;

@@ -33,6 +33,7 @@ use crate::nft::rules::Frame;
 use crate::own;
 use crate::view::{Shared, View, gateways, subnets, table_name};
 
+mod again;
 mod judge;
 mod state;
 
@@ -51,6 +52,8 @@ pub(crate) struct Network {
     can_shape: bool,
     /// When to retry to cut connections.
     to_judge: Backoff,
+    /// When to retry to change the rules of the host's firewall.
+    to_open: Backoff,
     /// Chains of the host's firewall that drop packets of VMs, unless rules are added.
     firewall: Vec<FirewallChain>,
 }
@@ -72,6 +75,7 @@ impl Network {
             forwarding: Forwarding::default(),
             can_shape: true,
             to_judge: Backoff::default(),
+            to_open: Backoff::default(),
             firewall: Vec::new(),
         }
     }
@@ -261,6 +265,7 @@ impl Network {
         self.vms.clear();
         self.instance = None;
         self.to_judge = Backoff::default();
+        self.to_open = Backoff::default();
         self.shared.set_view(View::default());
         let found = self.links.read().await?;
         let forwarding = std::mem::take(&mut self.forwarding)
@@ -288,7 +293,7 @@ impl Network {
         crate::failpoint::hit("links-removed");
         let mut netfilter = firewall::open()?;
         firewall::remove(&mut netfilter, id)?;
-        host_firewall::clean(&mut netfilter, id).map_err(|source| Error::Firewall {
+        host_firewall::clean(&mut netfilter, id).await.map_err(|source| Error::Firewall {
             what: "remove our rules from the host's firewall",
             source,
         })?;
@@ -312,17 +317,6 @@ impl Network {
         if changes > 0 {
             self.shared.denials.tell(Event::Repaired { changes });
         }
-        Ok(changes)
-    }
-
-    /// Looks for chains of the host's firewall that drop packets of VMs, and adds rules to them if configured; returns the number of changed
-    /// rules.
-    fn open_firewall(&mut self, netfilter: &mut crate::nft::socket::Netfilter) -> Result<u64, Error> {
-        let Some(instance) = &self.instance else { return Ok(0) };
-        let applied = host_firewall::apply(netfilter, instance.id, instance.opens_firewall);
-        let (chains, changes) = applied
-            .map_err(|source| Error::Firewall { what: "look at the rules of the host's firewall", source })?;
-        self.firewall = chains;
         Ok(changes)
     }
 

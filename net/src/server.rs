@@ -152,7 +152,7 @@ fn invalid(message: String) -> NetError {
     NetError { code: ErrorCode::Invalid, message, hint: None }
 }
 
-/// Handles requests one after the other, and reverts changes by other programs in between.
+/// Handles requests one after the other; reverts changes by other programs, and tries again what failed for now, in between.
 pub(crate) async fn work(
     mut network: Network,
     mut jobs: mpsc::Receiver<Job>,
@@ -179,11 +179,7 @@ pub(crate) async fn work(
                     tracing::warn!(%error, cause = ?std::error::Error::source(&error), "cannot repair the network");
                 }
             }
-            () = until(due) => {
-                if let Ok(cut) = network.judge_again() {
-                    tracing::info!(cut, "cut connections that are no longer allowed");
-                }
-            }
+            () = until(due) => network.try_again(),
         }
     }
 }

@@ -259,6 +259,21 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     client.wait_for_state("web", "ready");
     goes_on(&mut client, "web");
     assert_eq!(client.inspect("web")["boot_id"], boot);
+
+    // One that is killed while they stand still, by a process that is not one of them: the next one lets them go on.
+    let leave = "echo $$ > /sys/fs/cgroup/cgroup.procs";
+    let frozen = "until read -r told < /sys/fs/cgroup/nexus/cgroup.freeze && [ $told = 1 ]; do :; done";
+    let kill = format!("{leave}; {frozen}; {}; echo it is killed > /dev/console", signal_agent("KILL"));
+    client.must("guest_command_start", json!({ "vm": "web", "command": kill }));
+    outcome(&mut client, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 })).ok();
+    let is_killed = until(Duration::from_mins(1), || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
+        logs.to_string().contains("it is killed").then_some(())
+    });
+    assert!(is_killed.is_some(), "the agent is not killed");
+    client.wait_for_state("web", "ready");
+    goes_on(&mut client, "web");
+    assert_eq!(client.inspect("web")["boot_id"], boot);
     assert_files(&daemon, &mut client);
     delete_all(&daemon, &mut client);
     assert_in_order(&daemon);

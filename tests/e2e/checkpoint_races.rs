@@ -9,7 +9,7 @@ use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{
-    assert_files, checkpoint, count, create, delete_all, goes_on, listed, outcome, roll_back,
+    assert_files, checkpoint, count, create, delete_all, goes_on, listed, outcome, roll_back, signal_agent,
 };
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
@@ -141,4 +141,50 @@ fn delete_within(
     assert!(begun.is_some(), "the fork never begins");
     let deleted = client.call_confirmed(delete, checkpoint);
     [forking.join().expect("no panic"), deleted]
+}
+
+/// A resize waits for the VM's agent, which stands still, and has its drive meanwhile.
+#[test]
+fn a_rollback_that_cannot_have_the_drives_leaves_the_machine_running() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let boot = create(&mut client, "web")["boot_id"].clone();
+    count(&mut client, "web");
+    checkpoint(&mut client, "web", "clean");
+    let drive = client.inspect("web")["drives"][0].clone();
+    let drive = client.must("drive_inspect", json!({ "drive": drive["name"] }));
+    let disk = drive["path"].as_str().expect("a path").to_owned();
+    let length = || std::fs::metadata(&disk).expect("the drive's file").len();
+    let before = length();
+    let line = format!(
+        "sleep 1; {}; echo it stands still > /dev/console; sleep 45; {}",
+        signal_agent("STOP"),
+        signal_agent("CONT")
+    );
+    client.must("guest_command_start", json!({ "vm": "web", "command": line }));
+    let stands = until(Duration::from_mins(1), || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
+        logs.to_string().contains("it stands still").then_some(())
+    });
+    assert!(stands.is_some(), "the agent is not stopped");
+    let mut other = daemon.client();
+    let resize = json!({ "drive": drive["name"], "size": format!("{}B", before + (64 << 20)) });
+    let resizing = thread::spawn(move || other.call("drive_resize", resize).map(|_| ()));
+    let begun = until(Duration::from_mins(1), || (length() > before).then_some(()));
+    assert!(begun.is_some(), "the resize has not begun");
+
+    let back = json!({ "vm": "web", "checkpoint": "clean", "keep_current": false, "wait_s": 45 });
+    match outcome(&mut client, "vm_rollback", back) {
+        Err(failure) => {
+            assert_eq!(failure.code, "busy", "{}", failure.text);
+            assert_eq!(client.inspect("web")["boot_id"], boot, "{}", failure.text);
+        }
+        // On a slow machine.
+        Ok(_) => assert!(resizing.is_finished(), "the drive was replaced while it was resized"),
+    }
+    resizing.join().expect("no panic").ok();
+    client.wait_for_state("web", "ready");
+    goes_on(&mut client, "web");
+    delete_all(&daemon, &mut client);
+    assert_in_order(&daemon);
 }

@@ -130,6 +130,8 @@ fn machines_go_on_from_a_packed_memory_exactly_as_it_was() {
     roll_back(&mut client, "web", "clean");
     assert_eq!(client.run("web", "md5sum /run/noise").stdout, noise);
     client.must_confirmed("checkpoint_delete", json!({ "checkpoint": "clean" }));
+    asks_the_quota(&daemon, &mut client);
+    assert_eq!(client.run("web", "md5sum /run/noise").stdout, noise);
 
     // A later one of the same boot is packed as what differs from the first, and is whole when that is deleted.
     checkpoint(&mut client, "web", "first");
@@ -154,4 +156,38 @@ fn machines_go_on_from_a_packed_memory_exactly_as_it_was() {
     assert_files(&daemon, &mut client);
     pack(&mut client);
     delete_all(&daemon, &mut client);
+}
+
+/// Whoever goes on from a checkpoint, the quota of who took it has to have room for what its memory takes more once it is unpacked.
+#[track_caller]
+fn asks_the_quota(daemon: &Daemon, client: &mut Client) {
+    const QUOTA: u64 = 4 << 30;
+    let mut owner = Client::connect_at(&daemon.socket(), "/mcp?tools=all").expect("the owner connects");
+    let quota = json!({ "disk": format!("{QUOTA}B") });
+    let made = owner.must("token_create", json!({ "tools": "all", "all_vms": true, "quota": quota }));
+    let secret = made["token"].as_str().expect("a secret");
+    let mut holder = Client::connect_with(&daemon.socket(), secret).expect("the token's holder connects");
+    let taken = checkpoint(&mut holder, "web", "theirs");
+    let directory = daemon.state().join("checkpoints").join(taken["id"].as_str().expect("an id"));
+    let packed = pack(client);
+    let bytes = |field: &str| packed[field].as_u64().expect("a size");
+    let left = QUOTA - bytes("memory_bytes") - bytes("disk_bytes");
+    // Far less than the memory takes more.
+    let rest = (left - (1 << 20)) / 4096 * 4096;
+    let drive = json!({ "name": "rest", "size": format!("{rest}B"), "wait_s": 45 });
+    holder.to_the_end("drive_create", drive, BOOT);
+    let fork = json!({ "checkpoint": "theirs", "names": ["none"], "wait_s": 45 });
+    let back = json!({ "vm": "web", "checkpoint": "theirs", "keep_current": false, "wait_s": 45 });
+    for (by, tool, arguments) in [(&mut holder, "vm_fork", fork), (&mut *client, "vm_rollback", back)] {
+        let refused = outcome(by, tool, arguments).expect_err("the quota has no room for it");
+        assert_eq!(refused.code, "quota_exceeded", "{tool}: {}", refused.text);
+        assert!(refused.text.contains("theirs is packed"), "{tool}: {}", refused.text);
+        assert_eq!(memories(&directory), ["ram.packed"], "{tool}");
+    }
+    goes_on(client, "web");
+    holder.must_confirmed("drive_delete", json!({ "drive": "rest" }));
+    roll_back(client, "web", "theirs");
+    assert_eq!(memories(&directory), ["ram"]);
+    goes_on(client, "web");
+    client.must_confirmed("checkpoint_delete", json!({ "checkpoint": "theirs" }));
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -245,9 +246,23 @@ fn a_daemon_that_is_killed_within_a_warm_start_leaves_a_whole_machine() {
     }
     // While it starts cold in place of that.
     let one = wait_for_one(&daemon);
+    let kept = daemon.state().join("kept");
+    let copied = Command::new("cp").arg("-a").args([&one, &kept]).status();
+    assert!(copied.expect("cp runs").success());
     let ram = fs::File::options().write(true).open(one.join("ram")).expect("the memory opens");
     ram.write_all_at(&[0x5a; 4096], 1 << 20).expect("it is written");
-    let mut client = kill_at(&mut daemon, "warm-replaced", &machine("replaced", "1GiB"));
+    daemon.stop();
+    daemon.set("NEXUS_FAILPOINT", Some("warm-replaced"));
+    daemon.restart();
+    let call = json!({ "name": "vm_create", "arguments": machine("replaced", "1GiB") });
+    daemon.client().request("tools/call", &call).ok();
+    daemon.wait_until_ended();
+    // The machine can be used again, but its memory does not know the drive that is there by now.
+    assert!(prepared(&daemon).is_empty(), "{:?}", prepared(&daemon));
+    fs::rename(kept, &one).expect("it is there again");
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    let mut client = daemon.client();
     client.wait_for_state("replaced", "ready");
     assert_in_order(&daemon);
     assert_own(&mut client, "replaced", 900 << 10);

@@ -1,7 +1,8 @@
 //! Refused requests: wrong names, wrong states, impossible sizes. They leave no trace.
 
-use std::thread;
+use std::{fs, thread};
 
+use nexus_tests::daemon::Daemon;
 use serde_json::{Value, json};
 
 use crate::world::{World, is_alive, process, refused, soon};
@@ -257,4 +258,24 @@ fn vms_with_a_label_are_deleted_together() {
     assert_eq!(names(&client.must("vm_list", json!({}))["vms"]), ["b", "kept", "other"]);
     assert_eq!(client.must("vm_delete", json!({ "tags": { "of": "nobody" } }))["deleted"], json!([]));
     client.must_confirmed("vm_update", json!({ "vm": "kept", "protected": false }));
+}
+
+/// Each `vm_create` without `memory` would be refused.
+#[test]
+fn a_default_of_more_memory_than_the_host_has_is_refused() {
+    let daemon = Daemon::start_bare(&[]);
+    let mut client = daemon.client();
+    let meminfo = fs::read_to_string("/proc/meminfo").expect("the host's memory");
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("it is told");
+    let total = total.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10;
+    let set = |mebibytes: u64| json!({ "values": { "default.memory": format!("{mebibytes}MiB"), "default.vcpus": "2" } });
+    let failure = refused(&mut client, "settings_set", set(total + 1024));
+    assert_eq!(failure.code, "invalid_argument", "{}", failure.text);
+    for words in ["default.memory: memory is", "more than this host has in all", "nothing was changed"] {
+        assert!(failure.text.contains(words), "{words} in {}", failure.text);
+    }
+    let all = client.must("settings_get", json!({}));
+    let settings = all["settings"].as_array().expect("a list");
+    assert!(settings.iter().all(|setting| setting["value"] == setting["default"]), "{all}");
+    client.must("settings_set", set(total));
 }

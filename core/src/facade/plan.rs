@@ -34,7 +34,7 @@ impl Shared {
         let name = params.name.clone().map_or_else(|| "made-up".parse(), Ok);
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
         let mut spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
-        check_host_memory(self, &spec).await?;
+        check_host_memory(self, spec.memory).await?;
         packages::fill(self, &mut spec.network).await?;
         let arch = self.provision.arch_of_image(&spec.from).await?;
         let choice = self.choose_driver_for(&spec, arch).await?;

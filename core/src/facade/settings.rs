@@ -7,7 +7,7 @@ use nexus_schema::tools::settings::{
     Setting, SettingChange, SettingsGetParams, SettingsHistoryOutput, SettingsHistoryParams, SettingsOutput,
     SettingsRollbackParams, SettingsSetParams,
 };
-use nexus_schema::{Name, ToolError};
+use nexus_schema::{ByteSize, Name, ToolError};
 use serde_json::Value;
 
 use super::provider::may_change;
@@ -17,7 +17,10 @@ use crate::op::store_error;
 use crate::provision::{self, Change, Refusal};
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::{StoreError, settings::Row};
-use crate::vm::defaults::{DEFAULT_NETWORK, OF_CHECKPOINTS, PACKAGES, SETTINGS, SUBNET, Values};
+use crate::vm::create::check_host_memory;
+use crate::vm::defaults::{
+    DEFAULT_MEMORY, DEFAULT_NETWORK, OF_CHECKPOINTS, PACKAGES, SETTINGS, SUBNET, Values,
+};
 use crate::vm::{network, packages};
 
 impl Nexus {
@@ -219,6 +222,12 @@ impl Shared {
             DEFAULT_IMAGE => self.provision.check_image(value).await,
             DEFAULT_KERNEL => self.provision.check_kernel(value).await,
             DEFAULT_NETWORK if value == NetworkMode::Nat.as_str() => self.host(true).await?.check_nat(),
+            DEFAULT_MEMORY => {
+                Values::default().set(key, value)?;
+                let memory =
+                    value.parse::<ByteSize>().map_err(|error| ToolError::invalid(format!("{error}")))?;
+                check_host_memory(self, memory).await
+            }
             SUBNET => {
                 Values::default().set(key, value)?;
                 network::check_change(self).await

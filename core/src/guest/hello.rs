@@ -78,11 +78,19 @@ pub enum GuestEvent {
     },
 }
 
-/// Held by the code that stores a guest's [`GuestEvent::Ready`]. Dropping it says that the event is stored, except during a panic.
+/// Held by the code that stores a guest's [`GuestEvent::Ready`]. Dropping it says that the event is stored, except during a panic and by
+/// [`Recorded::lose`].
 #[derive(Debug, Clone)]
 pub struct Recorded {
     _held: mpsc::Sender<std::convert::Infallible>,
     is_lost: Arc<AtomicBool>,
+}
+
+impl Recorded {
+    /// Says that the event cannot be stored now: the guest is not welcomed, and says hello again.
+    pub(crate) fn lose(self) {
+        self.is_lost.store(true, Ordering::Release);
+    }
 }
 
 impl Drop for Recorded {

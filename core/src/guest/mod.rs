@@ -14,7 +14,7 @@ mod stream;
 pub mod wire;
 
 pub(crate) use clock::{ClockKeeper, set_clock};
-pub use hello::{GuestEvent, HelloServer, Restored};
+pub use hello::{GuestEvent, HelloServer, Recorded, Restored};
 pub use link::{
     CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, Offers, Question, Reply, UP_WAIT,
 };

@@ -55,8 +55,8 @@ pub(super) struct Boot {
     events: mpsc::Receiver<GuestEvent>,
     /// The link, once the guest is configured.
     pub(super) link: Option<Link>,
-    link_state: Option<watch::Receiver<LinkState>>,
-    clock_keeper: Option<ClockKeeper>,
+    pub(super) link_state: Option<watch::Receiver<LinkState>>,
+    pub(super) clock_keeper: Option<ClockKeeper>,
     /// Deadline of the present step.
     pub(super) deadline: Option<Instant>,
     /// The guest's bye, if it sent one before it went down.

@@ -55,7 +55,7 @@ async fn insert(shared: &Arc<Shared>, owner: &str, params: VmCreateParams) -> Re
         defaults.idle_action = template.spec.idle_action.unwrap_or(defaults.idle_action);
     }
     let mut spec = spec::check(&params, &name, &defaults)?;
-    check_host_memory(shared, &spec).await?;
+    check_host_memory(shared, spec.memory).await?;
     packages::fill(shared, &mut spec.network).await?;
     let arch = shared.provision.arch_of_image(&spec.from).await?;
     let choice = shared.choose_driver_for(&spec, arch).await?;
@@ -131,13 +131,13 @@ async fn insert(shared: &Arc<Shared>, owner: &str, params: VmCreateParams) -> Re
 }
 
 /// Fails if a VM would have more memory than the host. With the `process` driver it has none of its own.
-pub(crate) async fn check_host_memory(shared: &Shared, spec: &VmSpec) -> Result<(), ToolError> {
+pub(crate) async fn check_host_memory(shared: &Shared, memory: ByteSize) -> Result<(), ToolError> {
     if !shared.needs_kernel() {
         return Ok(());
     }
     let read = tokio::task::spawn_blocking(meminfo::read).await;
     match read.map_err(|e| ToolError::internal(format!("read the host's memory: {e}")))? {
-        Ok(host) => spec::check_fits(spec.memory, ByteSize::bytes(host.total)),
+        Ok(host) => spec::check_fits(memory, ByteSize::bytes(host.total)),
         // Where it is not known, the VMM says whether there is enough.
         Err(_) => Ok(()),
     }

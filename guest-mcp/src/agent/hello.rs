@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::stream::{Duplex, dial_host};
 use super::{Agent, Place, Settings, configure, resume, services};
+use crate::commands::freeze;
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
 use crate::proxy;
@@ -105,6 +106,8 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     if let Some(params) = proxy {
         problems.extend(proxy::apply(agent, params).await);
     }
+    // What an agent left standing still that was killed during a checkpoint. The holder may wait for it, too.
+    let is_quiet = agent.is_in_vm() && freeze::is_quiet();
     let resumed = match restored {
         // Its init and its services go on as they were.
         Some((resumed, asked)) => Some(resume::finish(asked, resumed, &problems).await),
@@ -116,16 +119,22 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
             if agent.is_beside_init() {
                 problems.extend(unready(&system::wait(wait).await));
             }
-            problems.extend(services::start(agent).await);
+            if !is_quiet {
+                problems.extend(services::start(agent).await);
+            }
             None
         }
     };
+    let starts_late = resumed.is_none() && is_quiet && !template;
     host.say(&GuestMessage::Ack(Ack { token, problems, resumed })).await?;
     match host.hear().await? {
         HostMessage::Welcome {} => {
             // Those of a restored guest, and those that an agent left standing still that ended during a checkpoint.
             if let Err(error) = resume::thaw(agent) {
                 say(format_args!("let commands go on: {error}"));
+            }
+            if starts_late {
+                services::start(agent).await.iter().for_each(|problem| say(format_args!("{problem}")));
             }
             Ok(())
         }

@@ -63,7 +63,7 @@ pub(crate) fn thaw(init: InitMode) -> io::Result<()> {
 
 fn go_on(groups: &[PathBuf]) -> io::Result<()> {
     let mut result = Ok(());
-    for group in groups {
+    for group in going_on(groups) {
         match std::fs::write(group.join("cgroup.freeze"), "0") {
             // It has ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -73,21 +73,32 @@ fn go_on(groups: &[PathBuf]) -> io::Result<()> {
     result
 }
 
-/// Returns whether commands were told to stand still.
+/// The order in which groups go on: the reverse of that in which they are stopped.
+fn going_on(groups: &[PathBuf]) -> impl Iterator<Item = &PathBuf> {
+    groups.iter().rev()
+}
+
+/// Returns whether commands were told to stand still, also by an agent that was killed before it had told all of them.
 pub(crate) fn is_quiet() -> bool {
     read_small(Path::new(OURS).join("cgroup.freeze"), 16).is_some_and(|told| told.trim() == "1")
 }
 
-/// Returns the cgroups that are frozen as a whole.
+/// Returns the cgroups that are frozen as a whole, in the order in which they are stopped.
 fn groups(init: InitMode) -> Vec<PathBuf> {
     match init {
         InitMode::Agent => vec![PathBuf::from(OURS)],
         InitMode::System => {
             let own = read_small("/proc/self/cgroup", 4 << 10).unwrap_or_default();
             let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
-            all_but(Path::new(ROOT), Path::new(&own), 0)
+            in_order(all_but(Path::new(ROOT), Path::new(&own), 0), Path::new(OURS))
         }
     }
+}
+
+/// Puts the cgroup of commands first: as long as anything stands still, it does, so that the agent after one that was killed meanwhile knows it.
+fn in_order(mut groups: Vec<PathBuf>, ours: &Path) -> Vec<PathBuf> {
+    groups.sort_by_key(|group| group != ours);
+    groups
 }
 
 /// Returns the largest cgroups below `root` that hold neither `own`, a path relative to it, nor the image's init.
@@ -139,6 +150,22 @@ mod tests {
             found,
             ["nexus", "system.slice/ssh.service", "user.slice"].map(|name| root.path().join(name))
         );
+    }
+
+    /// The agent may be killed after each of its steps.
+    #[test]
+    fn commands_stand_still_as_long_as_anything_does() {
+        let ours = PathBuf::from(OURS);
+        let found = ["init", "system.slice", "nexus", "user.slice"].map(|name| Path::new(ROOT).join(name));
+        let order = in_order(found.to_vec(), &ours);
+        assert_eq!(order.len(), found.len());
+        for steps in 1..=order.len() {
+            assert!(order[..steps].contains(&ours), "stopped so far: {:?}", &order[..steps]);
+            let mut left: Vec<_> = going_on(&order).skip(order.len() - steps).collect();
+            assert!(left.contains(&&ours), "still stopped: {left:?}");
+            left.retain(|group| **group != ours);
+            assert_eq!(left.len(), steps - 1);
+        }
     }
 
     #[tokio::test]

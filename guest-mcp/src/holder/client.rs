@@ -29,6 +29,8 @@ use crate::tools::{Block, Call, Reply, Tell, agent_failed, cancelled};
 
 /// The maximum number of ends of commands that wait to be announced.
 const ENDS_MAX: usize = 64;
+/// Timeout of a holder to answer an agent that starts.
+const FIND_MAX: Duration = Duration::from_secs(2);
 /// Timeout for a holder to exit when told to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -80,9 +82,10 @@ impl Holder {
         self.ends.subscribe()
     }
 
-    /// Connects to the holder of an earlier agent, if there is one.
+    /// Connects to the holder of an earlier agent, if there is one. One that does not answer now is found by the first call: it may wait for a command
+    /// that stands still before it has begun, and only an agent lets that go on.
     pub(crate) async fn find_again(&self) {
-        if let Ok(stream) = self.dial().await {
+        if let Ok(Ok(stream)) = tokio::time::timeout(FIND_MAX, self.dial()).await {
             *self.connection.lock().await = Some(Connection::over(stream, self.ends.clone()));
         }
     }

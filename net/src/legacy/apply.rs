@@ -2,11 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 use nexus_schema::tools::network::{FirewallChain, FirewallHook};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, major, minor};
 use rustix::io::Errno;
 
 use super::socket::Socket;
@@ -14,37 +14,72 @@ use super::{Kind, Table, openings};
 
 /// The lock that all programs take while they change tables.
 const LOCK: &str = "/run/xtables.lock";
-/// Number of tries for the lock, and the time between them.
+/// Number of tries for the lock at the end of an instance, and the time between them.
 const TRIES: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 const HOOKS: [FirewallHook; 2] = [FirewallHook::Forward, FirewallHook::Input];
 
-/// Adds rules for a bridge to the chains that drop packets of VMs, or removes them. Returns the chains, and the number of changed rules. If rules
-/// could not be added, the chains say why; an error means that rules could not be removed.
-pub(crate) fn apply(bridge: &str, is_wanted: bool) -> io::Result<(Vec<FirewallChain>, u64)> {
-    let mut chains = Vec::new();
-    let mut changes = 0;
+/// The chains that drop packets of VMs, and what was changed for that.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// The chains. If rules could not be added, they say why.
+    pub(crate) chains: Vec<FirewallChain>,
+    /// Number of changed rules.
+    pub(crate) changes: u64,
+    /// Who kept tables from being changed, as a sentence; what is missing is to be tried again.
+    pub(crate) held: Option<String>,
+}
+
+/// Adds rules for a bridge to the chains that drop packets of VMs, or removes them. Waits for nobody.
+///
+/// # Errors
+/// If rules could not be removed, other than for a program that changes tables itself.
+pub(crate) fn apply(bridge: &str, is_wanted: bool) -> io::Result<Applied> {
+    let mut applied = Applied::default();
     for kind in Kind::ALL {
         let Some((socket, read)) = open(kind) else { continue };
         let mut planned = read.clone();
         if plan(&mut planned, bridge, is_wanted) == 0 {
-            chains.extend(shown(&read, bridge, is_wanted));
+            applied.chains.extend(shown(&read, bridge, is_wanted));
             continue;
         }
         match change(&socket, bridge, is_wanted) {
             Ok((table, count)) => {
-                changes += count as u64;
-                chains.extend(shown(&table, bridge, is_wanted));
+                applied.changes += count as u64;
+                applied.chains.extend(shown(&table, bridge, is_wanted));
             }
-            Err(error) if is_wanted => {
-                let why = format!("add rules that accept packets from and to {bridge}: {error}");
+            Err(error) if is_wanted || is_held(&error) => {
+                let what = if is_wanted { "add" } else { "remove" };
+                let mut why = format!("{what} rules that accept packets from and to {bridge}: {error}");
+                if is_held(&error) {
+                    why.push_str("; nexus-net tries again until it lets go");
+                    applied.held = Some(error.to_string());
+                }
                 let failed = shown(&read, bridge, is_wanted);
-                chains.extend(failed.map(|chain| FirewallChain { problem: Some(why.clone()), ..chain }));
+                let failed = failed.map(|chain| FirewallChain { problem: Some(why.clone()), ..chain });
+                applied.chains.extend(failed);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok((chains, changes))
+    Ok(applied)
+}
+
+/// Removes the rules for a bridge; returns their number. Waits about a second for programs that change tables themselves.
+///
+/// # Errors
+/// If rules could not be removed; one for which [`is_held`] is true for such a program.
+pub(crate) async fn clean(bridge: &str) -> io::Result<u64> {
+    let mut changes = 0;
+    let mut held = String::new();
+    for _ in 0..TRIES {
+        let applied = apply(bridge, false)?;
+        changes += applied.changes;
+        let Some(why) = applied.held else { return Ok(changes) };
+        held = why;
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, held))
 }
 
 /// Returns the chains that drop packets of VMs unless rules are added.
@@ -96,18 +131,52 @@ fn plan(table: &mut Table, bridge: &str, is_wanted: bool) -> usize {
 }
 
 /// Takes the lock; `None` if there can be none.
+///
+/// # Errors
+/// One for which [`is_held`] is true if another program has it.
 fn lock() -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(LOCK);
     // Without the file, iptables takes no lock either.
     let Ok(file) = file else { return Ok(None) };
-    for _ in 0..TRIES {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(file)),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::park_timeout(PAUSE),
-            Err(error) => return Err(error.into()),
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => {
+            let who = holder_of(&file);
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{who} holds {LOCK}")))
         }
+        Err(error) => Err(error.into()),
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "another program is changing the tables of iptables"))
+}
+
+/// Returns whether an error means that another program has the lock, and says who. Those of the kernel have a number instead.
+pub(crate) fn is_held(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy && error.get_ref().is_some()
+}
+
+/// Describes who has locked a file, as far as that can be found out.
+fn holder_of(file: &File) -> String {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let found = file.metadata().ok();
+    let found = found.and_then(|found| holder_in(&locks, (found.dev(), found.ino())));
+    let Some(pid) = found else { return "another program".to_owned() };
+    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} ({})", name.trim_end().escape_debug()),
+        Err(_) => format!("process {pid}"),
+    }
+}
+
+/// Finds the process that has locked the file with these numbers of device and inode. `locks` is `/proc/locks`, in which processes of other PID
+/// namespaces have no number.
+fn holder_in(locks: &str, (device, inode): (u64, u64)) -> Option<u32> {
+    let place = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            // Those that wait have an arrow before the kind.
+            [_, "FLOCK", _, _, pid, at, ..] if *at == place => pid.parse().ok().filter(|pid| *pid > 0),
+            _ => None,
+        }
+    })
 }
 
 /// Describes the chains that drop packets.
@@ -129,4 +198,29 @@ fn shown(table: &Table, bridge: &str, is_wanted: bool) -> impl Iterator<Item = F
             problem: None,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_locked_a_file_is_found_among_all_locks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 700 00:18:567 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 701 00:18:568 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 702 00:18:567 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 703 00:18:567 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE -1 08:01:99 0 EOF\n";
+        assert_eq!(holder_in(locks, (0x18, 567)), Some(702));
+        assert_eq!(holder_in(locks, (0x801, 99)), None, "it is of another namespace");
+        assert_eq!(holder_in(locks, (0x18, 569)), None);
+        assert_eq!(holder_in("", (0x18, 567)), None);
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_told_from_a_busy_kernel() {
+        assert!(is_held(&io::Error::new(io::ErrorKind::ResourceBusy, "another program holds it")));
+        assert!(!is_held(&io::Error::from(Errno::BUSY)) && !is_held(&io::ErrorKind::ResourceBusy.into()));
+        assert!(!is_held(&io::Error::from(Errno::AGAIN)));
+    }
 }

@@ -30,13 +30,8 @@ impl Network {
         }
     }
 
-    /// Returns when to retry to cut connections; `None`: all were cut.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        self.to_judge.due()
-    }
-
     /// Retries to cut connections.
-    pub(crate) fn judge_again(&mut self) -> Result<u64, Error> {
+    pub(super) fn judge_again(&mut self) -> Result<u64, Error> {
         let mut netfilter = firewall::open().inspect_err(|_| self.to_judge.tried(false, Instant::now()))?;
         self.judge(&mut netfilter)
     }

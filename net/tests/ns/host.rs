@@ -1,9 +1,11 @@
 //! What VMs change on their host, and what its own firewall makes of them.
 
+use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nexus_net_wire::{Answer, Request};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::dns::{A, OK, serve_names};
 use crate::vm::Guest;
@@ -233,8 +235,21 @@ fn chains_of_the_old_iptables_are_told_and_opened_and_closed_again() {
     assert_eq!(theirs(), before);
     assert_eq!(guest.udp(PUBLIC, 8080), None);
     assert!(counted() > passed, "the jump leads where it did");
+
+    // While another program changes tables, nobody waits for it; the rules are added once it is done.
+    let lock = File::options().create(true).truncate(false).write(true).open("/run/xtables.lock").unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
     net.instance.opens_firewall = true;
-    net.configure();
+    assert_eq!(net.configure().changes, 0);
+    let told = net.state().warnings.join("\n");
+    assert!(told.contains("holds /run/xtables.lock; nexus-net tries again"), "{told}");
+    let another = Guest::new(&world, &mut net, 3);
+    assert_eq!(another.udp(PUBLIC, 8080), None);
+    drop(lock);
+    net.until(|state| state.firewall.iter().all(|chain| chain.open && chain.problem.is_none()));
+    another.reaches(PUBLIC, 80);
+    guest.reaches(PUBLIC, 80);
+    drop(another);
     drop(guest);
     clean_up(net);
     assert_eq!(theirs(), before);

@@ -266,3 +266,29 @@ async fn a_restored_guest_is_known_by_its_nonce_and_has_to_renew() {
     let again = fixture.talk(&[hello(json!({ "token": "secret" })), ack("secret")]).await;
     assert_eq!((&again[0]["type"], &again[0]["resume"]), (&json!("configure"), &Value::Null));
 }
+
+#[tokio::test]
+async fn a_restored_guest_that_cannot_be_recorded_is_not_welcomed_and_renews_again() {
+    let (directory, _server, mut events) = restored();
+    let good = json!({ "type": "ack", "token": "secret", "resumed": { "renewed": ["clock"], "clock_behind_ms": 9 } });
+    // It has the new token from the first exchange.
+    for (token, is_recorded) in [("of the checkpoint", false), ("secret", false), ("secret", true)] {
+        let stream = socket::connect_in_tokio(directory.path(), vm_files::HELLO).await.unwrap();
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read).lines();
+        let said = hello(json!({ "token": token, "resumed": "nonce" }));
+        write.write_all(format!("{said}\n{good}\n").as_bytes()).await.unwrap();
+        let configure = timeout(LIMIT, read.next_line()).await.unwrap().unwrap().unwrap();
+        let configure: Value = serde_json::from_str(&configure).unwrap();
+        assert_eq!(configure["resume"]["kind"], "fork", "{configure}");
+        assert!(matches!(events.recv().await, Some(GuestEvent::Hello(_))));
+        let Some(GuestEvent::Ready { recorded, .. }) = events.recv().await else { panic!("it is ready") };
+        if is_recorded {
+            drop(recorded);
+        } else {
+            recorded.lose();
+        }
+        let last = timeout(LIMIT, read.next_line()).await.unwrap().unwrap();
+        assert_eq!(last.is_some_and(|line| line.contains("welcome")), is_recorded, "{token}");
+    }
+}

@@ -8,7 +8,7 @@ use nexus_schema::{DriverKind, ErrorCode, ToolError};
 
 use super::reboots::{self, Reboot};
 use super::{Actor, DAEMON, DELETE_PATIENCE, processes_of};
-use crate::guest::{GuestEvent, LinkState, STANDSTILL};
+use crate::guest::{GuestEvent, LinkState, Recorded, STANDSTILL};
 use crate::os::{failpoint, remove};
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
@@ -70,8 +70,9 @@ impl Actor {
             GuestEvent::Ready { hello, ack, recorded } => {
                 boot.clock.timings.configure_ms = boot.clock.step();
                 boot.dial(&self.shared, &self.record);
+                let is_restored = ack.resumed.is_some();
                 // A restored machine's network is cut until its guest has addresses of its own.
-                if ack.resumed.is_some()
+                if is_restored
                     && boot.has_interface
                     && let Err(error) = boot.shim.set_link(true).await
                 {
@@ -88,7 +89,9 @@ impl Actor {
                     self.record.spec.files.clear();
                 }
                 failpoint::reach("start-configured");
-                self.write(None).await.ok();
+                if let (Err(error), true) = (self.write(None).await, is_restored) {
+                    return self.not_recorded(recorded, &error);
+                }
                 drop(recorded);
                 failpoint::reach("start-welcomed");
             }
@@ -122,6 +125,24 @@ impl Actor {
                 boot.misbehaved = Some(what);
             }
         }
+    }
+
+    /// Handles that it cannot be recorded what a restored guest has renewed. A later daemon would end it with all that ran in it, so nothing runs yet: it
+    /// says hello again, until its boot takes too long.
+    fn not_recorded(&mut self, recorded: Recorded, error: &ToolError) {
+        tracing::error!(vm = %self.record.name, %error, "cannot record what a restored guest has renewed: it does not go on yet");
+        if let Some(boot) = self.boot.as_mut() {
+            if let Some(link) = boot.link.take() {
+                link.close("what its guest has renewed cannot be recorded");
+            }
+            boot.link_state = None;
+            boot.clock_keeper = None;
+        }
+        if let Some(guest) = self.record.guest.as_mut() {
+            guest.configured = false;
+        }
+        self.publish();
+        recorded.lose();
     }
 
     /// Handles the first answer of a shim that did not answer when the daemon started.

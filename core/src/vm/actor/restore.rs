@@ -10,6 +10,7 @@ use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::Actor;
 use crate::context::{RestoreFrom, drive_error};
+use crate::drive::Locked;
 use crate::guest::Restored;
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
@@ -69,13 +70,20 @@ impl Actor {
         Box::pin(self.finish_rollback()).await?;
         // What only the start would find missing, after the drives were replaced.
         self.needs(Some(from)).await?;
+        // Before the VM ends: whoever has a drive by then may wait for this task, and the rollback would fail.
+        let locked = match from.drives.is_empty() {
+            true => None,
+            false => Some(self.lock_drives().await?),
+        };
         let staged = self.stage_drives(from).await?;
         failpoint::reach("rollback-staged");
         if let Err(error) = self.end_for_restore(from).await {
             self.forget(staged).await;
             return Err(error);
         }
-        self.put_drives_in_place(from, staged).await?;
+        if let Some(locked) = locked {
+            self.put_drives_in_place(from, staged, locked).await?;
+        }
         // A fault of the emulator must not make a cold start of it.
         self.had_mishap = true;
         let why = match from.kind {
@@ -131,22 +139,14 @@ impl Actor {
         Ok(())
     }
 
-    /// Replaces the VM's drives by copies that are on the disk. From its first change on it is finished, by a later start or daemon if necessary.
+    /// Replaces the VM's drives, which are locked, by copies that are on the disk. From its first change on it is finished, by a later start or daemon if
+    /// necessary.
     async fn put_drives_in_place(
         &mut self,
         from: &RestoreFrom,
         staged: Vec<Staged>,
+        locked: Locked,
     ) -> Result<(), ToolError> {
-        if staged.is_empty() {
-            return Ok(());
-        }
-        let locked = match self.lock_drives().await {
-            Ok(locked) => locked,
-            Err(error) => {
-                self.forget(staged).await;
-                return Err(error);
-            }
-        };
         let drives = staged.iter().map(|staged| StagedDrive {
             drive: staged.drive,
             staged: staged.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),

@@ -9,6 +9,7 @@ use super::{Actor, DAEMON};
 use crate::context::{RestoreFrom, drive_error};
 use crate::os::failpoint;
 use crate::progress::Progress;
+use crate::store::random_id;
 use crate::vm::checkpoint::same_card;
 use crate::vm::grow::grow_in_guest;
 use crate::vm::warm;
@@ -130,8 +131,10 @@ impl Actor {
         let Some(image) = self.record.image_id else {
             return Err(ToolError::internal(format!("{} has no image", self.record.name)));
         };
+        let root = root.clone();
         // Never one that may be somebody's.
         if root.made_for == Some(self.record.id) {
+            self.forget_machine().await?;
             let master = self.shared.paths.image(image).join(crate::image::ROOTFS);
             let path = self.shared.paths.drive(root.id);
             let made = self.shared.drives.clone_again(&master, &path, root.size, &Progress::default()).await;
@@ -140,6 +143,18 @@ impl Actor {
         drop(self.prepared.take());
         self.record.spec.warm = None;
         failpoint::reach("warm-replaced");
+        Ok(())
+    }
+
+    /// Records that no start goes on from the prepared machine any more, before its drive is replaced: its memory would go on with another disk than it
+    /// knows. The row names a machine that there is not, so a start is a cold one, and replaces the drive again.
+    async fn forget_machine(&mut self) -> Result<(), ToolError> {
+        let machine = self.record.spec.warm.replace(random_id());
+        if let Err(error) = self.write(None).await {
+            self.record.spec.warm = machine;
+            self.publish();
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -181,14 +196,14 @@ impl Actor {
     /// Before the root drive leaves the VM: makes it one of the image, if it is a copy of a prepared machine's. No later start replaces the VM's root
     /// drive then, which may be any. The caller has locked the drive.
     pub(super) async fn give_up_warm(&mut self) -> Result<(), ToolError> {
-        let warm = self.record.spec.warm;
-        if warm.is_none() {
+        if self.record.spec.warm.is_none() {
             return Ok(());
         }
         self.end_waiting().await;
         self.leave_prepared().await?;
         if let Err(error) = self.write(None).await {
-            self.record.spec.warm = warm;
+            // As in the row: no machine that there is.
+            self.record.spec.warm = Some(random_id());
             self.publish();
             return Err(error);
         }

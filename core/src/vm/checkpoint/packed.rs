@@ -25,14 +25,15 @@ use tokio_util::sync::CancellationToken;
 use super::base::{self, Base};
 use super::check::{CheckError, check_host};
 use super::restore::begin_use;
+use crate::access::{Promised, Tokens};
 use crate::context::{Shared, Turn, Used};
 use crate::drive::KEEP_FREE;
 use crate::op::store_error;
 use crate::os::paths::checkpoint_files;
 use crate::os::{disk, failpoint};
 use crate::progress::Progress;
-use crate::store::StoreError;
 use crate::store::checkpoints::{self, CheckpointRecord};
+use crate::store::{Connection, StoreError};
 use crate::vmm::{self, Memory};
 
 #[cfg(test)]
@@ -278,6 +279,7 @@ async fn unpack(
     turn: Turn,
 ) -> Result<Used, ToolError> {
     let (id, directory) = (checkpoint.id, shared.paths.checkpoint(checkpoint.id));
+    let promised = promise_rest(&shared, &checkpoint).await?;
     let base = base::of(&shared, &checkpoint).await?;
     let (own, row) = (directory.clone(), checkpoint.clone());
     let written = spawn_blocking(move || -> Result<Option<u64>, ToolError> {
@@ -289,6 +291,8 @@ async fn unpack(
     if let Some(bytes) = written.await.map_err(stopped)?? {
         let recorded = shared.store.write(move |tx| checkpoints::set_memory_bytes(tx, id, bytes)).await;
         recorded.map_err(store_error)?;
+        // The row counts from here on.
+        drop(promised);
         let packed = Files::of(&directory).packed;
         let removed = spawn_blocking(move || remove_if_there(&packed)).await.map_err(stopped)?;
         if let Err(error) = removed {
@@ -298,6 +302,39 @@ async fn unpack(
     drop(turn);
     Ok(used)
 }
+
+/// Promises the room for what a memory takes more once it is unpacked, in the quota of who made the checkpoint. `None` if it is not packed, or damaged:
+/// its unpacking says so then.
+///
+/// # Errors
+/// `quota_exceeded` if that has none.
+async fn promise_rest(shared: &Shared, checkpoint: &CheckpointRecord) -> Result<Option<Promised>, ToolError> {
+    let Some(PackedSize { unpacked, .. }) = packed_size(shared, checkpoint.id).await else { return Ok(None) };
+    let (tokens, row) = (shared.tokens.clone(), checkpoint.clone());
+    match shared.store.write(move |tx| rest_of(tx, &tokens, &row, unpacked)).await {
+        Ok(promised) => Ok(Some(promised)),
+        Err(StoreError::QuotaExceeded { what }) => {
+            let message = format!("checkpoint {} is packed, and cannot be unpacked: {what}", checkpoint.name);
+            Err(ToolError::new(ErrorCode::QuotaExceeded, message).hint(QUOTA))
+        }
+        Err(error) => Err(store_error(error)),
+    }
+}
+
+/// Promises what a memory takes, in bytes, beyond what its row counts by now.
+fn rest_of(
+    tx: &Connection,
+    tokens: &Tokens,
+    checkpoint: &CheckpointRecord,
+    unpacked: u64,
+) -> Result<Promised, StoreError> {
+    let counted = checkpoints::get(tx, checkpoint.id)?.map_or(0, |row| row.memory_bytes);
+    tokens.promise(tx, &checkpoint.owner, unpacked.saturating_sub(counted))
+}
+
+/// What to do about a quota that has no room for an unpacked memory.
+const QUOTA: &str =
+    "delete checkpoints, VMs or drives that are no longer needed, or ask for a token with a larger quota";
 
 /// Writes the memory of a checkpoint beside its packed form; returns what it occupies, in bytes. Blocks.
 pub(super) fn write_unpacked(

@@ -23,7 +23,7 @@ use crate::store::checkpoints::{
 use crate::store::drives::DriveRecord;
 use crate::store::tokens::Usage;
 use crate::store::vms::VmProcesses;
-use crate::store::{StoreError, now};
+use crate::store::{Connection, StoreError, now};
 use crate::vm::policy;
 use crate::vm::wait::ask;
 use crate::vmm::{SavedKind, occupied};
@@ -79,7 +79,7 @@ pub(crate) async fn take(
         created_at: now(),
         expires_at: wanted.expires_at,
     };
-    let (charges, begun) = (wanted.charges, row.clone());
+    let (charges, begun) = (wanted.charges.clone(), row.clone());
     let inserted = shared.store.write(move |tx| -> Result<(), StoreError> {
         let more = Usage { disk: begun.memory_bytes.saturating_add(begun.disk_bytes), ..Usage::default() };
         charges.iter().try_for_each(|charge| charge.check(tx, more, None))?;
@@ -88,7 +88,7 @@ pub(crate) async fn take(
     inserted.await.map_err(store_error)?;
     failpoint::reach("checkpoint-begun");
     let part = shared.paths.checkpoint_part(row.id);
-    match make(shared, handle, row.clone(), &part, wanted.if_boot, progress).await {
+    match make(shared, handle, row.clone(), &part, (wanted.if_boot, wanted.charges), progress).await {
         Ok(row) => {
             // The tree's next checkpoint hangs from this one.
             let checkpoint = row.id;
@@ -151,7 +151,7 @@ async fn make(
     handle: &Handle,
     mut row: CheckpointRecord,
     part: &Path,
-    if_boot: Option<BootId>,
+    (if_boot, charges): (Option<BootId>, Vec<Charge>),
     progress: &Progress,
 ) -> Result<CheckpointRecord, ToolError> {
     let (made, below) = (part.to_owned(), part.join(checkpoint_files::DRIVES));
@@ -199,6 +199,7 @@ async fn make(
         .map_err(|e| ToolError::internal(format!("encode a manifest: {e}")))?;
     let (own, whole) = (part.to_owned(), shared.paths.checkpoint(row.id));
     let memory_bytes = in_background(WRITE, move || publish(&own, &whole, &text)).await?;
+    let estimated = row.memory_bytes.saturating_add(row.disk_bytes);
     row.token = Some(token);
     row.manifest = Some(manifest);
     row.memory_bytes = memory_bytes;
@@ -208,9 +209,24 @@ async fn make(
     row.ready = true;
     let copies = copies(&drives);
     let ready = row.clone();
-    shared.store.write(move |tx| checkpoints::made(tx, &ready, &copies)).await.map_err(store_error)?;
+    let recorded = shared.store.write(move |tx| record_made(tx, &ready, &copies, (estimated, &charges)));
+    recorded.await.map_err(store_error)?;
     failpoint::reach("checkpoint-ready");
     Ok(row)
+}
+
+/// Records that the files of a checkpoint are whole. The guest ran on since the estimate that its quotas allowed, so they are asked again if it takes more.
+fn record_made(
+    tx: &Connection,
+    ready: &CheckpointRecord,
+    copies: &[CheckpointDrive],
+    (estimated, charges): (u64, &[Charge]),
+) -> Result<(), StoreError> {
+    checkpoints::made(tx, ready, copies)?;
+    if ready.memory_bytes.saturating_add(ready.disk_bytes) <= estimated {
+        return Ok(());
+    }
+    charges.iter().try_for_each(|charge| charge.check_held(tx))
 }
 
 /// The drives as rows of the checkpoint.
@@ -293,7 +309,45 @@ pub(in crate::vm) async fn in_background<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use nexus_schema::ByteSize;
+    use nexus_schema::tools::token::Quota;
+
     use super::*;
+    use crate::access::{self, Caller, Tokens};
+    use crate::store::{Store, vms};
+
+    #[tokio::test]
+    async fn a_checkpoint_that_became_larger_than_its_estimate_is_asked_of_the_quota_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("nexus.db")).unwrap();
+        let tokens = Tokens::default();
+        let quota = Quota { disk: Some(ByteSize::bytes(200)), ..Quota::default() };
+        let wanted = access::Wanted { quota, ..access::Wanted::default() };
+        let (record, secret) = tokens.draft(&Caller::owner("uid:0"), wanted).unwrap();
+        tokens.add(record);
+        let owner = tokens.authenticate(&secret).unwrap().owner.to_string();
+        let vm = crate::store::tests::vm("web", 3);
+        // An estimate of 100 bytes of memory, and 20 of drives.
+        let row = CheckpointRecord { owner, ..crate::store::tests::checkpoint(&vm, "clean", None) };
+        let begun = row.clone();
+        let inserted = store.write(move |tx| -> Result<(), StoreError> {
+            vms::insert(tx, &vm)?;
+            checkpoints::insert(tx, &begun)
+        });
+        inserted.await.unwrap();
+        let record = async |memory_bytes: u64| {
+            let (charges, ready) =
+                (tokens.charges(&row.owner), CheckpointRecord { memory_bytes, ..row.clone() });
+            store.write(move |tx| record_made(tx, &ready, &[], (120, &charges))).await
+        };
+        assert!(matches!(record(181).await, Err(StoreError::QuotaExceeded { .. })));
+        let id = row.id;
+        let found = store.read(move |db| checkpoints::get(db, id)).await.unwrap();
+        assert_eq!(found, None, "nothing of that is kept");
+        record(180).await.unwrap();
+        let found = store.read(move |db| checkpoints::get(db, id)).await.unwrap();
+        assert_eq!(found.map(|row| row.memory_bytes), Some(180));
+    }
 
     #[test]
     fn a_checkpoint_has_its_name_once_it_is_whole() {

@@ -1,9 +1,13 @@
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
+use nexus_schema::ByteSize;
+use nexus_schema::tools::token::Quota;
 use tempfile::TempDir;
 
 use super::super::check::tests::{flip, written};
 use super::*;
+use crate::access::{Caller, Wanted};
+use crate::store::{Store, vms};
 use crate::vmm::sha256_of_memory;
 
 /// The files of a checkpoint beside its memory.
@@ -184,4 +188,38 @@ fn a_memory_is_due_some_time_after_its_last_use() {
     at(SystemTime::now() - 2 * hour);
     mark_used(directory.path());
     assert!(due_in(directory.path(), hour).unwrap() > hour / 2);
+}
+
+#[tokio::test]
+async fn what_a_memory_takes_more_unpacked_is_asked_of_the_quota_of_who_made_the_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("nexus.db")).unwrap();
+    let tokens = Tokens::default();
+    let quota = Quota { disk: Some(ByteSize::bytes(200)), ..Quota::default() };
+    let wanted = Wanted { quota, ..Wanted::default() };
+    let (record, secret) = tokens.draft(&Caller::owner("uid:0"), wanted).unwrap();
+    tokens.add(record);
+    let vm = crate::store::tests::vm("web", 3);
+    // It counts 100 bytes of memory, and 20 of drives.
+    let mut row = crate::store::tests::checkpoint(&vm, "clean", None);
+    row.owner = tokens.authenticate(&secret).unwrap().owner.to_string();
+    let made = row.clone();
+    let added = store.write(move |tx| -> Result<(), StoreError> {
+        vms::insert(tx, &vm)?;
+        checkpoints::insert(tx, &made)?;
+        checkpoints::made(tx, &made, &[])
+    });
+    added.await.unwrap();
+    let promise = async |unpacked: u64| {
+        let (tokens, row) = (tokens.clone(), row.clone());
+        store.write(move |tx| rest_of(tx, &tokens, &row, unpacked)).await
+    };
+    let whole = promise(180).await.unwrap();
+    assert_eq!(whole.bytes(), 80);
+    // What another one takes meanwhile has no room, but what its row counts already needs none.
+    assert!(matches!(promise(101).await, Err(StoreError::QuotaExceeded { .. })));
+    drop(promise(100).await.unwrap());
+    drop(whole);
+    assert!(matches!(promise(181).await, Err(StoreError::QuotaExceeded { .. })));
+    drop(promise(101).await.unwrap());
 }

@@ -2,7 +2,7 @@
 //! share.
 //!
 //! ```text
-//! (stop) ─> set_link off ─> migrate-set-capabilities, getfd, migrate ─> set_link on ─> memory copied ─> … (cont)
+//! (stop) ─> set_link off ─> migrate-set-capabilities, getfd, migrate ─> finished ─> set_link on ─> memory copied ─> … (cont)
 //! ```
 //! With `x-ignore-shared` the memory is not part of the state. The saved guest's network interface is disconnected: it has another guest's
 //! address until its agent is told its own.
@@ -30,6 +30,8 @@ const WHAT: &str = "qemu";
 const FD_NAME: &str = "state";
 /// Interval at which QEMU is asked whether it is done, if it says nothing by itself.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
+/// Timeout for QEMU to finish with a migration whose result is known.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// Stack size of the thread that reads the state, in bytes.
 const STACK: usize = 128 << 10;
 
@@ -151,6 +153,7 @@ fn write_state(monitor: &Monitor, to: &File, deadline: Instant) -> Result<Draine
     drop(writer);
     let drained = migrate(monitor, reader, to, deadline)?;
     await_end(monitor, deadline).inspect_err(|_| give_up(monitor))?;
+    settle(monitor, false);
     Ok(drained)
 }
 
@@ -173,11 +176,33 @@ fn migrate(monitor: &Monitor, pipe: OwnedFd, to: &File, deadline: Instant) -> Re
     })
 }
 
-/// Makes QEMU let go of the pipe after a failure.
+/// Makes QEMU let go of the pipe after a failure, and waits until it has.
 fn give_up(monitor: &Monitor) {
     // Each fails if there is nothing to give up.
-    monitor.execute("migrate_cancel").ok();
+    let cancelled = monitor.execute("migrate_cancel");
     monitor.execute_with("closefd", &json!({ "fdname": FD_NAME })).ok();
+    if !matches!(cancelled, Err(DriverError::Unanswered { .. })) {
+        settle(monitor, true);
+    }
+}
+
+/// Waits until QEMU has finished with a migration, at most for [`SETTLE_MAX`]. Its thread does that a moment after the result is told, and `cont` is refused
+/// until then. One that was given up may still run; as long as it does, another one is refused.
+fn settle(monitor: &Monitor, is_given_up: bool) {
+    let deadline = Instant::now() + SETTLE_MAX;
+    let is = |command: &'static str, words: &[&str]| {
+        let answer = monitor.execute(command).ok();
+        let status = answer.as_ref().and_then(|answer| answer.get("status")).and_then(Value::as_str);
+        status.is_some_and(|status| words.contains(&status))
+    };
+    while (is_given_up && is("query-migrate", &["setup", "active", "device", "cancelling"]))
+        || is("query-status", &["finish-migrate"])
+    {
+        if Instant::now() >= deadline {
+            return;
+        }
+        monitor.linger(ASK_AGAIN);
+    }
 }
 
 /// Waits for the result of a migration whose pipe QEMU has closed.

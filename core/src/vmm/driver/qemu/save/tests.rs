@@ -14,7 +14,8 @@ const CAPABILITIES: &str =
     r#"migrate-set-capabilities {"capabilities":[{"capability":"x-ignore-shared","state":true}]}"#;
 const GETFD: &str = r#"getfd {"fdname":"state"}"#;
 const MIGRATE: &str = r#"migrate {"uri":"fd:state"}"#;
-const CANCEL: [&str; 2] = ["migrate_cancel", r#"closefd {"fdname":"state"}"#];
+const CANCEL: [&str; 4] =
+    ["migrate_cancel", r#"closefd {"fdname":"state"}"#, "query-migrate", "query-status"];
 const LINK: &str = r#"set_link {"name":"net0","up":true}"#;
 
 /// A QEMU that can save its guest.
@@ -92,7 +93,17 @@ fn state_and_memory_are_written_with_the_network_disconnected() {
     let saved = saved.unwrap();
     assert_eq!(
         commands,
-        ["query-status", UNLINK, CAPABILITIES, GETFD, MIGRATE, "query-migrate", "query-migrate", LINK]
+        [
+            "query-status",
+            UNLINK,
+            CAPABILITIES,
+            GETFD,
+            MIGRATE,
+            "query-migrate",
+            "query-migrate",
+            "query-status",
+            LINK
+        ]
     );
     assert_eq!((saved.state_bytes, saved.state_sha256), (STATE_BYTES.len() as u64, sha256(STATE_BYTES)));
     assert_eq!(saved.ram_bytes, 4096);
@@ -118,7 +129,9 @@ fn a_guest_that_stayed_paused_since_the_last_save_is_saved_again() {
         _ => qemu.answer(command, file),
     });
     saved.unwrap();
-    assert_eq!(commands, ["query-status", "cont", "stop", CAPABILITIES, GETFD, MIGRATE, "query-migrate"]);
+    let expected =
+        ["query-status", "cont", "stop", CAPABILITIES, GETFD, MIGRATE, "query-migrate", "query-status"];
+    assert_eq!(commands, expected);
 }
 
 #[test]
@@ -155,6 +168,40 @@ fn a_full_disk_fails_the_save() {
     assert!(why.starts_with("write the guest's state: ") && why.contains("No space left"), "{why}");
     let expected = [&["query-status", UNLINK, CAPABILITIES, GETFD, MIGRATE][..], &CANCEL, &[LINK]].concat();
     assert_eq!(commands, expected);
+}
+
+/// Answers to one command, of which the last one is given from then on.
+fn in_turn(words: &mut Vec<&'static str>) -> Answer {
+    status(if words.len() > 1 { words.remove(0) } else { words[0] })
+}
+
+/// The thread of a migration finishes it after its result is told, and `cont` is refused until then.
+#[test]
+fn a_save_is_over_when_the_guest_may_go_on_and_be_saved_again() {
+    let (mut qemu, mut states) =
+        (Qemu::default(), vec!["paused", "finish-migrate", "finish-migrate", "postmigrate"]);
+    let (commands, saved) = save(true, &files(), |command, file| match command {
+        "query-status" => in_turn(&mut states),
+        _ => qemu.answer(command, file),
+    });
+    saved.unwrap();
+    let ends = ["query-migrate", "query-status", "query-status", "query-status", LINK];
+    assert_eq!(commands[commands.len() - ends.len()..], ends);
+
+    let full = File::options().read(true).write(true).open("/dev/full").unwrap();
+    let files = SaveFiles { state: full, ram: tempfile::tempfile().unwrap() };
+    let (mut qemu, mut states) = (Qemu::default(), vec!["paused", "finish-migrate", "postmigrate"]);
+    let mut migrations = vec!["cancelling", "cancelling", "cancelled"];
+    let (commands, saved) = save(true, &files, |command, file| match command {
+        "query-status" => in_turn(&mut states),
+        "query-migrate" => in_turn(&mut migrations),
+        _ => qemu.answer(command, file),
+    });
+    assert!(matches!(saved, Err(DriverError::Saving { .. })), "{saved:?}");
+    let asked =
+        ["query-migrate", "query-migrate", "query-migrate", "query-status", "query-migrate", "query-status"];
+    let ends = [&CANCEL[..2], &asked, &[LINK]].concat();
+    assert_eq!(commands[commands.len() - ends.len()..], ends);
 }
 
 #[test]
