@@ -11,7 +11,7 @@ use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::stream::{Done, Ended};
 use nexus_wire::duplex::{self, Reader};
-use nexus_wire::frames::{CopyError, FULL, Source, copy_spliced};
+use nexus_wire::frames::{CopyError, FULL, copy};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::io::{AsyncRead, ReadBuf};
@@ -25,7 +25,7 @@ use crate::os::reason;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a program sends. Between two reads of much data the program gets the processor if little is left: so on a single one it writes as much as it can,
-/// instead of being interrupted after each segment. What is left then is not read, but moved into frames by the kernel.
+/// instead of being interrupted after each segment.
 pub(crate) struct OfProgram<R> {
     read: R,
     is_bulk: bool,
@@ -54,17 +54,6 @@ impl<R: Half> OfProgram<R> {
     pub(crate) fn new(read: R) -> Self {
         Self { read, is_bulk: false }
     }
-
-    /// Returns how many bytes are left, after the program had the processor if these are few.
-    fn left(&self) -> usize {
-        let left = || rustix::io::ioctl_fionread(self.read.socket()).map_or(0, |left| left as usize);
-        let before = left();
-        if before >= FULL {
-            return before;
-        }
-        rustix::thread::sched_yield();
-        left()
-    }
 }
 
 impl<R: Half> AsyncRead for OfProgram<R> {
@@ -73,24 +62,14 @@ impl<R: Half> AsyncRead for OfProgram<R> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.is_bulk) {
-            self.left();
+        let is_bulk = std::mem::take(&mut self.is_bulk);
+        if is_bulk && rustix::io::ioctl_fionread(self.read.socket()).is_ok_and(|left| left < FULL as u64) {
+            rustix::thread::sched_yield();
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.read).poll_read(cx, buf);
         self.is_bulk = buf.filled().len() - before >= FULL;
         polled
-    }
-}
-
-impl<R: Half> Source for OfProgram<R> {
-    fn much(&mut self) -> Option<(usize, BorrowedFd<'_>)> {
-        if !self.is_bulk {
-            return None;
-        }
-        let left = self.left();
-        self.is_bulk = left >= FULL;
-        self.is_bulk.then(|| (left, self.read.socket()))
     }
 }
 
@@ -142,7 +121,7 @@ pub(super) async fn serve(connection: OwnedFd, mut receiver: Receiver, sender: S
     // Without it, the host's end is closed.
     let Ok((read, mut write)) = duplex::split(connection) else { return };
     let mut read = OfProgram::new(read);
-    let copied = copy_spliced(&mut receiver, &sender, &mut read, &mut write).await;
+    let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
     let failed = |what: &str, error: &io::Error| {
         Done::Error(ToolError::new(
             ErrorCode::GuestFailed,

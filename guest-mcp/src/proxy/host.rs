@@ -12,7 +12,7 @@ use nexus_schema::link::EGRESS_PORT;
 use nexus_wire::duplex;
 use nexus_wire::frames;
 use nix::sys::socket::{self, SockFlag, VsockAddr};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_vsock::VMADDR_CID_HOST;
@@ -84,19 +84,18 @@ impl Made {
     /// Forwards a program's connection until both directions have ended. After an error, the caller should reset the program's connection.
     pub(super) async fn carry(
         self,
-        read: &mut impl frames::Source,
+        read: &mut (impl AsyncRead + Unpin),
         write: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), frames::CopyError> {
         let (mut reader, mut writer) = self.ends;
         if self.without_credit {
             // A program of this guest may take as long as it likes.
-            let halves = (&mut reader, &mut writer);
-            frames::copy_uncredited_spliced(halves, &self.read, read, write, None).await?;
+            frames::copy_uncredited((&mut reader, &mut writer), &self.read, read, write, None).await?;
             let _ = timeout(LONG_LINGER, reader.read_u8()).await;
             return Ok(());
         }
         let (mut receiver, sender) = frames::over_with(reader, writer, self.read, WINDOW);
-        frames::copy_spliced(&mut receiver, &sender, read, write).await?;
+        frames::copy(&mut receiver, &sender, read, write).await?;
         // Otherwise data that the host has not read yet could be lost.
         let _ = timeout(LINGER, receiver.next()).await;
         Ok(())

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use nexus_schema::egress::{EgressError, EgressFailure, EgressKind};
-use nexus_wire::frames::Copied;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::oneshot;
@@ -172,7 +171,7 @@ pub(super) async fn serve(agent: &Agent, mut program: Program, request: Request)
             let early = &behind[..behind.len().min(own)];
             let left = body.map(|body| body - early.len() as u64);
             let rest = Body { read: OfProgram::new(&mut program.read), left, until, is_deaf: false };
-            let mut read = Copied(head.as_slice().chain(early).chain(rest));
+            let mut read = head.as_slice().chain(early).chain(rest);
             let mut write = Answer { write: &mut program.write, ended: Some(ended) };
             made.carry(&mut read, &mut write).await
         }

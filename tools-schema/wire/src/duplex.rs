@@ -180,7 +180,7 @@ impl AsFd for Writer {
 
 impl Writer {
     /// Moves everything from a pipe to the socket, which no other process may share. Bytes are lost if the future is dropped before.
-    pub async fn drain(&mut self, pipe: &mut Pipe) -> io::Result<()> {
+    pub(crate) async fn drain(&mut self, pipe: &mut Pipe) -> io::Result<()> {
         if !self.is_for_pipes {
             rustix::io::ioctl_fionbio(&self.socket.0, true)?;
             self.is_for_pipes = true;

@@ -6,5 +6,5 @@ pub mod duplex;
 pub mod fold;
 pub mod frames;
 pub mod lines;
-pub mod pipe;
+mod pipe;
 pub mod rpc;

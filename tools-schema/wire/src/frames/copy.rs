@@ -4,11 +4,8 @@ use std::io;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::task::coop::consume_budget;
 
-use super::{FrameError, Incoming, PIECE, Receiver, Sender, Source, Waiting, whole};
-use crate::duplex::Writer;
-use crate::pipe::Pipe;
+use super::{FrameError, Incoming, PIECE, Receiver, Sender, Waiting};
 
 /// The size of one read of the plain connection, in bytes: it grows from the first to the second with bulk data.
 const CHUNK: (usize, usize) = (8 << 10, PIECE);
@@ -40,79 +37,22 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    both(receiver, sender, outwards(sender, read), write).await
-}
-
-/// The same, but much data of the plain connection is not copied to this process.
-pub async fn copy_spliced<R: AsyncRead + Unpin>(
-    receiver: &mut Receiver<R>,
-    sender: &Sender<Writer>,
-    read: &mut impl Source,
-    write: &mut (impl AsyncWrite + Unpin),
-) -> Result<Option<Bytes>, CopyError> {
-    both(receiver, sender, outwards_spliced(sender, read), write).await
-}
-
-/// Sends what a plain connection has until it ends, and then the end.
-async fn outwards<W: AsyncWrite + Unpin>(
-    sender: &Sender<W>,
-    read: &mut (impl AsyncRead + Unpin),
-) -> Result<(), CopyError> {
-    let mut chunk = vec![0; CHUNK.0];
-    loop {
-        let room = sender.room().await?;
-        if !once(sender, room, read, &mut chunk).await? {
-            return Ok(sender.end().await?);
-        }
-    }
-}
-
-/// The same, but moves much data.
-async fn outwards_spliced(sender: &Sender<Writer>, read: &mut impl Source) -> Result<(), CopyError> {
-    let mut chunk = vec![0; CHUNK.0];
-    loop {
-        let room = sender.room().await?;
-        if let Some((there, socket)) = read.much()
-            && let Some(mut pipe) = Pipe::take()
-        {
-            sender.splice(&mut pipe, socket, whole(there).min(room)).await?;
-            // Other tasks have their turn.
-            consume_budget().await;
-        } else if !once(sender, room, read, &mut chunk).await? {
-            return Ok(sender.end().await?);
-        }
-    }
-}
-
-/// Reads at most `room` bytes and sends them; `false` at the end. `chunk` grows with much data.
-async fn once<W: AsyncWrite + Unpin>(
-    sender: &Sender<W>,
-    room: usize,
-    read: &mut (impl AsyncRead + Unpin),
-    chunk: &mut Vec<u8>,
-) -> Result<bool, CopyError> {
-    let most = room.min(chunk.len());
-    let length = read.read(&mut chunk[..most]).await.map_err(CopyError::Read)?;
-    sender.data(&chunk[..length]).await?;
-    if length == chunk.len() && length < CHUNK.1 {
-        chunk.resize((length * 4).min(CHUNK.1), 0);
-    }
-    Ok(length > 0)
-}
-
-/// Copies inwards while `outwards` sends.
-async fn both<R, W>(
-    receiver: &mut Receiver<R>,
-    sender: &Sender<W>,
-    outwards: impl Future<Output = Result<(), CopyError>>,
-    write: &mut (impl AsyncWrite + Unpin),
-) -> Result<Option<Bytes>, CopyError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
     // The credit limits how much waits here.
     let waiting = Waiting::default();
+    let outwards = async {
+        let mut chunk = vec![0; CHUNK.0];
+        loop {
+            let room = sender.room().await?.min(chunk.len());
+            let length = read.read(&mut chunk[..room]).await.map_err(CopyError::Read)?;
+            if length == 0 {
+                return Ok::<_, CopyError>(sender.end().await?);
+            }
+            sender.data(&chunk[..length]).await?;
+            if length == chunk.len() && length < CHUNK.1 {
+                chunk.resize((length * 4).min(CHUNK.1), 0);
+            }
+        }
+    };
     let inwards = async {
         while let Some(bytes) = waiting.next().await {
             write.write_all(&bytes).await.map_err(CopyError::Write)?;

@@ -16,7 +16,7 @@
 //!
 //! A connection that carries nothing but one stream of data each way can do without credit: [`copy_uncredited`].
 //!
-//! Much data that waits in a socket, or is in a file, need not be copied to this process on its way into frames: [`copy_spliced`], [`Moved`].
+//! Much data of a file need not be copied to this process on its way into frames: [`Moved`].
 
 mod copy;
 mod receiver;
@@ -35,11 +35,11 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-pub use copy::{CopyError, copy, copy_spliced};
+pub use copy::{CopyError, copy};
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;
-pub use splice::{Copied, Moved, Source};
-pub use uncredited::{copy_uncredited, copy_uncredited_spliced};
+pub use splice::Moved;
+pub use uncredited::copy_uncredited;
 pub use waiting::Waiting;
 
 /// The length of a frame without its payload, in bytes.

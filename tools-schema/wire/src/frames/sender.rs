@@ -1,6 +1,5 @@
 //! The sending end.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use bytes::Buf;
@@ -8,9 +7,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 
 use super::rules::Flow;
-use super::{CopyError, FrameError, Kind, Moved, PIECE, splice};
+use super::{FrameError, Kind, Moved, PIECE};
 use crate::duplex::Writer;
-use crate::pipe::Pipe;
 
 /// Writes frames. Cheap to clone: several tasks may write to one stream.
 ///
@@ -119,24 +117,6 @@ impl Sender<Writer> {
             return Err(FrameError::Closed);
         }
         output.write.drain(&mut pipe).await?;
-        output.is_closed = false;
-        Ok(())
-    }
-
-    /// Sends a frame of up to `length` bytes that wait in a socket, at most [`PIECE`], through an empty pipe.
-    pub(super) async fn splice(
-        &self,
-        pipe: &mut Pipe,
-        socket: BorrowedFd<'_>,
-        length: usize,
-    ) -> Result<(), CopyError> {
-        let now = self.flow.take(length.min(PIECE) as u32).await? as usize;
-        let mut output = self.output.lock().await;
-        // A failure below leaves an incomplete frame.
-        if std::mem::replace(&mut output.is_closed, true) {
-            return Err(FrameError::Closed.into());
-        }
-        splice::frame(&mut output.write, pipe, socket, now).await?;
         output.is_closed = false;
         Ok(())
     }

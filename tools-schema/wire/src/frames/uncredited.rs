@@ -13,11 +13,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
-use tokio::task::coop::consume_budget;
 
-use super::{Copied, CopyError, FrameError, HEADER, Kind, PIECE, Source, splice, whole};
+use super::{CopyError, FrameError, HEADER, Kind, PIECE, whole};
 use crate::duplex::{Reader, Writer};
-use crate::pipe::Pipe;
 
 /// The size of the two buffers, in bytes: they grow from the first to the second with bulk data.
 const SENT: (usize, usize) = (8 << 10, PIECE + HEADER);
@@ -29,20 +27,9 @@ const SMALL: usize = 4 << 10;
 /// both have ended, also while the plain connection takes no more. A peer that was sent the end may have left with all it needs, and what it sent before
 /// may include its own end: so then each write to the plain connection has `patience`; `None` waits forever.
 pub async fn copy_uncredited(
-    halves: (&mut Reader, &mut Writer),
-    early: &[u8],
-    read: &mut (impl AsyncRead + Unpin),
-    write: &mut (impl AsyncWrite + Unpin),
-    patience: Option<Duration>,
-) -> Result<(), CopyError> {
-    copy_uncredited_spliced(halves, early, &mut Copied(read), write, patience).await
-}
-
-/// The same, but much data of the plain connection is not copied to this process.
-pub async fn copy_uncredited_spliced(
     (reader, writer): (&mut Reader, &mut Writer),
     early: &[u8],
-    read: &mut impl Source,
+    read: &mut (impl AsyncRead + Unpin),
     write: &mut (impl AsyncWrite + Unpin),
     patience: Option<Duration>,
 ) -> Result<(), CopyError> {
@@ -75,28 +62,24 @@ pub async fn copy_uncredited_spliced(
 }
 
 /// Sends frames until the plain connection ends, and then the end. After much data, what does not fill a packet goes with more, if that is there.
-async fn send(read: &mut impl Source, writer: &mut Writer) -> Result<(), CopyError> {
+async fn send(
+    read: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), CopyError> {
     let mut frame = vec![0; SENT.0];
     // How many bytes wait behind the header.
     let mut there = 0;
     loop {
-        if let Some((more, socket)) = read.much()
-            && let Some(mut pipe) = Pipe::take()
-        {
-            put(&mut frame, there, writer).await?;
-            there = 0;
-            splice::frame(writer, &mut pipe, socket, whole(more)).await?;
-            // Other tasks have their turn.
-            consume_budget().await;
-            continue;
-        }
         let room = &mut frame[HEADER + there..];
         let more = if there == 0 { Some(read.read(room).await) } else { read_soon(read, room).await };
         let more = more.transpose().map_err(CopyError::Read)?;
         there += more.unwrap_or(0);
         let is_filled = HEADER + there == frame.len();
         let now = if more > Some(0) { whole(there).min(there) } else { there };
-        put(&mut frame, now, writer).await?;
+        if now > 0 {
+            frame[..HEADER].copy_from_slice(&Kind::Data.header(now));
+            writer.write_all(&frame[..HEADER + now]).await.map_err(FrameError::from)?;
+        }
         if more == Some(0) {
             writer.write_all(&Kind::End.header(0)).await.map_err(FrameError::from)?;
             return Ok(());
@@ -107,15 +90,6 @@ async fn send(read: &mut impl Source, writer: &mut Writer) -> Result<(), CopyErr
             frame.resize((frame.len() * 4).min(SENT.1), 0);
         }
     }
-}
-
-/// Sends a frame of the `length` bytes behind the place of its header, if there are any.
-async fn put(frame: &mut [u8], length: usize, writer: &mut Writer) -> Result<(), FrameError> {
-    if length > 0 {
-        frame[..HEADER].copy_from_slice(&Kind::Data.header(length));
-        writer.write_all(&frame[..HEADER + length]).await?;
-    }
-    Ok(())
 }
 
 /// Reads what is there, or comes while other tasks have their turn; `None` if nothing does.
@@ -304,15 +278,8 @@ mod tests {
 
     #[tokio::test]
     async fn frames_of_much_data_fill_packets_and_the_rest_is_not_held_back() {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        let (_reader, mut writer) = split(near.into_std().unwrap().into()).unwrap();
-        let sending = tokio::spawn(async move {
-            let bytes = vec![7_u8; 300_000];
-            send(&mut Copied(&bytes[..]), &mut writer).await.unwrap();
-        });
         let mut sent = Vec::new();
-        far.read_to_end(&mut sent).await.unwrap();
-        sending.await.unwrap();
+        send(&mut &[7_u8; 300_000][..], &mut sent).await.unwrap();
         let (mut rest, mut lengths) = (&sent[..], Vec::new());
         while let Some((header, behind)) = rest.split_first_chunk::<HEADER>() {
             let (_, length) = Kind::parse(*header).unwrap();
