@@ -246,7 +246,7 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // Raises this process's own limit, before anything is opened.
+    // Raises the limit of this process.
     descriptors_of_commands();
     let agent = Arc::new(Agent::new(place, protocol));
     if agent.is_in_vm()
