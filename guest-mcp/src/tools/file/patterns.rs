@@ -43,6 +43,16 @@ struct Level {
     above: Option<Arc<Level>>,
 }
 
+impl Drop for Level {
+    /// One after the other: in a deep tree there may be more than a stack has room for.
+    fn drop(&mut self) {
+        let mut above = self.above.take();
+        while let Some(level) = above {
+            above = Arc::into_inner(level).and_then(|mut level| level.above.take());
+        }
+    }
+}
+
 /// Directories and what counts in them.
 #[derive(Debug, Default)]
 struct Remembered {
@@ -97,14 +107,21 @@ impl Patterns {
 
     /// Returns what counts in a directory.
     fn of(&self, directory: &Path) -> Option<Arc<Level>> {
-        let known = self.remembered().levels.get(directory).cloned();
-        if let Some(known) = known {
-            return known;
+        let (mut level, mut forgotten) = (None, Vec::new());
+        for place in directory.ancestors() {
+            let known = self.remembered().levels.get(place).cloned();
+            if let Some(known) = known {
+                level = known;
+                break;
+            }
+            forgotten.push(place);
         }
-        // Above the search, and where a file has been replaced since the directory was entered, they are left out.
-        let own = read(directory).unwrap_or_default();
-        let above = directory.parent().and_then(|above| self.of(above));
-        self.remember(directory, own, above)
+        for place in forgotten.into_iter().rev() {
+            // Above the search, and where a file has been replaced since the directory was entered, they are left out.
+            let own = read(place).unwrap_or_default();
+            level = self.remember(place, own, level);
+        }
+        level
     }
 
     fn remember(&self, directory: &Path, own: Option<Own>, above: Option<Arc<Level>>) -> Option<Arc<Level>> {
@@ -250,6 +267,22 @@ mod tests {
             let _ = told.send((patterns.admits(&log, false), patterns.enter(&sub)));
         });
         assert_eq!(hears.recv_timeout(Duration::from_secs(60)), Ok((true, false)));
+    }
+
+    #[test]
+    fn a_deep_tree_needs_no_deep_stack() {
+        let small = std::thread::Builder::new().stack_size(128 << 10);
+        let work = small.spawn(|| {
+            let mut level = None;
+            for _ in 0..20_000 {
+                let own = Own { matchers: [Gitignore::empty(), Gitignore::empty()], bytes: 0 };
+                level = Some(Arc::new(Level { own, above: level }));
+            }
+            drop(level);
+            let path = PathBuf::from(format!("/no-such-place{}", "/a".repeat(2000)));
+            Patterns::new(Override::empty()).admits(&path, true)
+        });
+        assert!(work.unwrap().join().unwrap());
     }
 
     #[test]
