@@ -121,25 +121,21 @@ impl Made {
 
     /// Removes those that are empty, and follows no link on the way.
     pub(crate) fn remove(&self) {
-        if let Ok(parent) = self.open() {
-            remove(&parent, &self.names);
+        let Ok(first) = self.open() else { return };
+        let mut parents = vec![first];
+        for name in &self.names {
+            let Some(Ok(directory)) = parents.last().map(|parent| step(parent, name)) else { break };
+            parents.push(directory);
+        }
+        for (parent, name) in parents.iter().zip(&self.names).rev() {
+            // It stays if another process has put something there.
+            let _ = rustix::fs::unlinkat(parent, name.as_os_str(), AtFlags::REMOVEDIR);
         }
     }
 }
 
 fn step(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(parent, name, STEP, Mode::empty())
-}
-
-fn remove(parent: &OwnedFd, names: &[OsString]) {
-    let Some((first, rest)) = names.split_first() else { return };
-    if !rest.is_empty()
-        && let Ok(directory) = step(parent, first)
-    {
-        remove(&directory, rest);
-    }
-    // It stays if another process has put something there.
-    let _ = rustix::fs::unlinkat(parent, first.as_os_str(), AtFlags::REMOVEDIR);
 }
 
 /// Gives a new file the owner of its directory.
