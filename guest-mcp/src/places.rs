@@ -1,12 +1,16 @@
 //! Directories and mount points, identified by what they are instead of by their names.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
+
+/// Flags for a directory that is only passed through, and is no link.
+const STEP: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The owner of new directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +52,90 @@ fn make(path: &Path, owner: Owner) -> Result<OwnedFd, Errno> {
         inherit_owner(&directory, &rustix::fs::fstat(&parent)?)?;
     }
     Ok(directory)
+}
+
+/// Returns the part of a path that exists, below `root` and without links, and the names after it; `None` if the path leads out of `root`. The path of
+/// `root` has no links.
+pub(crate) fn beneath<'a>(root: &Path, path: &'a Path) -> Option<(PathBuf, &'a Path)> {
+    let (last, found) = path.ancestors().find_map(|place| Some((place, place.canonicalize().ok()?)))?;
+    let missing = path.strip_prefix(last).ok()?;
+    // Below what does not exist yet, `..` could lead anywhere.
+    let is_plain = missing.components().all(|part| matches!(part, Component::Normal(_)));
+    let inside = found.strip_prefix(root).ok().filter(|_| is_plain)?;
+    Some((inside.to_owned(), missing))
+}
+
+/// Creates a directory and its missing parents, as [`make_directories_for`] does, but none outside of `root`, whatever becomes a link meanwhile. Fails
+/// with `EXDEV` if the path leads out of it. The path of `root` has no links.
+pub(crate) fn make_directories_beneath(root: &Path, path: &Path, owner: Owner) -> Result<Made, Errno> {
+    let (inside, missing) = beneath(root, path).ok_or(Errno::XDEV)?;
+    let mut made = Made { root: root.to_owned(), inside, names: Vec::new() };
+    match made.make(missing, owner) {
+        Ok(()) => Ok(made),
+        Err(error) => {
+            made.remove();
+            Err(error)
+        }
+    }
+}
+
+/// New directories, each in the one before it.
+#[derive(Debug)]
+pub(crate) struct Made {
+    root: PathBuf,
+    /// The directory that the first of them is in, below the root.
+    inside: PathBuf,
+    /// None if all directories were there already.
+    names: Vec<OsString>,
+}
+
+impl Made {
+    fn make(&mut self, missing: &Path, owner: Owner) -> Result<(), Errno> {
+        let mut parent = self.open()?;
+        for name in missing {
+            let is_new = match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => true,
+                // Another process has created it, and owns it.
+                Err(Errno::EXIST) => false,
+                Err(error) => return Err(error),
+            };
+            if is_new || !self.names.is_empty() {
+                self.names.push(name.to_owned());
+            } else {
+                self.inside.push(name);
+            }
+            let directory = step(&parent, name)?;
+            if is_new && owner == Owner::OfDirectory {
+                inherit_owner(&directory, &rustix::fs::fstat(&parent)?)?;
+            }
+            parent = directory;
+        }
+        Ok(())
+    }
+
+    /// Opens the directory that the first of them is in.
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let root = rustix::fs::open(&self.root, STEP, Mode::empty())?;
+        self.inside.iter().try_fold(root, |directory, name| step(&directory, name))
+    }
+
+    /// Removes those that are empty, and follows no link on the way.
+    pub(crate) fn remove(&self) {
+        let Ok(first) = self.open() else { return };
+        let mut parents = vec![first];
+        for name in &self.names {
+            let Some(Ok(directory)) = parents.last().map(|parent| step(parent, name)) else { break };
+            parents.push(directory);
+        }
+        for (parent, name) in parents.iter().zip(&self.names).rev() {
+            // It stays if another process has put something there.
+            let _ = rustix::fs::unlinkat(parent, name.as_os_str(), AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+fn step(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(parent, name, STEP, Mode::empty())
 }
 
 /// Gives a new file the owner of its directory.
@@ -110,6 +198,40 @@ mod tests {
         assert!(make_directories(&home.join("file/x")).is_err());
         assert!(make_directories(&home.join("dangling/x")).is_err());
         assert!(!home.join("nowhere").exists(), "nothing is made through a link");
+    }
+
+    #[test]
+    fn nothing_is_made_outside_of_the_root() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (root, outside) = (place.join("root"), place.join("outside"));
+        std::fs::create_dir_all(root.join("there")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        symlink(&outside, root.join("out")).unwrap();
+        symlink("../outside/none", root.join("dangling")).unwrap();
+        symlink(root.join("there"), root.join("in")).unwrap();
+        let make = |path: &str| make_directories_beneath(&root, &root.join(path), Owner::Maker);
+        for path in ["out", "out/new", "none/../../outside/new", "../outside/new", "../root-too"] {
+            assert_eq!(make(path).unwrap_err(), Errno::XDEV, "{path}");
+        }
+        assert_eq!(make("dangling/new").unwrap_err(), Errno::NOTDIR);
+        assert!(make("there").unwrap().names.is_empty());
+        let made = make("in/a/b").unwrap();
+        assert!(root.join("there/a/b").is_dir());
+        // One of them becomes a link before they are removed.
+        std::fs::create_dir_all(outside.join("b")).unwrap();
+        std::fs::rename(root.join("there/a"), root.join("moved")).unwrap();
+        symlink(&outside, root.join("there/a")).unwrap();
+        made.remove();
+        assert!(outside.join("b").is_dir() && root.join("moved/b").is_dir());
+        let made = make("x/y/z").unwrap();
+        std::fs::create_dir(root.join("x/y/kept")).unwrap();
+        made.remove();
+        assert!(root.join("x/y/kept").is_dir() && !root.join("x/y/z").exists());
+        let left: Vec<_> =
+            std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["b"]);
+        assert!(!place.join("root-too").exists());
     }
 
     #[test]

@@ -51,6 +51,24 @@ fn environment_directory_and_input() {
     assert_eq!(facts(&result)["stdout"]["total_bytes"], 1 << 20);
 }
 
+/// The agent has streams and programs' connections, and the holder has pipes: more than the usual limit. Commands do not get theirs.
+#[test]
+fn commands_get_the_limit_of_descriptors_that_the_guest_was_started_with() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let (now, most) = (limits.current.unwrap_or(u64::MAX), limits.maximum.unwrap_or(u64::MAX));
+    let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+    let result = client.good("run_command", json!({ "command": "ulimit -Sn; ulimit -Hn" }));
+    assert_eq!(stream(&result, "stdout"), format!("{}\n{}\n", shown(now), shown(most)));
+    for process in [guest.process.id(), common::holder(&guest)] {
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let own = line.split_whitespace().next().unwrap();
+        assert_eq!(own, shown(now.max(most.min(65_536))));
+    }
+}
+
 #[test]
 fn users_by_name_and_number() {
     assert!(rustix::process::geteuid().is_root(), "this test needs root");

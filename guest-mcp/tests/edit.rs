@@ -238,7 +238,9 @@ fn patches_stay_in_their_directory() {
     {
         assert_eq!(client.bad("file_patch", call(name)), "file_refused", "{name}");
     }
-    for name in ["up/new", "../new"] {
+    // Below what does not exist, the target of a link may be anywhere.
+    symlink("none/../../made/new", format!("{root}/far")).unwrap();
+    for name in ["up/new", "../new", "far", "up/made/new"] {
         let patch = format!("--- /dev/null\n+++ {name}\n@@ -0,0 +1 @@\n+x\n");
         assert_eq!(
             client.bad("file_patch", json!({ "path": root, "patch": patch })),
@@ -247,7 +249,9 @@ fn patches_stay_in_their_directory() {
         );
     }
     assert_eq!(std::fs::read_to_string(guest.path("outside")).unwrap(), "x\n");
-    assert!(!Path::new(&guest.path("new")).exists());
+    for new in ["new", "made", "repo/none"] {
+        assert!(!Path::new(&guest.path(new)).exists(), "{new}");
+    }
     for bad in ["", "hello", "--- a\n+++ b\n@@ -1 +1\n"] {
         assert_eq!(
             client.bad("file_patch", json!({ "path": root, "patch": bad })),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::{Client, Guest, configure, facts, holder, processes_with, spawn, stream, until, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::pty::OpenptFlags;
 use serde_json::{Value, json};
 
 fn send(pid: u32, signal: Signal) {
@@ -146,6 +147,28 @@ fn what_a_killed_holder_had_is_told_as_lost() {
     assert_eq!(client.bad("command_output", json!({ "id": ended })), "command_not_found");
     // All goes on.
     assert_eq!(stream(&client.good("run_command", json!({ "command": "echo again" })), "stdout"), "again\n");
+}
+
+/// The holder leads a session: a terminal that it opens could become its own, and would hang it up.
+#[test]
+fn a_terminal_in_the_place_of_a_file_ends_no_command() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let started = client.good("command_start", json!({ "argv": ["sleep", "600"] }));
+    let id = facts(&started)["command_id"].clone();
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let terminal = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::unlockpt(&terminal).unwrap();
+    // Somebody still has it open when it is hung up.
+    let _theirs = rustix::pty::ioctl_tiocgptpeer(&terminal, flags).unwrap();
+    let path = rustix::pty::ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    for place in ["stdin_path", "log"] {
+        let arguments = json!({ "argv": ["true"], (place): path });
+        assert_eq!(client.bad("run_command", arguments), "file_refused", "{place}");
+    }
+    drop(terminal);
+    assert_eq!(states(&mut client, std::slice::from_ref(&id)), [json!("running")]);
+    client.good("command_signal", json!({ "id": id, "signal": "KILL" }));
 }
 
 #[test]

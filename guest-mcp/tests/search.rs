@@ -159,9 +159,10 @@ fn patterns_are_read_from_files_only() {
         let refused = search("/pipe", false);
         assert_eq!(refused["_meta"]["dev.nexus/error"]["code"], "file_refused", "{refused}");
         assert_eq!(facts(&search("/pipe", true))["files"], 1);
-        // Those of the directories above are left out instead, and what is below goes on to be heeded.
+        // Those of a directory above are left out instead; all others are still heeded.
         std::fs::write(format!("{root}/pipe/inner/.gitignore"), "ignored\n").unwrap();
         std::fs::write(format!("{root}/pipe/inner/ignored"), "haystack\n").unwrap();
+        std::fs::write(format!("{root}/pipe/inner/as-the.log"), "haystack\n").unwrap();
         for above in ["pipe", "zero", "kernel", "large"] {
             assert_eq!(facts(&search(&format!("/{above}/inner"), false))["files"], 1, "{above}");
         }

@@ -129,8 +129,14 @@ fn write_file(file: &GuestFile, image_user: Option<&str>) -> io::Result<()> {
     let parent = path.parent().ok_or_else(|| refuse("not the path of a file"))?;
     make_directories(parent)?;
     replace_for(path, &content, file.mode & 0o7777, owner)?;
-    std::fs::File::open(path)?.sync_all()?;
-    std::fs::File::open(parent)?.sync_all()
+    sync(path, libc::O_NOFOLLOW)?;
+    sync(parent, libc::O_DIRECTORY)
+}
+
+/// Syncs what is at a path to disk. Never waits for a pipe that took its place, and no terminal there becomes the agent's own.
+fn sync(path: &Path, flags: i32) -> io::Result<()> {
+    let flags = flags | libc::O_NONBLOCK | libc::O_NOCTTY;
+    std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?.sync_all()
 }
 
 /// Replaces a file atomically. The new file has the owner of the old one, or of its directory.
@@ -162,4 +168,26 @@ fn replace_for(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>
         let _ = std::fs::remove_file(&temporary);
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_a_pipe_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, pipe) = (root.path().join("file"), root.path().join("pipe"));
+        std::fs::write(&file, "content").unwrap();
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        sync(&file, libc::O_NOFOLLOW).unwrap();
+        sync(root.path(), libc::O_DIRECTORY).unwrap();
+        let (told, hears) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let synced = [libc::O_NOFOLLOW, libc::O_DIRECTORY].map(|flags| sync(&pipe, flags).is_ok());
+            let _ = told.send(synced);
+        });
+        assert_eq!(hears.recv_timeout(Duration::from_secs(60)), Ok([false; 2]));
+    }
 }

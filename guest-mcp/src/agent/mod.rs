@@ -46,6 +46,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
+use crate::commands::descriptors_of_commands;
 use crate::console::say;
 use crate::holder::client::{self, Holder};
 use crate::holder::wire;
@@ -245,6 +246,8 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // Raises the limit of this process.
+    descriptors_of_commands();
     let agent = Arc::new(Agent::new(place, protocol));
     if agent.is_in_vm()
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000")

@@ -21,6 +21,7 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use nexus_schema::link::{Configure, GuestProcess, QUIET_MAX, Quiesced, Resume, ResumeKind, Resumed};
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -34,6 +35,9 @@ use crate::sys;
 const SYNC_MAX: Duration = Duration::from_secs(2);
 /// Timeout for the processes to be listed.
 const LIST_MAX: Duration = Duration::from_secs(1);
+/// The turns of both: a disk may hang, and a process can make whoever reads its command line wait.
+static SYNCING: Semaphore = Semaphore::const_new(1);
+static LISTING: Semaphore = Semaphore::const_new(1);
 /// Timeout of new SSH host keys, and of all hooks together.
 const PROGRAM_MAX: Duration = Duration::from_secs(10);
 /// The image's hooks: programs that renew what only they know of.
@@ -101,15 +105,31 @@ pub(super) async fn quiesce(agent: &Arc<Agent>) -> Quiesced {
         say(format_args!("stop commands for a checkpoint: {error}"));
         false
     });
-    let sync = tokio::task::spawn_blocking(rustix::fs::sync);
-    let synced = matches!(tokio::time::timeout(SYNC_MAX, sync).await, Ok(Ok(())));
+    let synced = one_at_a_time(&SYNCING, rustix::fs::sync, SYNC_MAX).await.is_some();
     Quiesced { frozen, synced, processes: processes().await }
 }
 
 /// The processes of this VM; none if they cannot be listed in time.
 pub(super) async fn processes() -> Vec<GuestProcess> {
-    let listed = tokio::task::spawn_blocking(super::processes::list);
-    tokio::time::timeout(LIST_MAX, listed).await.ok().and_then(Result::ok).unwrap_or_default()
+    one_at_a_time(&LISTING, super::processes::list, LIST_MAX).await.unwrap_or_default()
+}
+
+/// Runs `work` on the thread pool; `None` if that takes longer than `within`. Work that hangs keeps its turn: it holds one thread, however often it is asked
+/// for.
+async fn one_at_a_time<T: Send + 'static>(
+    turn: &'static Semaphore,
+    work: impl FnOnce() -> T + Send + 'static,
+    within: Duration,
+) -> Option<T> {
+    let done = async {
+        let turn = turn.acquire().await.ok()?;
+        let work = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        work.await.ok()
+    };
+    tokio::time::timeout(within, done).await.ok().flatten()
 }
 
 /// Lets commands go on, if they stand still.
@@ -359,6 +379,25 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&key).unwrap(), "new\n");
         hook(programs.path(), "ssh-keygen", "exit 1", 0o755);
         renew_host_keys(keys.path(), &path).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn work_that_hangs_takes_one_thread_only() {
+        static TURN: Semaphore = Semaphore::const_new(1);
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let hanging = one_at_a_time(&TURN, move || ended.recv().is_ok(), Duration::from_millis(20));
+        assert_eq!(hanging.await, None);
+        let (told, hears) = std::sync::mpsc::channel();
+        for _ in 0..20 {
+            let told = told.clone();
+            assert_eq!(
+                one_at_a_time(&TURN, move || told.send(()).is_ok(), Duration::from_millis(1)).await,
+                None
+            );
+        }
+        end.send(()).unwrap();
+        assert_eq!(one_at_a_time(&TURN, || 7, Duration::from_secs(60)).await, Some(7));
+        assert!(hears.try_recv().is_err(), "nothing else has run");
     }
 
     #[test]

@@ -54,6 +54,12 @@ impl Cgroup {
         path.is_dir().then_some(Self { path })
     }
 
+    /// Takes a directory for a cgroup.
+    #[cfg(test)]
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Returns the processes in it.
     pub(super) fn processes(&self) -> Vec<Pid> {
         let list = read_small(self.path.join("cgroup.procs"), 1 << 20).unwrap_or_default();

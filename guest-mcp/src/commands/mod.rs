@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::holder::wire::Settings;
 
-/// The holder's limit of file descriptors, for the pipes of all commands.
+/// The limit of file descriptors of the agent and of the holder: for streams and programs' connections, and for the pipes of all commands.
 const DESCRIPTORS: u64 = 65_536;
 
 /// The caller, and how to send it progress.
@@ -58,13 +58,13 @@ pub(crate) struct Caller {
 
 /// Returns the soft and hard limits of file descriptors for commands: those that this process had at its start. The first call raises this process's
 /// own limit.
-fn descriptors_of_commands() -> (u64, u64) {
+pub(crate) fn descriptors_of_commands() -> (u64, u64) {
     static LIMITS: OnceLock<(u64, u64)> = OnceLock::new();
     *LIMITS.get_or_init(|| {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let (now, most) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
         let more = Rlimit { current: Some(DESCRIPTORS.min(most).max(now)), maximum };
-        // If this fails, fewer commands can run at the same time.
+        // If this fails, there can be fewer commands and connections at the same time.
         let _ = setrlimit(Resource::Nofile, more);
         (now, most)
     })

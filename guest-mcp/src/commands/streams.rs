@@ -23,6 +23,9 @@ use crate::sys::watch;
 
 /// The capacity of a pipe for output, in bytes. A larger pipe needs fewer context switches.
 const PIPE: usize = 256 << 10;
+/// Flags for a path that may lead to anything: a FIFO or a device does not block the call, and a terminal does not become the holder's own, with which it
+/// would be hung up.
+const HARMLESS: i32 = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits().cast_signed();
 
 /// The standard input of a command.
 pub(super) enum Stdin {
@@ -187,9 +190,7 @@ fn make_terminal(cols: u16, rows: u16) -> io::Result<(Ends, Theirs)> {
 /// Opens a file as standard input of a command.
 pub(super) fn input_file(path: &str) -> Result<File, ToolError> {
     check_path("stdin_path", path)?;
-    // A FIFO or a device must not block the call.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path);
+    let file = File::options().read(true).custom_flags(HARMLESS).open(path);
     let file = file.map_err(|error| refused("stdin_path", path, &error))?;
     match file.metadata() {
         Ok(metadata) if metadata.is_file() => Ok(file),
@@ -200,8 +201,7 @@ pub(super) fn input_file(path: &str) -> Result<File, ToolError> {
 /// Creates the file that gets all of a command's output.
 pub(super) fn log_file(path: &str) -> Result<File, ToolError> {
     check_path("log", path)?;
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().append(true).create(true).mode(0o644).custom_flags(flags).open(path);
+    let file = File::options().append(true).create(true).mode(0o644).custom_flags(HARMLESS).open(path);
     let file = file.map_err(|error| refused("log", path, &error))?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err(ToolError::new(ErrorCode::FileRefused, format!("log {path} is not a regular file")));

@@ -31,7 +31,10 @@ pub(super) struct Tree {
     /// The first process, leader of its own session and group.
     root: Pid,
     mark: String,
+    /// `None` without cgroups, and once it was empty and removed.
     cgroup: Mutex<Option<Cgroup>>,
+    /// Whether it has or had one: then `/proc` is not searched.
+    is_confined: bool,
     /// Whether the first process was reaped, so that another process may get its number.
     is_reaped: AtomicBool,
 }
@@ -39,7 +42,8 @@ pub(super) struct Tree {
 impl Tree {
     /// Creates the tree of the command whose first process is `root`, leader of its own session.
     pub(super) fn new(root: Pid, mark: String, cgroup: Option<Cgroup>) -> Self {
-        Self { root, mark, cgroup: Mutex::new(cgroup), is_reaped: AtomicBool::new(false) }
+        let is_confined = cgroup.is_some();
+        Self { root, mark, cgroup: Mutex::new(cgroup), is_confined, is_reaped: AtomicBool::new(false) }
     }
 
     /// Returns the number of the first process.
@@ -76,9 +80,12 @@ impl Tree {
         }
     }
 
-    /// Kills all processes of the command if a single write can do it; returns whether it did.
+    /// Kills all processes of the command if a single write can do it, or if there are none; returns whether it did.
     pub(super) fn kill_at_once(&self) -> bool {
-        self.cgroup().as_ref().is_some_and(|cgroup| cgroup.kill().is_ok())
+        match self.cgroup().as_ref() {
+            Some(cgroup) => cgroup.kill().is_ok(),
+            None => self.is_confined,
+        }
     }
 
     /// Kills all processes of the command. May take a moment.
@@ -125,6 +132,7 @@ impl Tree {
     fn processes(&self) -> Vec<Pid> {
         match self.cgroup().as_ref() {
             Some(cgroup) => cgroup.processes(),
+            None if self.is_confined => Vec::new(),
             None => marked((!self.is_reaped()).then_some(self.root), &self.mark),
         }
     }
@@ -214,6 +222,38 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Otherwise the end of a VM would search for each command that it ever ran, and read what any process has as its environment.
+    #[test]
+    fn processes_are_searched_for_only_without_cgroups() {
+        use std::io::{Read, Write};
+        use std::process::{Command, Stdio};
+
+        let mark = format!("test-{}", std::process::id());
+        let mut cat = Command::new("cat");
+        cat.env(MARK, &mark).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut cat = cat.spawn().unwrap();
+        // Once it answers, it has executed its program.
+        let mut answer = [0];
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        let pid = Pid::from_raw(cat.id().cast_signed()).unwrap();
+        let tree = |cgroup| {
+            let tree = Tree::new(pid, mark.clone(), cgroup);
+            tree.reaped();
+            tree
+        };
+        let place = tempfile::tempdir().unwrap();
+        let confined = tree(Some(Cgroup::at(place.path().join("none"))));
+        confined.release();
+        assert_eq!(confined.left().count, 0);
+        assert!(confined.kill_at_once(), "there is nothing to kill");
+        let free = tree(None);
+        assert_eq!(free.left().count, 1);
+        assert!(!free.kill_at_once());
+        free.kill();
+        cat.wait().unwrap();
+    }
 
     #[test]
     fn stat_is_read_whatever_the_name_is() {

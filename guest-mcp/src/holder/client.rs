@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::wire::{self, Answer, FromHolder, OfStream, Request, Settings, ToHolder};
 use super::{COMMANDS, SOCKET};
 use crate::agent::ShortPath;
-use crate::commands::{Orders, Problems, SERVICES_START};
+use crate::commands::{Orders, Problems, SERVICES_START, descriptors_of_commands};
 use crate::console::say;
 use crate::os::reason;
 use crate::sys::{ChildSetup, prepare_child};
@@ -221,7 +221,9 @@ impl Holder {
             command.stderr(Stdio::null());
         }
         // A separate session, so that signals to the agent's group do not reach it.
-        prepare_child(&mut command, ChildSetup::default());
+        // It gives commands the limits that it was started with.
+        let descriptors = Some(descriptors_of_commands());
+        prepare_child(&mut command, ChildSetup { descriptors, ..ChildSetup::default() });
         // The runtime reaps it if it ends first.
         drop(tokio::process::Command::from(command).spawn()?);
         Ok(())

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nexus_schema::tools::tree::{SkipReason, TreeSummary};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 use crate::error::TreeError;
@@ -229,8 +229,7 @@ pub(crate) fn why(error: Errno) -> SkipReason {
 
 fn read_ignore(directory: &OwnedFd) -> Option<Pattern> {
     let name = OsStr::from_bytes(IGNORE_FILE);
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
+    let file = File::from(rustix::fs::openat(directory, name, FILE, Mode::empty()).ok()?);
     let mut text = Vec::new();
     if !file.metadata().ok()?.is_file() {
         return None;

@@ -8,18 +8,18 @@
 use std::io;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
-use rustix::fs::{AtFlags, CWD};
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
 
 use super::draft::{Draft, is_beneath, under_free_name};
 use super::read::open_regular;
 use super::target::{Ready, Target};
 use super::{failed, open_parent, refused};
-use crate::places::Owner;
+use crate::places::{Made, Owner, make_directories_beneath};
 
 /// The largest file that can be changed in part, in bytes.
 const FILE_MAX: u64 = 16 << 20;
@@ -112,15 +112,14 @@ impl Changes {
         let mut made = Vec::new();
         let outcome = self.prepare(owner, &mut made).and_then(|ready| self.commit(ready, owner));
         if outcome.is_err() {
-            for first in made {
-                remove_empty(&first);
-            }
+            made.iter().rev().for_each(Made::remove);
         }
         outcome
     }
 
-    /// Prepares all new content; adds the first of each set of directories that it creates to `made`.
-    fn prepare(&self, owner: Owner, made: &mut Vec<PathBuf>) -> Result<Vec<Option<Ready>>, ToolError> {
+    /// Prepares all new content; adds the directories that it creates to `made`.
+    fn prepare(&self, owner: Owner, made: &mut Vec<Made>) -> Result<Vec<Option<Ready>>, ToolError> {
+        let root = self.root.as_deref();
         let mut ready = Vec::with_capacity(self.all.len());
         for change in &self.all {
             ready.push(match &change.new {
@@ -132,14 +131,10 @@ impl Changes {
                 }
                 Some(new) => {
                     if change.target.existing.is_none() {
-                        made.extend(change.target.make_parents(owner)?);
+                        made.push(change.make_parents(root, owner)?);
                     }
-                    let ready = change.target.prepare(new.clone(), change.mode, owner)?;
-                    if let (Some(root), Ready::Draft(draft)) = (&self.root, &ready)
-                        && !draft.is_beneath(root)
-                    {
-                        return Err(leads_out(change.target.path()));
-                    }
+                    let directory = change.open_directory(root)?;
+                    let ready = change.target.prepare_in(directory, new.clone(), change.mode, owner)?;
                     Some(ready)
                 }
             });
@@ -235,6 +230,16 @@ impl Change {
         }
     }
 
+    /// Creates the missing parent directories of the file, none of them outside of `root`.
+    fn make_parents(&self, root: Option<&Path>, owner: Owner) -> Result<Made, ToolError> {
+        let directory = self.target.directory();
+        let made = make_directories_beneath(root.unwrap_or(Path::new("/")), directory, owner);
+        made.map_err(|error| match error {
+            Errno::XDEV => leads_out(self.target.path()),
+            error => failed("create the directory", directory, error),
+        })
+    }
+
     /// Opens the directory of the file; refuses one that is not in `root` or below any more.
     fn open_directory(&self, root: Option<&Path>) -> Result<OwnedFd, ToolError> {
         let directory = open_parent(self.target.directory()).map_err(|error| self.target.fail(error))?;
@@ -284,17 +289,6 @@ fn leads_out(path: &Path) -> ToolError {
     refused("write", path, "a symbolic link leads out of the given directory")
 }
 
-/// Removes a directory and its subdirectories if they contain no files.
-fn remove_empty(directory: &Path) {
-    if let Ok(entries) = std::fs::read_dir(directory) {
-        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-            remove_empty(&entry.path());
-        }
-    }
-    // It stays if another process has put something there.
-    let _ = rustix::fs::unlinkat(CWD, directory.as_os_str().as_bytes(), AtFlags::REMOVEDIR);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,7 +310,7 @@ mod tests {
         changes.of("d", &paths[2]).unwrap().new = Some(b"new\n".to_vec());
         let mut made = Vec::new();
         let ready = changes.prepare(Owner::Maker, &mut made).unwrap();
-        assert_eq!(made, [root.path().join("made")]);
+        assert!(root.path().join("made").is_dir());
         // Created only now: a directory cannot be exchanged with a deleted file.
         std::fs::remove_file(&paths[2]).unwrap();
         let error = changes.commit(ready, Owner::Maker).unwrap_err();
@@ -325,7 +319,7 @@ mod tests {
             assert_eq!(std::fs::read_to_string(path).unwrap(), "old\n", "{}", path.display());
         }
         assert!(!new.exists());
-        made.iter().for_each(|first| remove_empty(first));
+        made.iter().rev().for_each(Made::remove);
         let left = std::fs::read_dir(root.path()).unwrap().count();
         assert_eq!(left, 2, "nothing else is left");
     }

@@ -30,14 +30,13 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Returns whether it is in `root` or below, whatever paths lead to now.
-    pub(super) fn is_beneath(&self, root: &Path) -> bool {
-        is_beneath(&self.directory, root)
-    }
-
     /// Creates an empty draft for a directory.
     pub(super) fn create(directory: &Path) -> io::Result<Self> {
-        let directory = open_parent(directory)?;
+        Self::create_in(open_parent(directory)?)
+    }
+
+    /// Creates an empty draft for an open directory.
+    pub(super) fn create_in(directory: OwnedFd) -> io::Result<Self> {
         let (mode, flags) = (Mode::from_raw_mode(0o600), OFlags::RDWR | OFlags::CLOEXEC);
         match rustix::fs::openat(&directory, ".", flags | OFlags::TMPFILE, mode) {
             Ok(file) => Ok(Self { file: file.into(), directory, name: None }),

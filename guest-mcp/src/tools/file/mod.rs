@@ -11,6 +11,7 @@ mod lines;
 mod list;
 mod mkdir;
 mod patch;
+mod patterns;
 mod read;
 mod rename;
 mod search;

@@ -23,6 +23,7 @@ use nexus_schema::tools::file::{FileSearch, FileSearchOutput, FileSearchParams, 
 use rustix::fs::{CWD, FileType as Kind, Mode, OFlags};
 use tokio_util::sync::CancellationToken;
 
+use super::patterns::Patterns;
 use super::target::is_of_kernel;
 use super::{failed, not_regular, parse_path, refused};
 use crate::tools::text::{decode, shown};
@@ -42,9 +43,6 @@ const BEFORE: usize = 100;
 const TEXT_MAX: usize = OUTPUT_MAX as usize - 4000;
 /// The longest line that is searched, in bytes.
 const HEAP_MAX: usize = 4 << 20;
-/// The files of patterns that are heeded, and the largest one, in bytes.
-const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
-const IGNORE_MAX: u64 = 1 << 20;
 /// Timeout of a search. Clients abort calls after about a minute.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// The maximum number of threads.
@@ -202,35 +200,37 @@ fn search(
     }
     // A root that is a link stands for its target.
     let root = root.canonicalize().map_err(|error| failed("search", root, error))?;
-    let heeds = !wanted.all;
-    if heeds && !is_tame(&root) {
+    let overrides = wanted.overrides(&root)?;
+    let patterns = (!wanted.all).then(|| Patterns::new(overrides.clone()));
+    if root.is_dir() && patterns.as_ref().is_some_and(|patterns| !patterns.enter(&root)) {
         let why = "its .gitignore or .ignore is not a file of at most 1 MiB";
         return Err(refused("search", &root, why).hint("give all: true to search without them"));
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let mut walk = WalkBuilder::new(&root);
-    walk.follow_links(false).hidden(heeds).ignore(heeds);
-    // The library also opens the files of patterns above the root, unless both `parents` and `git_ignore` are off. Then each `.gitignore` at the root or
-    // below is heeded as a custom one.
-    let above = heeds && root.ancestors().skip(1).all(is_tame);
-    // `.git` may be a file that names any other one to be read.
-    walk.git_exclude(false).parents(above).git_ignore(above);
-    if heeds && !above {
-        walk.add_custom_ignore_filename(IGNORE_FILES[0]);
-    }
-    walk.git_global(false).require_git(false).overrides(wanted.overrides(&root)?).threads(threads);
+    // Without its own filters, the library opens directories only.
+    walk.standard_filters(false).follow_links(false).overrides(overrides).threads(threads);
     let unreadable = Arc::new(AtomicU64::new(0));
     let left_out = unreadable.clone();
     walk.filter_entry(move |entry| {
-        let is_directory = entry.file_type().is_some_and(|kind| kind.is_dir());
-        if !is_directory || entry.depth() == 0 {
+        let (path, is_directory) = (entry.path(), entry.file_type().is_some_and(|kind| kind.is_dir()));
+        if entry.depth() == 0 {
             return true;
         }
-        let is_readable = !heeds || is_tame(entry.path());
+        if patterns.as_ref().is_some_and(|patterns| !patterns.admits(path, is_directory)) {
+            return false;
+        }
+        if !is_directory {
+            return true;
+        }
+        if is_of_kernel(path) {
+            return false;
+        }
+        let is_readable = patterns.as_ref().is_none_or(|patterns| patterns.enter(path));
         if !is_readable {
             left_out.fetch_add(1, Ordering::Relaxed);
         }
-        is_readable && !is_of_kernel(entry.path())
+        is_readable
     });
     let search = Search {
         wanted,
@@ -258,20 +258,6 @@ fn search(
         return Err(cancelled());
     }
     Ok(search.result())
-}
-
-/// Returns whether reading a directory's files of patterns neither waits nor fills the memory: the library opens whatever has their names.
-fn is_tame(directory: &Path) -> bool {
-    IGNORE_FILES.iter().all(|name| {
-        let path = directory.join(name);
-        match std::fs::metadata(&path) {
-            // Opening a directory is harmless.
-            Ok(found) if found.is_dir() => true,
-            Ok(found) => found.is_file() && found.len() <= IGNORE_MAX && !is_of_kernel(&path),
-            // There is none.
-            Err(_) => true,
-        }
-    })
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -14,7 +14,7 @@ use nexus_schema::error::ErrorCode;
 use rustix::fs::{Access, AtFlags, CWD, FileType as Kind};
 
 use super::draft::{Draft, last_name, sync};
-use super::{failed, not_regular, refused};
+use super::{failed, not_regular, open_parent, refused};
 use crate::places::{Owner, make_directories_for};
 
 /// The maximum number of symbolic links that are followed, as in the kernel.
@@ -87,14 +87,11 @@ impl Target {
         failed("write", &self.given, error)
     }
 
-    /// Creates its missing parent directories; returns the first one that was created.
-    pub(super) fn make_parents(&self, owner: Owner) -> Result<Option<PathBuf>, ToolError> {
+    /// Creates its missing parent directories.
+    pub(super) fn make_parents(&self, owner: Owner) -> Result<(), ToolError> {
         let directory = self.directory();
-        let missing = directory.ancestors().take_while(|place| std::fs::symlink_metadata(place).is_err());
-        let first = missing.last().map(Path::to_owned);
         make_directories_for(directory, owner)
-            .map_err(|error| failed("create the directory", directory, error))?;
-        Ok(first)
+            .map_err(|error| failed("create the directory", directory, error))
     }
 
     /// Checks whether its mode lets this thread's user write it. Replacing a file needs no such right, so without this check read-only files could be
@@ -116,8 +113,15 @@ impl Target {
     }
 
     /// Prepares new content. The file does not change yet.
-    pub(super) fn prepare(
+    fn prepare(&self, content: Vec<u8>, mode: Option<u32>, owner: Owner) -> Result<Ready, ToolError> {
+        let directory = open_parent(self.directory()).map_err(|error| self.fail(error))?;
+        self.prepare_in(directory, content, mode, owner)
+    }
+
+    /// The same in its open directory, whatever paths lead to now.
+    pub(super) fn prepare_in(
         &self,
+        directory: OwnedFd,
         content: Vec<u8>,
         mode: Option<u32>,
         owner: Owner,
@@ -129,7 +133,7 @@ impl Target {
             return Ok(Ready::InPlace(content));
         }
         let old = self.existing.as_ref().map(|old| (self.path.as_path(), old));
-        let made = Draft::create(self.directory()).and_then(|draft| {
+        let made = Draft::create_in(directory).and_then(|draft| {
             draft.dress(old, mode, owner)?;
             Ok(draft)
         });

@@ -16,7 +16,7 @@ use super::change::Changes;
 use super::diff::{reply, with_endings};
 use super::target::Target;
 use super::{failed, parse_path, refused};
-use crate::places::Owner;
+use crate::places::{Owner, beneath};
 use crate::tools::text::decode;
 use crate::tools::{Call, Reply, Run};
 
@@ -156,8 +156,7 @@ fn free(root: &Path, path: &Path) -> Result<Target, ToolError> {
 
 /// Refuses a path that leads out of the root through links.
 fn check_within(root: &Path, path: &Path) -> Result<(), ToolError> {
-    let there = path.ancestors().find_map(|place| place.canonicalize().ok());
-    if there.is_some_and(|there| there.starts_with(root)) {
+    if beneath(root, path).is_some() {
         return Ok(());
     }
     Err(refused("patch", path, &format!("a symbolic link leads out of {}", root.display())))
