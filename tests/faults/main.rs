@@ -31,6 +31,7 @@ mod metrics;
 mod mishap;
 mod names;
 mod network;
+mod older;
 mod otlp;
 mod own;
 mod own_kernels;

@@ -46,7 +46,7 @@ fn database_check(path: &Path) -> DoctorCheck {
             DoctorStatus::Fail,
             format!("{shown} is damaged: {why}"),
             Some(format!(
-                "stop nexusd, copy the state directory, move the database away with its -wal and -shm, and put back a copy of yours or {shown}.before-vN: disks of VMs that it does not know are deleted at the next start"
+                "stop nexusd, copy the state directory, move the database away with its -wal and -shm, and put back a copy of yours or {shown}.before-vN: VMs and disks that it does not know are kept, and listed in kept.json"
             )),
         ),
         Err(error) => (

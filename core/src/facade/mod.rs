@@ -66,7 +66,7 @@ use crate::os::reserve::Reserve;
 use crate::os::site::Site;
 use crate::provision::Provision;
 use crate::store::{Store, StoreError, events as stored_events, now, ops, tokens};
-use crate::vm::{recover, warm};
+use crate::vm::{recover, unknown, warm};
 
 pub use self::events::News;
 pub use self::health::add_database_check;
@@ -279,6 +279,8 @@ impl Nexus {
         self.shared.ops.drain(Duration::from_secs(2)).await;
         self.shared.events.close().await;
         self.shared.calls.close().await;
+        // A copy of the database that was made until now is an older one at the next start.
+        unknown::count_on(&self.shared).await;
     }
 
     /// The id of the VM that a caller means by a reference; in memory.

@@ -1,4 +1,4 @@
-//! Periodic work of the daemon: deletes old history, and keeps a reserve file for a full disk.
+//! Periodic work of the daemon: deletes old history, keeps a reserve file for a full disk, and counts on the database's epoch.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::store::{StoreError, history, now, ops};
-use crate::vm::{checkpoint, defaults, warm};
+use crate::vm::{checkpoint, defaults, unknown, warm};
 
 /// Interval between two checks of the reserve.
 const LOOK: Duration = Duration::from_secs(60);
@@ -19,6 +19,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Does the periodic work as long as the daemon runs.
 pub(super) async fn keep_tidy(shared: Weak<Shared>) {
     let mut sweep_at = Instant::now();
+    let mut work = None;
     loop {
         let Some(now) = shared.upgrade() else { return };
         let reserve = now.reserve.clone();
@@ -33,6 +34,7 @@ pub(super) async fn keep_tidy(shared: Weak<Shared>) {
         }
         checkpoint::expire(&now).await;
         warm::tidy(&now).await;
+        unknown::count_work(&now, &mut work).await;
         drop(now);
         sleep(LOOK).await;
     }

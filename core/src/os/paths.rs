@@ -36,6 +36,11 @@ impl Paths {
         self.root.join("nexus.db")
     }
 
+    /// The file that the database's epoch is compared with.
+    pub fn epoch(&self) -> PathBuf {
+        self.root.join("epoch")
+    }
+
     /// The names of entries that are kept although no row names them.
     pub fn kept(&self) -> PathBuf {
         self.root.join("kept.json")

@@ -10,6 +10,7 @@ pub mod calls;
 pub mod checkpoints;
 mod columns;
 pub mod drives;
+pub mod epoch;
 pub mod events;
 pub mod health;
 pub mod history;
@@ -37,7 +38,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 16;
+pub const SCHEMA_VERSION: u32 = 17;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -57,6 +58,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0015.sql")),
         M::up(include_str!("migrations/0016.sql")),
         M::up(include_str!("migrations/0017.sql")),
+        M::up(include_str!("migrations/0018.sql")),
     ])
 }
 

@@ -1,5 +1,6 @@
 mod calls;
 mod checkpoints;
+mod epoch;
 mod health;
 mod leases;
 mod upgrades;

@@ -37,7 +37,7 @@ pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;
 mod stop;
-mod unknown;
+pub(crate) mod unknown;
 mod view;
 pub(crate) mod wait;
 mod waking;

@@ -31,29 +31,31 @@ const END_MAX: Duration = Duration::from_secs(20);
 
 /// Brings memory, store and disk in line with the real state of the host.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    // Before anything is finished, undone or removed.
+    let unknown::Found { kept, is_outdated } = Box::pin(unknown::look(shared)).await?;
     // Before anything looks at drives.
     let unfinished = checkpoint::finish_all(shared).await?;
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
     let connected = shared.store.read(leases::connected).await.map_err(crate::op::store_error)?;
     let was_connected = !connected.is_empty() || records.iter().any(network::may_be_connected);
     settle_copies(shared).await?;
-    settle_sizes(shared, &records).await?;
+    settle_sizes(shared, &records, is_outdated).await?;
     // All at once, so that slow shims are waited for in parallel.
-    let taken: Vec<_> = records.into_iter().map(|record| take_up(shared, record, &unfinished)).collect();
+    let taken: Vec<_> =
+        records.into_iter().map(|record| take_up(shared, record, &unfinished, is_outdated)).collect();
     for taken in futures::future::join_all(taken).await {
         taken?;
     }
     network::settle(shared, was_connected).await;
-    let unknown = unknown::kept(shared).await?;
     or_later(
-        checkpoint::sweep(shared, &unknown).await,
+        checkpoint::sweep(shared, &kept).await,
         "the disk is full: half-made checkpoints are removed at the next start",
     )?;
-    waking::sweep(shared, &unknown).await?;
+    waking::sweep(shared, &kept).await?;
     warm::sweep(shared).await;
     let staged = unfinished.iter().flat_map(|left| &left.rollback.drives).map(|drive| drive.staged.clone());
     or_later(
-        sweep(shared, staged.collect(), &unknown).await,
+        sweep(shared, staged.collect(), &kept).await,
         "the disk is full: unused files and rows are removed at the next start",
     )
 }
@@ -70,10 +72,18 @@ fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
 }
 
 /// Starts the task of one VM, with its running VMM if there is one. Removes the VM if it is half created.
-async fn take_up(shared: &Arc<Shared>, record: VmRecord, unfinished: &[Unfinished]) -> Result<(), ToolError> {
+async fn take_up(
+    shared: &Arc<Shared>,
+    record: VmRecord,
+    unfinished: &[Unfinished],
+    is_outdated: bool,
+) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
-    warm::pool::end_stray(shared, &record).await;
+    if !is_outdated {
+        // Of an older row, it may be the VM itself.
+        warm::pool::end_stray(shared, &record).await;
+    }
     if record.state == VmState::Creating {
         tracing::info!(vm = %record.name, "removing a half-created vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
@@ -86,10 +96,16 @@ async fn take_up(shared: &Arc<Shared>, record: VmRecord, unfinished: &[Unfinishe
         true => adopt(shared, record, &drives, "while nexusd was down").await?,
         false => (record, None),
     };
-    let record = match unfinished.iter().find(|left| left.rollback.vm == record.id) {
-        Some(left) => {
+    let unfinished = unfinished.iter().find(|left| left.rollback.vm == record.id);
+    let why_not = match unfinished {
+        Some(left) => Some(checkpoint::not_finished(&left.error)),
+        None if is_outdated && boot.is_none() => unknown::still_runs(&shared.paths, &record),
+        None => None,
+    };
+    let record = match why_not {
+        Some(why) => {
             let state = record.state;
-            rewrite(shared, record, state, Some(checkpoint::not_finished(&left.error))).await?
+            rewrite(shared, record, state, Some(why)).await?
         }
         None => record,
     };
@@ -156,8 +172,9 @@ async fn settle_copies(shared: &Shared) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Finishes interrupted resizes of drives. A disk file is never shorter than its drive, and never shrinks.
-async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError> {
+/// Finishes interrupted resizes of drives. A disk file is never shorter than its drive, and never shrinks. Of an older database, nobody knows whether a
+/// drive is in use.
+async fn settle_sizes(shared: &Shared, vms: &[VmRecord], is_outdated: bool) -> Result<(), ToolError> {
     let all = shared.store.read(drives::all).await.map_err(crate::op::store_error)?;
     for drive in all.into_iter().filter(|drive| drive.ready) {
         let directory = shared.paths.drive(drive.id);
@@ -169,7 +186,8 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError
         tracing::info!(drive = %drive.name, from = %drive.size, to = %size, "finishing an interrupted resize of a drive");
         let user = drive.attachment.as_ref().and_then(|to| vms.iter().find(|vm| vm.id == to.vm));
         // The filesystem of a drive in use is grown by its guest. The memory of one that sleeps knows what is on its drive.
-        if user.is_none_or(|vm| !vm.state.may_run() && vm.suspended.is_none())
+        if !is_outdated
+            && user.is_none_or(|vm| !vm.state.may_run() && vm.suspended.is_none())
             && let Err(error) = shared.drives.grow(&directory, size, &Progress::default()).await
         {
             tracing::warn!(drive = %drive.name, %error, "cannot grow the drive's filesystem; a guest grows it when it mounts the drive");
@@ -222,7 +240,10 @@ async fn adopt(
         shim = None;
     }
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
-        crate::vmm::remove_sockets(&directory);
+        // A shim of a boot that the row does not know keeps its sockets and its jail.
+        if discover(&directory).is_none() {
+            crate::vmm::remove_sockets(&directory);
+        }
         // If nothing was launched for this boot, the exit.json is from the boot before.
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
@@ -372,13 +393,9 @@ async fn rewrite(
     Ok(record)
 }
 
-/// Removes rows of half-created things, and files without a row, but the drives' copies of the names `staged` and what is `unknown` and kept.
-async fn sweep(
-    shared: &Arc<Shared>,
-    staged: Vec<String>,
-    unknown: &HashSet<String>,
-) -> Result<(), ToolError> {
-    let (mut vm_ids, mut drive_ids, mut image_ids, mut asset_ids, build_ids) = shared
+/// Removes rows of half-created things, and files without a row, but the drives' copies of the names `staged` and what is unknown and `kept`.
+async fn sweep(shared: &Arc<Shared>, staged: Vec<String>, kept: &HashSet<String>) -> Result<(), ToolError> {
+    let (mut vm_ids, mut drive_ids, mut image_ids, mut asset_ids, mut build_ids) = shared
         .store
         .write(|tx| -> Result<_, StoreError> {
             while let Some(build) = builds::list(tx, None, Some(BuildStatus::Building), None, 1)?.pop() {
@@ -405,8 +422,8 @@ async fn sweep(
         })
         .await
         .map_err(crate::op::store_error)?;
-    for ids in [&mut vm_ids, &mut drive_ids, &mut image_ids, &mut asset_ids] {
-        ids.extend(unknown.iter().cloned());
+    for ids in [&mut vm_ids, &mut drive_ids, &mut image_ids, &mut asset_ids, &mut build_ids] {
+        ids.extend(kept.iter().cloned());
     }
     let paths = shared.paths.clone();
     for name in orphans(&paths.vms(), &vm_ids) {

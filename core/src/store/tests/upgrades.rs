@@ -11,6 +11,7 @@ use nexus_schema::{ErrorCode, Name};
 use super::*;
 use crate::store::checkpoints;
 use crate::store::drives::{self, DriveRecord};
+use crate::store::epoch;
 use crate::store::images::ImageRecord;
 use crate::store::leases;
 use crate::store::restores;
@@ -253,6 +254,8 @@ fn later_tables_are_as_they_were(db: &Connection, version: u32) {
         let unused = drives::get(db, &"unused".parse().unwrap()).unwrap().unwrap();
         assert!(!drives::may_hold_data(db, unused.id).unwrap());
     }
+    // One of before was never counted on.
+    assert_eq!(epoch::get(db).unwrap(), if version >= 17 { 7 } else { 0 });
 }
 
 #[test]

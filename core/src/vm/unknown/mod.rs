@@ -1,0 +1,237 @@
+//! Files that the database knows nothing of because it is not the one that they were made with: it is new, say because the old one was moved away, or
+//! an older copy of it that was put back. They are of VMs that somebody may still want, so they are kept until somebody removes them.
+//!
+//! ```text
+//! start ─> is it another database? ─> what an older one would undo or remove is forgotten ─> names without a row go into kept.json ─> count on
+//! ```
+//! Each step is on the disk before the next begins, so a start that is cut off is made anew with the same outcome. Whether the database is older is told
+//! by its [`epoch`]; what is forgotten is in [`outdated`].
+
+mod epoch;
+mod outdated;
+
+use std::collections::{BTreeSet, HashSet};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nexus_schema::ToolError;
+use tokio::task::spawn_blocking;
+
+pub(crate) use self::epoch::{count_on, count_work};
+pub(super) use self::outdated::still_runs;
+use crate::context::Shared;
+use crate::op::store_error;
+use crate::os::failpoint;
+use crate::os::paths::Paths;
+use crate::store::health::is_unused;
+use crate::store::{
+    self, Connection, StoreError, assets, builds, checkpoints, drives, images, restores, vms,
+};
+
+/// What the start of the daemon found in its state directory.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The names of entries that are kept although no row names them.
+    pub(super) kept: HashSet<String>,
+    /// Whether what the rows say may no longer be so, since the database is older than the files.
+    pub(super) is_outdated: bool,
+}
+
+/// Why the database is not the one that the files were made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// Nothing was ever done with it.
+    New,
+    /// It is a copy from before.
+    Older,
+    /// Nobody knows, so it is taken for an older one.
+    Doubtful,
+}
+
+impl Other {
+    /// Compares the epoch of the database with the one that was read from the file. `None` for the database that the files were made with.
+    fn of(is_unused: bool, database: u64, file: &io::Result<Option<u64>>) -> Option<Self> {
+        match file {
+            _ if is_unused => Some(Self::New),
+            Ok(Some(file)) if *file > database => Some(Self::Older),
+            Ok(_) => None,
+            Err(_) => Some(Self::Doubtful),
+        }
+    }
+}
+
+/// For the start of the daemon, before it finishes, undoes or removes anything: finds out whether the database is another one than before, and which
+/// entries of the state directory are kept.
+pub(super) async fn look(shared: &Shared) -> Result<Found, ToolError> {
+    let (is_unused, database) = shared
+        .store
+        .read(|db| -> Result<_, StoreError> { Ok((is_unused(db)?, store::epoch::get(db)?)) })
+        .await
+        .map_err(store_error)?;
+    let path = shared.paths.epoch();
+    let file = spawn_blocking(move || epoch::read(&path)).await.map_err(io::Error::other).flatten();
+    let other = Other::of(is_unused, database, &file);
+    let is_outdated = matches!(other, Some(Other::Older | Other::Doubtful));
+    if is_outdated {
+        let of_file = file.map_or_else(|error| error.to_string(), |file| file.unwrap_or(0).to_string());
+        tracing::warn!(
+            database,
+            file = %of_file,
+            "the database is an older copy, or may be one: what it does not know is kept, and times to live that it has do not count any more"
+        );
+        outdated::settle(shared).await?;
+    }
+    let known = match other {
+        Some(_) => Some(shared.store.read(known).await.map_err(store_error)?),
+        None => None,
+    };
+    let paths = shared.paths.clone();
+    let kept = spawn_blocking(move || list(&paths, known.as_ref()));
+    let kept = kept.await.map_err(io::Error::other).flatten().map_err(|error| {
+        let list = shared.paths.kept();
+        ToolError::internal(format!("look for what is not to be removed in {}: {error}", list.display()))
+            .hint("make that file readable, or remove it: then what the database does not know is removed")
+    })?;
+    failpoint::reach("unknown-kept");
+    count_on(shared).await;
+    Ok(Found { kept, is_outdated })
+}
+
+/// The names of all entries of the state directory that rows name.
+fn known(db: &Connection) -> Result<HashSet<String>, StoreError> {
+    let mut names = HashSet::new();
+    for vm in vms::all(db)? {
+        names.extend(vm.suspended.map(|memory| memory.manifest.checkpoint.to_string()));
+        names.insert(vm.id.to_string());
+    }
+    names.extend(drives::all(db)?.into_iter().map(|row| row.id.to_string()));
+    names.extend(images::all(db)?.into_iter().map(|row| row.id.to_string()));
+    names.extend(assets::all(db)?.into_iter().map(|row| row.id.to_string()));
+    names.extend(builds::ids(db)?.into_iter().map(|id| id.to_string()));
+    names.extend(checkpoints::all(db)?.into_iter().map(|row| row.id.to_string()));
+    let rollbacks = restores::rollbacks(db)?;
+    names.extend(rollbacks.into_iter().flat_map(|rollback| rollback.drives).map(|drive| drive.staged));
+    Ok(names)
+}
+
+/// Reads the names that are kept. With another database than before, all that are there and not `known` to it belong to them from now on. Blocks.
+fn list(paths: &Paths, known: Option<&HashSet<String>>) -> io::Result<HashSet<String>> {
+    let list = paths.kept();
+    let mut kept: BTreeSet<String> = match std::fs::read(&list) {
+        Ok(text) => serde_json::from_slice(&text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+        Err(error) => return Err(error),
+    };
+    if let Some(known) = known {
+        let before = kept.len();
+        for directory in [
+            paths.vms(),
+            paths.drives(),
+            paths.images(),
+            paths.assets(),
+            paths.builds(),
+            paths.checkpoints(),
+            paths.all_suspended(),
+        ] {
+            add_names(&directory, known, &mut kept)?;
+        }
+        if kept.len() > before {
+            replace(&list, &serde_json::to_vec(&kept)?)?;
+        }
+    }
+    if !kept.is_empty() {
+        tracing::warn!(
+            count = kept.len(),
+            list = %list.display(),
+            "the state directory has VMs, disks, images or checkpoints that the database does not know, since it is a new or an older one: they are kept"
+        );
+    }
+    Ok(kept.into_iter().collect())
+}
+
+fn add_names(directory: &Path, known: &HashSet<String>, names: &mut BTreeSet<String>) -> io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let name = entry?.file_name().into_string();
+        names.extend(name.ok().filter(|name| !known.contains(name)));
+    }
+    Ok(())
+}
+
+/// Replaces a file of the state directory whole or not at all, and returns once that is on the disk. Blocks.
+fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+    let part = file.with_extension("part");
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&part)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&part, file));
+    if written.is_err() {
+        // Half a file takes room on a disk that may be full.
+        std::fs::remove_file(&part).ok();
+    }
+    written?;
+    match file.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_another_one_if_it_is_unused_or_behind_its_file() {
+        let garbage = || Err(io::Error::from(io::ErrorKind::InvalidData));
+        for (is_unused, database, file, other) in [
+            (false, 7, Ok(Some(7)), None),
+            // The daemon ended before it wrote the file.
+            (false, 8, Ok(Some(7)), None),
+            (false, 6, Ok(Some(7)), Some(Other::Older)),
+            // One of an earlier version, without and with a file of a later one.
+            (false, 0, Ok(None), None),
+            (false, 0, Ok(Some(1)), Some(Other::Older)),
+            (false, 7, Ok(None), None),
+            (false, 7, garbage(), Some(Other::Doubtful)),
+            (true, 0, Ok(None), Some(Other::New)),
+            (true, 0, Ok(Some(7)), Some(Other::New)),
+            (true, 3, garbage(), Some(Other::New)),
+        ] {
+            assert_eq!(Other::of(is_unused, database, &file), other, "{is_unused} {database} {file:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_database_does_not_know_is_kept_and_what_came_later_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::new(directory.path());
+        let places = [
+            paths.vms().join("a"),
+            paths.checkpoints().join("b"),
+            paths.builds().join("log"),
+            paths.drives().join("known"),
+        ];
+        for place in places {
+            std::fs::create_dir_all(place).unwrap();
+        }
+        assert!(list(&paths, None).unwrap().is_empty());
+        let known = HashSet::from(["known".to_owned()]);
+        let kept = HashSet::from(["a", "b", "log"].map(str::to_owned));
+        assert_eq!(list(&paths, Some(&known)).unwrap(), kept);
+        std::fs::create_dir_all(paths.images().join("c")).unwrap();
+        assert_eq!(list(&paths, None).unwrap(), kept);
+        // Another copy that is put back adds to them.
+        assert_eq!(list(&paths, Some(&known)).unwrap().len(), kept.len() + 1);
+        std::fs::write(paths.kept(), "no list").unwrap();
+        assert!(list(&paths, None).is_err());
+    }
+}
