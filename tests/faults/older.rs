@@ -177,7 +177,7 @@ fn what_an_older_database_knows_may_have_changed_since() {
     let copy = copy(&world);
     client.to_the_end("vm_restart", json!({ "vm": "busy" }), SOON);
     client.must_confirmed("vm_delete", json!({ "vm": "gone" }));
-    client.to_the_end("drive_resize", json!({ "drive": "grown", "size": "64MiB" }), SOON);
+    client.must("drive_resize", json!({ "drive": "grown", "size": "64MiB" }));
     let shim = process(&client.wait_for_state("busy", "ready"), "shim_pid");
     world.daemon.stop();
     put_back(&world, &copy);
