@@ -208,3 +208,31 @@ fn what_an_older_database_knows_may_have_changed_since() {
     assert_eq!(client.run("busy", "echo up").stdout, "up\n");
     world.assert_in_order();
 }
+
+#[test]
+fn a_vm_that_an_older_database_has_as_not_started_runs_on_at_each_later_start() {
+    let mut world = World::new();
+    let mut client = world.client();
+    make(&world, &mut client, "early");
+    let copy = copy(&world);
+    client.to_the_end("vm_start", json!({ "vm": "early" }), SOON);
+    let shim = process(&client.wait_for_state("early", "ready"), "shim_pid");
+    world.daemon.stop();
+    put_back(&world, &copy);
+    for start in 1..=3 {
+        world.daemon.restart();
+        let mut client = world.client();
+        assert_eq!(client.inspect("early")["state"], "created");
+        let refused = refused(&mut client, "vm_start", json!({ "vm": "early", "wait_s": 45 }));
+        assert_eq!(refused.code, "vm_wrong_state", "start {start}");
+        assert!(is_alive(shim), "start {start}\n{}", world.daemon.log());
+        world.daemon.stop();
+    }
+    kill_process(shim);
+    soon("the shim ends", || (!is_alive(shim)).then_some(()));
+    world.daemon.restart();
+    let mut client = world.client();
+    client.to_the_end("vm_start", json!({ "vm": "early" }), SOON);
+    assert_eq!(client.run("early", "echo up").stdout, "up\n");
+    world.assert_in_order();
+}

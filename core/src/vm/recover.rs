@@ -80,10 +80,7 @@ async fn take_up(
 ) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
-    if !is_outdated {
-        // Of an older row, it may be the VM itself.
-        warm::pool::end_stray(shared, &record).await;
-    }
+    warm::pool::end_stray(shared, &record).await;
     if record.state == VmState::Creating {
         tracing::info!(vm = %record.name, "removing a half-created vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
