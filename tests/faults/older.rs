@@ -130,11 +130,17 @@ fn a_start_with_an_older_database_that_is_cut_off_costs_nothing() {
     let since = Since::make(&world);
     world.daemon.stop();
     put_back(&world, &copy);
-    world.daemon.set("NEXUS_FAILPOINT", Some("unknown-kept"));
-    world.daemon.restart_until_ended();
+    for point in ["unknown-kept", "recovered"] {
+        world.daemon.set("NEXUS_FAILPOINT", Some(point));
+        world.daemon.restart_until_ended();
+    }
     world.daemon.set("NEXUS_FAILPOINT", None);
+    // It is still an older one, so this is kept, too.
+    let stray = world.daemon.state().join("drives/stray");
+    fs::create_dir(&stray).expect("a directory is made");
     world.daemon.restart();
     since.assert_kept(&world);
+    fs::remove_dir(&stray).expect("it was kept");
     since.remove();
     world.assert_in_order();
 }

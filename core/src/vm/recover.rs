@@ -20,6 +20,7 @@ use super::policy;
 use super::{unknown, waking, warm};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
+use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
@@ -57,7 +58,11 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     or_later(
         sweep(shared, staged.collect(), &kept).await,
         "the disk is full: unused files and rows are removed at the next start",
-    )
+    )?;
+    // Until here an older database is an older one at the next start, too.
+    failpoint::reach("recovered");
+    unknown::count_on(shared).await;
+    Ok(())
 }
 
 /// Ignores an error due to a full disk, so that the daemon starts anyway. The work is repeated at the next start.

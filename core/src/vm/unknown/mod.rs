@@ -2,9 +2,10 @@
 //! an older copy of it that was put back. They are of VMs that somebody may still want, so they are kept until somebody removes them.
 //!
 //! ```text
-//! start ─> is it another database? ─> what an older one would undo or remove is forgotten ─> names without a row go into kept.json ─> count on
+//! start ─> is it another database? ─> what an older one would undo or remove is forgotten ─> names without a row go into kept.json ─> VMs are taken up ─> count on
 //! ```
-//! Each step is on the disk before the next begins, so a start that is cut off is made anew with the same outcome. Whether the database is older is told
+//! Each step is on the disk before the next begins, so a start that is cut off is made anew with the same outcome: the database is an older one until the
+//! last step. Whether the database is older is told
 //! by its [`epoch`]; what is forgotten is in [`outdated`].
 
 mod epoch;
@@ -94,7 +95,6 @@ pub(super) async fn look(shared: &Shared) -> Result<Found, ToolError> {
             .hint("make that file readable, or remove it: then what the database does not know is removed")
     })?;
     failpoint::reach("unknown-kept");
-    count_on(shared).await;
     Ok(Found { kept, is_outdated })
 }
 
