@@ -219,7 +219,9 @@ fn what_an_older_database_knows_may_have_changed_since() {
 fn a_vm_that_an_older_database_has_as_not_started_runs_on_at_each_later_start() {
     let mut world = World::new();
     let mut client = world.client();
-    make(&world, &mut client, "early");
+    let root = make(&world, &mut client, "early")["drives"][0]["name"].clone();
+    let root = root.as_str().expect("a name");
+    client.to_the_end("drive_create", json!({ "name": "other", "size": "16MiB" }), SOON);
     let copy = copy(&world);
     client.to_the_end("vm_start", json!({ "vm": "early" }), SOON);
     let shim = process(&client.wait_for_state("early", "ready"), "shim_pid");
@@ -229,8 +231,20 @@ fn a_vm_that_an_older_database_has_as_not_started_runs_on_at_each_later_start() 
         world.daemon.restart();
         let mut client = world.client();
         assert_eq!(client.inspect("early")["state"], "created");
-        let refused = refused(&mut client, "vm_start", json!({ "vm": "early", "wait_s": 45 }));
-        assert_eq!(refused.code, "vm_wrong_state", "start {start}");
+        let clone = format!("drive:{root}");
+        for (tool, arguments) in [
+            ("vm_start", json!({ "vm": "early", "wait_s": 45 })),
+            ("drive_resize", json!({ "drive": root, "size": "256MiB" })),
+            ("drive_detach", json!({ "drive": root })),
+            ("drive_attach", json!({ "drive": "other", "vm": "early" })),
+            ("drive_create", json!({ "from": clone, "name": "clone", "wait_s": 45 })),
+        ] {
+            let refused = refused(&mut client, tool, arguments);
+            assert_eq!(refused.code, "vm_wrong_state", "start {start}: {tool}: {}", refused.text);
+            assert!(refused.text.contains(&format!("end process {shim}")), "{tool}: {}", refused.text);
+        }
+        let deleted = client.call_confirmed("vm_delete", json!({ "vm": "early" }));
+        assert!(deleted.is_err_and(|failure| failure.code == "vm_wrong_state"), "start {start}");
         assert!(is_alive(shim), "start {start}\n{}", world.daemon.log());
         world.daemon.stop();
     }

@@ -101,7 +101,10 @@ async fn take_up(
     let unfinished = unfinished.iter().find(|left| left.rollback.vm == record.id);
     let why_not = match unfinished {
         Some(left) => Some(checkpoint::not_finished(&left.error)),
-        None if is_outdated && boot.is_none() => unknown::still_runs(&shared.paths, &record),
+        None if is_outdated && boot.is_none() => {
+            let stray = unknown::stray_of(&shared.paths, &record).await;
+            stray.map(|error| format!("{}; {}", error.message, error.hint.unwrap_or_default()))
+        }
         None => None,
     };
     let record = match why_not {

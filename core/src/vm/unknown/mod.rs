@@ -20,7 +20,7 @@ use nexus_schema::ToolError;
 use tokio::task::spawn_blocking;
 
 pub(crate) use self::epoch::{count_on, count_work};
-pub(super) use self::outdated::still_runs;
+pub(super) use self::outdated::stray_of;
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::os::failpoint;

@@ -1,10 +1,13 @@
 //! What an older database says is under way, half made or about to expire: since then it was finished, and may be in use. So the daemon forgets the rows
 //! instead of finishing or undoing anything, and the files are kept like all that the database does not know.
 
+use std::io;
+
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::OpState;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
+use tokio::task::spawn_blocking;
 
 use crate::context::Shared;
 use crate::op::store_error;
@@ -12,7 +15,7 @@ use crate::os::paths::Paths;
 use crate::store::vms::VmRecord;
 use crate::store::{Connection, StoreError, builds, checkpoints, drives, epoch, history, images, ops, vms};
 use crate::vm::actor::DAEMON;
-use crate::vmm::{ShimClient, launched_boot};
+use crate::vmm::{launched_boot, shim_that_stays};
 
 /// Reason in the history of a VM that was being created when the copy was made.
 const FORGOTTEN: &str = "forgotten: the database is older than its files, and had this VM as half created";
@@ -84,16 +87,23 @@ fn has_started(tx: &Connection, paths: &Paths, vm: VmRecord) -> Result<(), Store
     vms::update(tx, &VmRecord { spec, generation: before + 1, ..vm }, before)
 }
 
-/// Why a VM cannot be started now, if a boot of it is running that is not in its row: the database is older than that. The caller has none running.
-pub(in crate::vm) fn still_runs(paths: &Paths, vm: &VmRecord) -> Option<String> {
-    let found = ShimClient::discover(&paths.vm(vm.id)).unwrap_or_else(|error| {
+/// The error for a VM on whose disk a process still runs: say one of a boot that came after the copy of the database that the daemon has. The caller has
+/// no boot of the VM that runs. Waits for up to a second for a process that is about to end.
+pub(in crate::vm) async fn stray_of(paths: &Paths, vm: &VmRecord) -> Option<ToolError> {
+    let (directory, known) = (paths.vm(vm.id), vm.boot_id);
+    let found = spawn_blocking(move || -> io::Result<_> {
+        let Some(shim) = shim_that_stays(&directory)? else { return Ok(None) };
+        let is_unknown = launched_boot(&directory).is_some_and(|launched| Some(launched) != known);
+        Ok(Some((shim.pid, is_unknown)))
+    });
+    let found = found.await.map_err(io::Error::other).flatten().unwrap_or_else(|error| {
         tracing::warn!(vm = %vm.name, %error, "cannot look for a shim");
         None
     });
-    let pid = found?.pid;
-    Some(format!(
-        "a boot of it that the database does not know is still running and cannot be reached: end process {pid} before you start or delete it"
-    ))
+    let (pid, is_unknown) = found?;
+    let why = if is_unknown { ": the database does not know its boot" } else { "" };
+    let message = format!("process {pid} still runs on its disk{why}");
+    Some(ToolError::new(ErrorCode::VmWrongState, message).hint(format!("end process {pid} first")))
 }
 
 #[cfg(test)]
@@ -200,17 +210,25 @@ mod tests {
         .await;
     }
 
-    #[test]
-    fn only_a_shim_that_holds_its_lock_still_runs() {
+    #[tokio::test]
+    async fn only_a_shim_that_holds_its_lock_still_runs() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
-        let web = vm("web", 3);
-        assert_eq!(still_runs(&paths, &web), None);
+        let mut web = vm("web", 3);
+        let message = async |web: &VmRecord| stray_of(&paths, web).await.map(|error| error.message);
+        assert_eq!(message(&web).await, None);
         std::fs::create_dir_all(paths.vm(web.id)).unwrap();
         let lock = std::fs::File::create(paths.vm(web.id).join(vm_files::SHIM_LOCK)).unwrap();
         std::io::Write::write_all(&mut &lock, br#"{"pid":4711,"start_time":1}"#).unwrap();
-        assert_eq!(still_runs(&paths, &web), None);
+        assert_eq!(message(&web).await, None);
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        assert!(still_runs(&paths, &web).unwrap().contains("process 4711"));
+        let runs = "process 4711 still runs on its disk";
+        assert_eq!(message(&web).await.as_deref(), Some(runs));
+        let boot: BootId = random_id();
+        launch(&paths, &web, boot);
+        let unknown = format!("{runs}: the database does not know its boot");
+        assert_eq!(message(&web).await, Some(unknown));
+        web.boot_id = Some(boot);
+        assert_eq!(message(&web).await.as_deref(), Some(runs));
     }
 }
