@@ -256,3 +256,47 @@ fn a_vm_that_an_older_database_has_as_not_started_runs_on_at_each_later_start() 
     assert_eq!(client.run("early", "echo up").stdout, "up\n");
     world.assert_in_order();
 }
+
+#[test]
+fn a_boot_that_an_older_database_has_as_begun_is_not_ended() {
+    let mut world = World::new();
+    let mut client = world.client();
+    for name in ["later", "renewed"] {
+        world.create(&mut client, name);
+    }
+    let copy = copy(&world);
+    // As if it had been made while one was being started, which has another boot since, and the other one was being restored, which is over since.
+    let rows = Connection::open(&copy).expect("the copy");
+    let begun =
+        "UPDATE vms SET state = 'starting', guest = NULL, shim_pid = NULL, shim_start = NULL, vmm_pid = NULL;
+        INSERT INTO restores (vm_id, boot_id) SELECT id, boot_id FROM vms WHERE name = 'renewed';";
+    rows.execute_batch(begun).expect("the rows are changed");
+    rows.close().expect("the copy is written");
+    client.to_the_end("vm_restart", json!({ "vm": "later" }), SOON);
+    let shims = ["later", "renewed"].map(|name| process(&client.wait_for_state(name, "ready"), "shim_pid"));
+    world.daemon.stop();
+    put_back(&world, &copy);
+    for _ in 0..2 {
+        world.daemon.restart();
+        let mut client = world.client();
+        for (name, shim) in ["later", "renewed"].into_iter().zip(shims) {
+            let vm = client.inspect(name);
+            assert_eq!(vm["state"], "failed", "{vm}");
+            let end = format!("end process {shim}");
+            assert!(vm["reason"].as_str().is_some_and(|reason| reason.contains(&end)), "{vm}");
+            assert!(is_alive(shim), "{name}\n{}", world.daemon.log());
+        }
+        world.daemon.stop();
+    }
+    for shim in shims {
+        kill_process(shim);
+        soon("the shim ends", || (!is_alive(shim)).then_some(()));
+    }
+    world.daemon.restart();
+    let mut client = world.client();
+    for name in ["later", "renewed"] {
+        client.to_the_end("vm_start", json!({ "vm": name }), SOON);
+        assert_eq!(client.run(name, "echo up").stdout, "up\n");
+    }
+    world.assert_in_order();
+}

@@ -95,7 +95,7 @@ async fn take_up(
         );
     }
     let (record, boot) = match record.state.may_run() {
-        true => adopt(shared, record, &drives, "while nexusd was down").await?,
+        true => adopt(shared, record, &drives, is_outdated, "while nexusd was down").await?,
         false => (record, None),
     };
     let unfinished = unfinished.iter().find(|left| left.rollback.vm == record.id);
@@ -134,7 +134,7 @@ pub(super) async fn take_up_anew(
     let (Some(record), drives) = found else { return Ok(None) };
     warm::pool::end_stray(shared, &record).await;
     let (record, boot) = match record.state.may_run() {
-        true => adopt(shared, record, &drives, "while its task was down").await?,
+        true => adopt(shared, record, &drives, false, "while its task was down").await?,
         false => (record, None),
     };
     Ok(Some((record, drives, boot)))
@@ -203,11 +203,13 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord], is_outdated: bool) -> R
     Ok(())
 }
 
-/// Adopts a VM that was running when the daemon ended.
+/// Adopts a VM that was running when the daemon ended. Of an older database, a guest that its row has as not renewed may have been since: it is neither
+/// ended nor adopted.
 async fn adopt(
     shared: &Arc<Shared>,
     mut record: VmRecord,
     drives: &[DriveRecord],
+    is_outdated: bool,
     when: &str,
 ) -> Result<(VmRecord, Option<Boot>), ToolError> {
     let directory = shared.paths.vm(record.id);
@@ -224,6 +226,14 @@ async fn adopt(
         },
         None => None,
     };
+    // One of another boot than the row's runs on: nothing here knows how to reach its guest.
+    shim = shim.filter(|shim| {
+        let boot = shim.boot_id().or_else(|| launched_boot(&directory));
+        boot.is_none_or(|boot| record.boot_id == Some(boot))
+    });
+    if is_outdated && checkpoint::is_unrenewed(shared, &record).await? {
+        shim = None;
+    }
     if let Some(begun) =
         shim.take_if(|shim| waking::is_unfinished(shared, &record) && shim.silence().is_none())
     {
