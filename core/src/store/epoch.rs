@@ -1,6 +1,7 @@
 //! The epoch of a database: a number that counts on while the database is used. A file of the state directory follows it, so a copy of the database
 //! that was put back later has a smaller one than the file.
 
+use nexus_schema::Timestamp;
 use rusqlite::{Connection, params};
 
 use super::StoreError;
@@ -12,16 +13,12 @@ pub fn get(db: &Connection) -> Result<u64, StoreError> {
     Ok(db.query_row(sql, [], |row| row.unsigned("epoch"))?)
 }
 
-/// Counts on, to more than `seen` too, and returns the new epoch. The installation must have its id.
-pub fn advance(tx: &Connection, seen: u64) -> Result<u64, StoreError> {
-    tx.execute("UPDATE instance SET epoch = max(epoch, ?1) + 1", params![signed(seen)])?;
+/// Counts on, to more than `seen` too, and returns the new epoch. It is not less than `now` in seconds, so that of a new database is greater than those of
+/// older ones although nobody has seen them. The installation must have its id.
+pub fn advance(tx: &Connection, seen: u64, now: Timestamp) -> Result<u64, StoreError> {
+    let seconds = now.as_millis().max(0) / 1000;
+    tx.execute("UPDATE instance SET epoch = max(max(epoch, ?1) + 1, ?2)", params![signed(seen), seconds])?;
     get(tx)
-}
-
-/// A number that changes when operations begin and when VMs change their state.
-pub fn work(db: &Connection) -> Result<u64, StoreError> {
-    let sql = "SELECT coalesce((SELECT max(seq) FROM ops), 0) + coalesce((SELECT max(seq) FROM vm_history), 0) AS work";
-    Ok(db.query_row(sql, [], |row| row.unsigned("work"))?)
 }
 
 /// Takes out of an older copy of a database what would have VMs, checkpoints or drives removed that may be wanted by now: ends of lives, forks to be

@@ -8,26 +8,35 @@ async fn the_epoch_counts_on_beyond_what_was_seen_and_stays() {
     let (directory, store) = open();
     assert_eq!(store.read(epoch::get).await.unwrap(), 0, "there is no installation yet");
     store.instance().await.unwrap();
-    for (seen, now) in [(0, 1), (0, 2), (2, 3), (9, 10), (4, 11)] {
-        assert_eq!(write(&store, move |tx| epoch::advance(tx, seen)).await.unwrap(), now, "{seen}");
+    // What was seen, the clock in seconds, and what follows; a clock may be set back.
+    for (seen, clock, next) in
+        [(0, 0, 1), (0, -5, 2), (2, 0, 3), (9, 3, 10), (4, 0, 11), (0, 50, 50), (0, 50, 51), (0, 20, 52)]
+    {
+        let clock = Timestamp::from_millis(clock * 1000);
+        let advanced = write(&store, move |tx| epoch::advance(tx, seen, clock)).await.unwrap();
+        assert_eq!(advanced, next, "{seen} at {clock:?}");
     }
     drop(store);
     let again = Store::open(&directory.path().join("nexus.db")).unwrap();
-    assert_eq!(again.read(epoch::get).await.unwrap(), 11);
+    assert_eq!(again.read(epoch::get).await.unwrap(), 52);
 }
 
 #[tokio::test]
-async fn work_is_noticed() {
+async fn each_row_that_is_written_is_a_change() {
     let (_directory, store) = open();
-    let before = store.read(epoch::work).await.unwrap();
-    assert_eq!(store.read(epoch::work).await.unwrap(), before);
-    let web = vm("web", 3);
-    write(&store, move |tx| {
-        history::insert(tx, web.id, &web.name, None, Some(web.state), "created", "uid:0", None)
+    let before = store.changes().await.unwrap();
+    assert_eq!(store.changes().await.unwrap(), before);
+    write(&store, |tx| vms::insert(tx, &vm("web", 3))).await.unwrap();
+    let inserted = store.changes().await.unwrap();
+    assert_ne!(inserted, before);
+    write(&store, |tx| {
+        let web = vms::all(tx)?.remove(0);
+        let generation = web.generation;
+        vms::update(tx, &VmRecord { protected: true, generation: generation + 1, ..web }, generation)
     })
     .await
     .unwrap();
-    assert_ne!(store.read(epoch::work).await.unwrap(), before);
+    assert_ne!(store.changes().await.unwrap(), inserted);
 }
 
 #[tokio::test]
