@@ -21,11 +21,16 @@ pub fn advance(tx: &Connection, seen: u64, now: Timestamp) -> Result<u64, StoreE
     get(tx)
 }
 
-/// Takes out of an older copy of a database what would have VMs, checkpoints or drives removed that may be wanted by now: ends of lives, forks to be
-/// undone, and that no guest has written to a drive.
-pub fn spare(tx: &Connection) -> Result<(), StoreError> {
-    tx.execute("UPDATE vms SET expires_at = NULL, fork_op = NULL", [])?;
-    tx.execute("UPDATE checkpoints SET expires_at = NULL", [])?;
+/// Takes out of an older copy of a database what would have VMs, checkpoints or drives removed that may be wanted by now: ends of lives before `until`, forks
+/// to be undone, and that no guest has written to a drive. Returns the names of what lives until then.
+pub fn spare(tx: &Connection, until: Timestamp) -> Result<Vec<String>, StoreError> {
+    let until = until.as_millis();
+    let sql = "SELECT name FROM vms WHERE expires_at < ?1
+        UNION ALL SELECT vm_name || '/' || name FROM checkpoints WHERE expires_at < ?1";
+    let names =
+        tx.prepare(sql)?.query_map([until], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+    tx.execute("UPDATE vms SET expires_at = max(expires_at, ?1), fork_op = NULL", [until])?;
+    tx.execute("UPDATE checkpoints SET expires_at = max(expires_at, ?1)", [until])?;
     tx.execute("UPDATE drives SET may_hold_data = 1", [])?;
-    Ok(())
+    Ok(names)
 }

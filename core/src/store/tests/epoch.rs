@@ -40,22 +40,30 @@ async fn each_row_that_is_written_is_a_change() {
 }
 
 #[tokio::test]
-async fn nothing_of_an_older_copy_expires_or_is_undone() {
+async fn nothing_of_an_older_copy_expires_at_once_or_is_undone() {
     let (_directory, store) = open();
     write(&store, |tx| {
         let mut web = vm("web", 3);
-        web.expires_at = Some(now());
+        web.expires_at = Some(Timestamp::from_millis(1000));
         vms::insert(tx, &web)?;
+        let late = VmRecord { expires_at: Some(Timestamp::from_millis(9000)), ..vm("late", 4) };
+        vms::insert(tx, &late)?;
+        vms::insert(tx, &vm("for-ever", 5))?;
         checkpoints::claim_fork(tx, OpId::from_i64(7).unwrap(), web.id)?;
         let mut clean = checkpoint(&web, "clean", None);
         clean.expires_at = Some(Timestamp::from_millis(1));
         checkpoints::insert(tx, &clean)?;
         checkpoints::made(tx, &clean, &[])?;
-        assert_eq!(checkpoints::expired(tx, now())?.len(), 1);
-        epoch::spare(tx)?;
-        assert_eq!(vms::all(tx)?[0].expires_at, None);
+        let expired = |at: i64| checkpoints::expired(tx, Timestamp::from_millis(at)).map(|all| all.len());
+        assert_eq!(expired(4999)?, 1);
+        assert_eq!(epoch::spare(tx, Timestamp::from_millis(5000))?, ["web", "web/clean"]);
+        let all = vms::all(tx)?;
+        for (name, end) in [("web", Some(5000)), ("late", Some(9000)), ("for-ever", None)] {
+            let vm = all.iter().find(|vm| vm.name.as_str() == name).unwrap();
+            assert_eq!(vm.expires_at.map(|at| at.as_millis()), end, "{name}");
+        }
         assert!(checkpoints::unfinished_forks(tx)?.is_empty());
-        assert!(checkpoints::expired(tx, now())?.is_empty());
+        assert_eq!((expired(4999)?, expired(5001)?), (0, 1));
         Ok(())
     })
     .await

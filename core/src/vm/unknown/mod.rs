@@ -79,7 +79,7 @@ pub(super) async fn look(shared: &Shared) -> Result<Found, ToolError> {
         tracing::warn!(
             database,
             file = %of_file,
-            "the database is an older copy, or may be one: what it does not know is kept, and times to live that it has do not count any more"
+            "the database is an older copy, or may be one: what it does not know is kept, and nothing that it knows expires within a day"
         );
         outdated::settle(shared).await?;
     }

@@ -6,27 +6,41 @@ use std::io;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::OpState;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use tokio::task::spawn_blocking;
 
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::os::paths::Paths;
 use crate::store::vms::VmRecord;
-use crate::store::{Connection, StoreError, builds, checkpoints, drives, epoch, history, images, ops, vms};
+use crate::store::{
+    Connection, StoreError, builds, checkpoints, drives, epoch, history, images, now, ops, vms,
+};
 use crate::vm::actor::DAEMON;
 use crate::vmm::{launched_boot, shim_that_stays};
 
 /// Reason in the history of a VM that was being created when the copy was made.
 const FORGOTTEN: &str = "forgotten: the database is older than its files, and had this VM as half created";
 
+/// For how long nothing of an older database expires, in milliseconds: its times to live may have been extended since.
+const GRACE_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// Makes the rows of an older database such that nothing is undone or removed by them. Can be repeated.
 pub(super) async fn settle(shared: &Shared) -> Result<(), ToolError> {
     let paths = shared.paths.clone();
-    shared.store.write(move |tx| forget(tx, &paths)).await.map_err(store_error)
+    let until = Timestamp::from_millis(now().as_millis().saturating_add(GRACE_MS));
+    let spared = shared.store.write(move |tx| forget(tx, &paths, until)).await.map_err(store_error)?;
+    if !spared.is_empty() {
+        tracing::warn!(
+            ?spared,
+            "these VMs and checkpoints would expire within a day, and live for a day from now"
+        );
+    }
+    Ok(())
 }
 
-fn forget(tx: &Connection, paths: &Paths) -> Result<(), StoreError> {
+/// Returns the names of what lives until `until`, but no longer.
+fn forget(tx: &Connection, paths: &Paths, until: Timestamp) -> Result<Vec<String>, StoreError> {
     end_work(tx)?;
     for vm in vms::all(tx)? {
         if vm.state == VmState::Creating {
@@ -44,7 +58,7 @@ fn forget(tx: &Connection, paths: &Paths) -> Result<(), StoreError> {
     for checkpoint in checkpoints::all(tx)?.into_iter().filter(|checkpoint| !checkpoint.ready) {
         checkpoints::delete(tx, checkpoint.id)?;
     }
-    epoch::spare(tx)
+    epoch::spare(tx, until)
 }
 
 /// Ends operations and builds. The image of such a build stays.
@@ -110,9 +124,9 @@ pub(in crate::vm) async fn stray_of(paths: &Paths, vm: &VmRecord) -> Option<Tool
 mod tests {
     use std::path::Path;
 
+    use nexus_schema::ByteSize;
     use nexus_schema::id::{BootId, OpId};
     use nexus_schema::tools::vm::VmFile;
-    use nexus_schema::{ByteSize, Timestamp};
 
     use super::*;
     use crate::op::summary;
@@ -171,7 +185,7 @@ mod tests {
 
             // Once, or again after a start that was cut off.
             for _ in 0..2 {
-                forget(tx, &paths)?;
+                forget(tx, &paths, now())?;
                 assert!(vms::all(tx)?.is_empty());
                 let left = drives::all(tx)?;
                 assert_eq!((left.len(), left[0].id, left[0].made_for), (1, root.id, None));
@@ -198,7 +212,7 @@ mod tests {
             }
             launch(&paths, &since, random_id());
             for _ in 0..2 {
-                forget(tx, &paths)?;
+                forget(tx, &paths, now())?;
                 let all = vms::all(tx)?;
                 let of = |name: &str| all.iter().find(|vm| vm.name.as_str() == name).unwrap();
                 assert!(of("never").spec.warm.is_none() && of("since").spec.warm.is_none());
