@@ -302,3 +302,24 @@ fn a_boot_that_an_older_database_has_as_begun_is_not_ended() {
     }
     world.assert_in_order();
 }
+
+#[test]
+fn a_damaged_list_of_what_is_kept_costs_nothing() {
+    let mut world = World::new();
+    make(&world, &mut world.client(), "first");
+    world.daemon.stop();
+    let (list, stray) = (world.daemon.state().join("kept.json"), world.daemon.state().join("drives/stray"));
+    fs::write(&list, "[\"stray").expect("the list is written");
+    fs::create_dir(&stray).expect("a directory is made");
+    for _ in 0..2 {
+        world.daemon.restart();
+        assert!(stray.exists(), "{}", world.daemon.log());
+        assert_eq!(fs::read_to_string(&list).expect("the list"), r#"["stray"]"#);
+        world.daemon.stop();
+    }
+    let copy = fs::read_to_string(world.daemon.state().join("kept.json.damaged"));
+    assert_eq!(copy.expect("its copy"), "[\"stray");
+    fs::remove_dir(&stray).expect("it was kept");
+    world.daemon.restart();
+    world.assert_in_order();
+}
