@@ -1,5 +1,5 @@
-//! What an older database says is under way, half made or about to expire: since then it was finished, and may be in use. So the daemon forgets the rows
-//! instead of finishing or undoing anything, and the files are kept like all that the database does not know.
+//! What an older database says is under way or half made: since then it was finished, and may be in use. So the daemon forgets the rows instead of
+//! finishing or undoing anything, and the files are kept like all that the database does not know. What is about to expire lives for a day.
 
 use std::io;
 
