@@ -130,11 +130,17 @@ fn a_start_with_an_older_database_that_is_cut_off_costs_nothing() {
     let since = Since::make(&world);
     world.daemon.stop();
     put_back(&world, &copy);
-    world.daemon.set("NEXUS_FAILPOINT", Some("unknown-kept"));
-    world.daemon.restart_until_ended();
+    for point in ["unknown-kept", "recovered"] {
+        world.daemon.set("NEXUS_FAILPOINT", Some(point));
+        world.daemon.restart_until_ended();
+    }
     world.daemon.set("NEXUS_FAILPOINT", None);
+    // It is still an older one, so this is kept, too.
+    let stray = world.daemon.state().join("drives/stray");
+    fs::create_dir(&stray).expect("a directory is made");
     world.daemon.restart();
     since.assert_kept(&world);
+    fs::remove_dir(&stray).expect("it was kept");
     since.remove();
     world.assert_in_order();
 }
@@ -171,7 +177,7 @@ fn what_an_older_database_knows_may_have_changed_since() {
     let mut client = world.client();
     let mut arguments = world.arguments("busy");
     arguments["ttl"] = "1h".into();
-    assert!(client.create(arguments)["expires_at"].is_string());
+    let end = client.create(arguments)["expires_at"].as_str().expect("a time").to_owned();
     make(&world, &mut client, "gone");
     client.to_the_end("drive_create", json!({ "name": "grown", "size": "16MiB" }), SOON);
     let copy = copy(&world);
@@ -188,7 +194,9 @@ fn what_an_older_database_knows_may_have_changed_since() {
     let busy = client.inspect("busy");
     let reason = busy["reason"].as_str().unwrap_or_default();
     assert!(reason.contains(&format!("end process {shim}")), "{busy}");
-    assert_eq!((&busy["state"], busy["expires_at"].is_null()), (&json!("crashed"), true), "{busy}");
+    assert_eq!(busy["state"], "crashed", "{busy}");
+    // In a day, not in an hour.
+    assert!(busy["expires_at"].as_str().is_some_and(|later| *later > *end), "{busy} after {end}");
     assert_eq!(
         refused(&mut client, "vm_start", json!({ "vm": "busy", "wait_s": 45 })).code,
         "vm_wrong_state"
@@ -206,5 +214,112 @@ fn what_an_older_database_knows_may_have_changed_since() {
     soon("the shim ends", || (!is_alive(shim)).then_some(()));
     client.to_the_end("vm_start", json!({ "vm": "busy" }), SOON);
     assert_eq!(client.run("busy", "echo up").stdout, "up\n");
+    world.assert_in_order();
+}
+
+#[test]
+fn a_vm_that_an_older_database_has_as_not_started_runs_on_at_each_later_start() {
+    let mut world = World::new();
+    let mut client = world.client();
+    let root = make(&world, &mut client, "early")["drives"][0]["name"].clone();
+    let root = root.as_str().expect("a name");
+    client.to_the_end("drive_create", json!({ "name": "other", "size": "16MiB" }), SOON);
+    let copy = copy(&world);
+    client.to_the_end("vm_start", json!({ "vm": "early" }), SOON);
+    let shim = process(&client.wait_for_state("early", "ready"), "shim_pid");
+    world.daemon.stop();
+    put_back(&world, &copy);
+    for start in 1..=3 {
+        world.daemon.restart();
+        let mut client = world.client();
+        assert_eq!(client.inspect("early")["state"], "created");
+        let clone = format!("drive:{root}");
+        for (tool, arguments) in [
+            ("vm_start", json!({ "vm": "early", "wait_s": 45 })),
+            ("drive_resize", json!({ "drive": root, "size": "256MiB" })),
+            ("drive_detach", json!({ "drive": root })),
+            ("drive_attach", json!({ "drive": "other", "vm": "early" })),
+            ("drive_create", json!({ "from": clone, "name": "clone", "wait_s": 45 })),
+        ] {
+            let refused = refused(&mut client, tool, arguments);
+            assert_eq!(refused.code, "vm_wrong_state", "start {start}: {tool}: {}", refused.text);
+            assert!(refused.text.contains(&format!("end process {shim}")), "{tool}: {}", refused.text);
+        }
+        let deleted = client.call_confirmed("vm_delete", json!({ "vm": "early" }));
+        assert!(deleted.is_err_and(|failure| failure.code == "vm_wrong_state"), "start {start}");
+        assert!(is_alive(shim), "start {start}\n{}", world.daemon.log());
+        world.daemon.stop();
+    }
+    kill_process(shim);
+    soon("the shim ends", || (!is_alive(shim)).then_some(()));
+    world.daemon.restart();
+    let mut client = world.client();
+    client.to_the_end("vm_start", json!({ "vm": "early" }), SOON);
+    assert_eq!(client.run("early", "echo up").stdout, "up\n");
+    world.assert_in_order();
+}
+
+#[test]
+fn a_boot_that_an_older_database_has_as_begun_is_not_ended() {
+    let mut world = World::new();
+    let mut client = world.client();
+    for name in ["later", "renewed"] {
+        world.create(&mut client, name);
+    }
+    let copy = copy(&world);
+    // As if it had been made while one was being started, which has another boot since, and the other one was being restored, which is over since.
+    let rows = Connection::open(&copy).expect("the copy");
+    let begun =
+        "UPDATE vms SET state = 'starting', guest = NULL, shim_pid = NULL, shim_start = NULL, vmm_pid = NULL;
+        INSERT INTO restores (vm_id, boot_id) SELECT id, boot_id FROM vms WHERE name = 'renewed';";
+    rows.execute_batch(begun).expect("the rows are changed");
+    rows.close().expect("the copy is written");
+    client.to_the_end("vm_restart", json!({ "vm": "later" }), SOON);
+    let shims = ["later", "renewed"].map(|name| process(&client.wait_for_state(name, "ready"), "shim_pid"));
+    world.daemon.stop();
+    put_back(&world, &copy);
+    for _ in 0..2 {
+        world.daemon.restart();
+        let mut client = world.client();
+        for (name, shim) in ["later", "renewed"].into_iter().zip(shims) {
+            let vm = client.inspect(name);
+            assert_eq!(vm["state"], "failed", "{vm}");
+            let end = format!("end process {shim}");
+            assert!(vm["reason"].as_str().is_some_and(|reason| reason.contains(&end)), "{vm}");
+            assert!(is_alive(shim), "{name}\n{}", world.daemon.log());
+        }
+        world.daemon.stop();
+    }
+    for shim in shims {
+        kill_process(shim);
+        soon("the shim ends", || (!is_alive(shim)).then_some(()));
+    }
+    world.daemon.restart();
+    let mut client = world.client();
+    for name in ["later", "renewed"] {
+        client.to_the_end("vm_start", json!({ "vm": name }), SOON);
+        assert_eq!(client.run(name, "echo up").stdout, "up\n");
+    }
+    world.assert_in_order();
+}
+
+#[test]
+fn a_damaged_list_of_what_is_kept_costs_nothing() {
+    let mut world = World::new();
+    make(&world, &mut world.client(), "first");
+    world.daemon.stop();
+    let (list, stray) = (world.daemon.state().join("kept.json"), world.daemon.state().join("drives/stray"));
+    fs::write(&list, "[\"stray").expect("the list is written");
+    fs::create_dir(&stray).expect("a directory is made");
+    for _ in 0..2 {
+        world.daemon.restart();
+        assert!(stray.exists(), "{}", world.daemon.log());
+        assert_eq!(fs::read_to_string(&list).expect("the list"), r#"["stray"]"#);
+        world.daemon.stop();
+    }
+    let copy = fs::read_to_string(world.daemon.state().join("kept.json.damaged"));
+    assert_eq!(copy.expect("its copy"), "[\"stray");
+    fs::remove_dir(&stray).expect("it was kept");
+    world.daemon.restart();
     world.assert_in_order();
 }

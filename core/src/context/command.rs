@@ -77,7 +77,7 @@ pub(crate) enum Command {
     Checkpointed { checkpoint: CheckpointId, reply: oneshot::Sender<Result<(), ToolError>> },
     /// End what runs of the VM, and restore it from a checkpoint. The reply has the id of the new boot.
     Restore { restore: Box<RestoreFrom>, reply: oneshot::Sender<Result<BootId, ToolError>> },
-    /// Return the client of the VM's shim, if the VM runs.
+    /// Return the client of the VM's shim, if the VM runs. Fails if a process runs on its disk that the VM's task does not know.
     Machine { reply: oneshot::Sender<Result<Option<Arc<ShimClient>>, ToolError>> },
     /// End the task; a running VM keeps running.
     Detach,

@@ -31,6 +31,7 @@ pub use error::DriveError;
 pub(crate) use locks::{Locked, Locks};
 pub(crate) use pending::Origin;
 pub use reflink::Reflink;
+pub(crate) use stage::PREFIX as HALF_MADE;
 
 use crate::ext4;
 use crate::os::disk::allocated_bytes;

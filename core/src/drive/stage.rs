@@ -13,7 +13,7 @@ use super::{DISK, DriveError, KEEP_FREE};
 use crate::os::failpoint;
 
 /// The prefix of half-made and half-removed directories.
-const PREFIX: &str = ".nexus-";
+pub(crate) const PREFIX: &str = ".nexus-";
 /// The unit of a disk's length.
 const UNIT: u64 = 4096;
 

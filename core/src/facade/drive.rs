@@ -30,6 +30,7 @@ use crate::vm::grow::grow_in_guest;
 use crate::vm::policy;
 use crate::vm::spec::{DISK_DEFAULT, DISK_MAX, DISK_MIN};
 use crate::vm::wait::ask;
+use crate::vmm::ShimClient;
 
 /// The source of a new drive.
 pub(super) enum From {
@@ -377,6 +378,7 @@ impl Shared {
                 let _locked = locked.map_err(|_| busy_drive(source.name.as_str()))?;
                 let source = self.drive(caller, &Reference::Id(source.id)).await?;
                 self.check_down(&source)?;
+                self.machine_of(&source).await?;
                 check_not_smaller(size, source.size, &source.name)?;
                 drive.image_id = source.image_id;
                 drive.parent_id = Some(source.id);
@@ -407,17 +409,17 @@ impl Shared {
         self.drives.delete(&self.paths.drive(id)).await.map_err(drive_error)
     }
 
+    /// Returns the running machine that has a drive. Fails if a process has it that the daemon does not know.
+    async fn machine_of(&self, drive: &DriveRecord) -> Result<Option<(Handle, Arc<ShimClient>)>, ToolError> {
+        let Some(handle) = self.user_of(drive) else { return Ok(None) };
+        let shim = ask(&handle, |reply| Command::Machine { reply }).await?;
+        Ok(shim.map(|shim| (handle, shim)))
+    }
+
     /// Has a drive grow that nobody else changes; whether all of it can be used now.
     async fn grow(&self, drive: &DriveRecord, size: ByteSize) -> Result<bool, ToolError> {
         let path = self.paths.drive(drive.id);
-        let machine = match self.user_of(drive) {
-            Some(handle) => {
-                let shim = ask(&handle, |reply| Command::Machine { reply }).await?;
-                shim.map(|shim| (handle, shim))
-            }
-            None => None,
-        };
-        match machine {
+        match self.machine_of(drive).await? {
             None => {
                 self.drives.grow(&path, size, &Progress::default()).await.map_err(drive_error)?;
                 failpoint::reach("drive-grown");
@@ -531,12 +533,7 @@ fn no_drive(drive: &Reference<DriveKind>) -> ToolError {
 }
 
 /// Makes a running VM use the new size of its drive. Returns whether all of it can be used now.
-async fn grow_running(
-    handle: &Handle,
-    shim: &crate::vmm::ShimClient,
-    drive: &DriveRecord,
-    size: ByteSize,
-) -> bool {
+async fn grow_running(handle: &Handle, shim: &ShimClient, drive: &DriveRecord, size: ByteSize) -> bool {
     let (index, link) = {
         let view = handle.view.borrow();
         (view.drives.iter().position(|d| d.id == drive.id), view.link.clone())

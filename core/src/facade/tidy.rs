@@ -19,7 +19,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Does the periodic work as long as the daemon runs.
 pub(super) async fn keep_tidy(shared: Weak<Shared>) {
     let mut sweep_at = Instant::now();
-    let mut work = None;
+    let mut counted = None;
     loop {
         let Some(now) = shared.upgrade() else { return };
         let reserve = now.reserve.clone();
@@ -34,7 +34,7 @@ pub(super) async fn keep_tidy(shared: Weak<Shared>) {
         }
         checkpoint::expire(&now).await;
         warm::tidy(&now).await;
-        unknown::count_work(&now, &mut work).await;
+        unknown::count_work(&now, &mut counted).await;
         drop(now);
         sleep(LOOK).await;
     }

@@ -268,6 +268,11 @@ impl Store {
         on_blocking_thread(move || work(&lock(&connection))).await
     }
 
+    /// A number that grows with each row that is written, until this is dropped.
+    pub async fn changes(&self) -> Result<u64, StoreError> {
+        self.write(|tx| Ok(tx.total_changes())).await
+    }
+
     /// The id of this installation; made on first use.
     pub async fn instance(&self) -> Result<InstanceId, StoreError> {
         let known = self

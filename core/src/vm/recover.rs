@@ -20,6 +20,7 @@ use super::policy;
 use super::{unknown, waking, warm};
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
+use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
@@ -57,7 +58,11 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     or_later(
         sweep(shared, staged.collect(), &kept).await,
         "the disk is full: unused files and rows are removed at the next start",
-    )
+    )?;
+    // Until here an older database is an older one at the next start, too.
+    failpoint::reach("recovered");
+    unknown::count_on(shared).await;
+    Ok(())
 }
 
 /// Ignores an error due to a full disk, so that the daemon starts anyway. The work is repeated at the next start.
@@ -80,10 +85,7 @@ async fn take_up(
 ) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
-    if !is_outdated {
-        // Of an older row, it may be the VM itself.
-        warm::pool::end_stray(shared, &record).await;
-    }
+    warm::pool::end_stray(shared, &record).await;
     if record.state == VmState::Creating {
         tracing::info!(vm = %record.name, "removing a half-created vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
@@ -93,13 +95,16 @@ async fn take_up(
         );
     }
     let (record, boot) = match record.state.may_run() {
-        true => adopt(shared, record, &drives, "while nexusd was down").await?,
+        true => adopt(shared, record, &drives, is_outdated, "while nexusd was down").await?,
         false => (record, None),
     };
     let unfinished = unfinished.iter().find(|left| left.rollback.vm == record.id);
     let why_not = match unfinished {
         Some(left) => Some(checkpoint::not_finished(&left.error)),
-        None if is_outdated && boot.is_none() => unknown::still_runs(&shared.paths, &record),
+        None if is_outdated && boot.is_none() => {
+            let stray = unknown::stray_of(&shared.paths, &record).await;
+            stray.map(|error| format!("{}; {}", error.message, error.hint.unwrap_or_default()))
+        }
         None => None,
     };
     let record = match why_not {
@@ -129,7 +134,7 @@ pub(super) async fn take_up_anew(
     let (Some(record), drives) = found else { return Ok(None) };
     warm::pool::end_stray(shared, &record).await;
     let (record, boot) = match record.state.may_run() {
-        true => adopt(shared, record, &drives, "while its task was down").await?,
+        true => adopt(shared, record, &drives, false, "while its task was down").await?,
         false => (record, None),
     };
     Ok(Some((record, drives, boot)))
@@ -198,11 +203,13 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord], is_outdated: bool) -> R
     Ok(())
 }
 
-/// Adopts a VM that was running when the daemon ended.
+/// Adopts a VM that was running when the daemon ended. Of an older database, a guest that its row has as not renewed may have been since: it is neither
+/// ended nor adopted.
 async fn adopt(
     shared: &Arc<Shared>,
     mut record: VmRecord,
     drives: &[DriveRecord],
+    is_outdated: bool,
     when: &str,
 ) -> Result<(VmRecord, Option<Boot>), ToolError> {
     let directory = shared.paths.vm(record.id);
@@ -219,6 +226,14 @@ async fn adopt(
         },
         None => None,
     };
+    // One of another boot than the row's runs on: nothing here knows how to reach its guest.
+    shim = shim.filter(|shim| {
+        let boot = shim.boot_id().or_else(|| launched_boot(&directory));
+        boot.is_none_or(|boot| record.boot_id == Some(boot))
+    });
+    if is_outdated && checkpoint::is_unrenewed(shared, &record).await? {
+        shim = None;
+    }
     if let Some(begun) =
         shim.take_if(|shim| waking::is_unfinished(shared, &record) && shim.silence().is_none())
     {

@@ -43,5 +43,5 @@ pub use plan::{Accel, LaunchPlan, Link, PlanDrive, PlanInterface, Restore, Saved
 pub(crate) use ram::{occupied, sha256_of_file, sha256_of_memory};
 pub use shim::shim_main;
 pub use shim_client::ShimClient;
-pub(crate) use shim_client::{launched_boot, remove_sockets};
+pub(crate) use shim_client::{launched_boot, remove_sockets, shim_that_stays};
 pub(crate) use shown::walls_of;

@@ -402,7 +402,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
         let path = directory.join(name);
         move |source| VmmError::File { action, path, source }
     };
-    if is_taken(directory).map_err(failed("check", vm_files::SHIM_LOCK))? {
+    if holder_that_stays(directory).map_err(failed("check", vm_files::SHIM_LOCK))?.is_some() {
         return Err(VmmError::AlreadyRunning { directory: directory.clone() });
     }
     regular::take_back(directory).map_err(failed("take ownership of", ""))?;
@@ -434,17 +434,26 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
     Ok(Starting { handle: Some(handle?), report: report.map_err(spawn_failed)?, keep: false })
 }
 
-/// Returns whether a shim runs in a directory and does not end within a second. A shim whose launch was given up ends in that time.
-fn is_taken(directory: &Path) -> io::Result<bool> {
+/// Returns the shim that runs in a directory and does not end within a second. A shim whose launch was given up ends in that time.
+fn holder_that_stays(directory: &Path) -> io::Result<Option<Holder>> {
     const LEAVE: Duration = Duration::from_secs(1);
-    let Some(holder) = shim::read_holder(directory)? else { return Ok(false) };
+    let Some(holder) = shim::read_holder(directory)? else { return Ok(None) };
     if let Holder::Known(identity) = holder
         && let Some(handle) = ProcessHandle::open_identified(identity.pid, identity.start_time)?
         && !handle.wait_ended(LEAVE)?
     {
-        return Ok(true);
+        return Ok(Some(holder));
     }
-    Ok(shim::read_holder(directory)?.is_some())
+    shim::read_holder(directory)
+}
+
+/// Returns the shim that runs in a directory, whatever boot it is of, and does not end within a second. Blocks for that time at most. One that has not
+/// written its identity yet counts as none.
+pub(crate) fn shim_that_stays(directory: &Path) -> io::Result<Option<ShimIdentity>> {
+    Ok(match holder_that_stays(directory)? {
+        Some(Holder::Known(identity)) => Some(identity),
+        Some(Holder::Unknown) | None => None,
+    })
 }
 
 fn reap_in_background(mut child: std::process::Child) -> io::Result<()> {

@@ -22,6 +22,7 @@ impl Actor {
     pub(super) async fn copy_drives(&mut self, copy: &CopyDrives) -> Result<(), ToolError> {
         let name = self.record.name.clone();
         let decision = policy::copy_drives(&self.record)?;
+        self.check_alone().await?;
         let files = self.files_to_copy(copy)?;
         // Nobody resizes, labels or copies them meanwhile.
         let _locked = self.lock_drives().await?;

@@ -10,7 +10,7 @@ use crate::context::Attach;
 use crate::drive::Locked;
 use crate::progress::Progress;
 use crate::store::drives::{self, Attachment, DriveRecord};
-use crate::vm::policy;
+use crate::vm::{policy, unknown};
 
 /// Maximum number of drives of a VM, including the root drive. The kernel's modules are on one more.
 pub(crate) const DRIVES_MAX: usize = 7;
@@ -19,6 +19,7 @@ impl Actor {
     pub(super) async fn attach(&mut self, attach: Attach) -> Result<(), ToolError> {
         let Attach { mut drive, root, mount, if_boot } = attach;
         self.same_boot(if_boot)?;
+        self.check_alone().await?;
         self.finish_rollback().await?;
         let name = &self.record.name;
         policy::change_drives(name.as_str(), self.record.state)?;
@@ -69,6 +70,7 @@ impl Actor {
         }
         self.same_boot(if_boot)?;
         policy::change_drives(self.record.name.as_str(), self.record.state)?;
+        self.check_alone().await?;
         self.finish_rollback().await?;
         if self.drives.iter().any(|known| known.id == drive && known.is_root()) {
             self.give_up_warm().await?;
@@ -85,6 +87,21 @@ impl Actor {
             known.size = size;
         }
         self.publish();
+    }
+
+    /// Fails if a process that is not of a boot of this task still runs on the VM's disk. It may be of a boot that the database does not know.
+    pub(super) async fn check_alone(&self) -> Result<(), ToolError> {
+        let has_waiting = self.waiting.is_some() || self.shared.warming.claim_of(self.record.id).is_some();
+        if self.boot.is_some() || has_waiting {
+            return Ok(());
+        }
+        match unknown::stray_of(&self.shared.paths, &self.record).await {
+            Some(error) => {
+                let message = format!("{}: {}", self.record.name, error.message);
+                Err(ToolError { message, ..error })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Locks this VM's drives.

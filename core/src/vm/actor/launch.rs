@@ -1,9 +1,9 @@
 //! The start of a VM, up to a VMM that runs.
 
+use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ErrorCode, ToolError};
 
 use super::{Actor, processes_of, restore};
 use crate::asset::KernelFiles;
@@ -16,7 +16,7 @@ use crate::store::vms::VmRecord;
 use crate::store::{now, random_id, restores};
 use crate::vm::boot::{self, Boot, Clock};
 use crate::vm::network::Leased;
-use crate::vm::{checkpoint, network, packages, policy, unknown, warm};
+use crate::vm::{checkpoint, network, packages, policy, warm};
 use crate::vmm::LaunchPlan;
 use crate::vmm::doctor::Choice;
 
@@ -77,11 +77,7 @@ impl Actor {
     ) -> Result<BootId, ToolError> {
         self.again_at = None;
         let mut clock = Clock::start();
-        if self.waiting.is_none()
-            && let Some(why) = unknown::still_runs(&self.shared.paths, &self.record)
-        {
-            return Err(ToolError::new(ErrorCode::VmWrongState, format!("{}: {why}", self.record.name)));
-        }
+        self.check_alone().await?;
         Box::pin(self.finish_rollback()).await?;
         // All checks come before any change.
         let Needs { choice, leased, kernel } = self.needs(from).await?;

@@ -294,7 +294,8 @@ impl Actor {
                 reply.send(result).ok();
             }
             Command::Machine { reply } => {
-                reply.send(Ok(self.boot.as_ref().map(|boot| boot.shim.clone()))).ok();
+                let alone = self.check_alone().await;
+                reply.send(alone.map(|()| self.boot.as_ref().map(|boot| boot.shim.clone()))).ok();
             }
             Command::Detach => {}
         }

@@ -15,6 +15,7 @@ use crate::vm::policy;
 impl Actor {
     pub(super) async fn delete(&mut self, who: &str, force: bool, why: &str) -> Result<DeletedVm, ToolError> {
         policy::delete(self.record.name.as_str(), self.record.state, self.record.protected, force)?;
+        self.check_alone().await?;
         self.kill_boot().await?;
         let output = DeletedVm {
             id: self.record.id,

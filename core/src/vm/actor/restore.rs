@@ -60,6 +60,7 @@ impl Actor {
         self.same_boot(from.if_boot)?;
         policy::restore(name.as_str(), self.record.state)?;
         checkpoint::restorable(&self.record)?;
+        self.check_alone().await?;
         // They were compared before; one may have been detached since, and be another VM's now.
         let has_them = from.drives.iter().all(|(id, ..)| self.drives.iter().any(|drive| drive.id == *id));
         if !has_them {

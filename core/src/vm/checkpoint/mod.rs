@@ -31,7 +31,9 @@ pub(crate) use check::{choose, problem};
 pub(crate) use diff::{Wish, With, bounded, diff};
 pub(crate) use fork::{Child, Forking, fork, undo_forks};
 pub(crate) use packed::packed_size;
-pub(in crate::vm) use place::{UNRENEWED, Unfinished, end_unrenewed, finish, finish_all, not_finished};
+pub(in crate::vm) use place::{
+    UNRENEWED, Unfinished, end_unrenewed, finish, finish_all, is_unrenewed, not_finished,
+};
 pub(crate) use remove::{expire, remove, sweep};
 pub(crate) use restore::same_card;
 pub(crate) use rollback::{restorable, rollback, target};

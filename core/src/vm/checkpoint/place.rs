@@ -68,19 +68,23 @@ pub(in crate::vm) async fn finish_all(shared: &Shared) -> Result<Vec<Unfinished>
     Ok(left)
 }
 
-/// Ends a VMM that an earlier daemon restored, if its guest has not proved that it renewed what it shares with others: the nonce that it would prove it
-/// with is lost. Returns whether it was ended.
-pub(in crate::vm) async fn end_unrenewed(
-    shared: &Shared,
-    record: &VmRecord,
-    shim: &ShimClient,
-) -> Result<bool, ToolError> {
+/// Whether a VM's boot goes on from a checkpoint and its guest has, by its row, not proved that it renewed what it shares with others.
+pub(in crate::vm) async fn is_unrenewed(shared: &Shared, record: &VmRecord) -> Result<bool, ToolError> {
     if record.boot_id.is_none() || record.guest.as_ref().is_some_and(|guest| guest.configured) {
         return Ok(false);
     }
     let id = record.id;
     let restored = shared.store.read(move |db| restores::restored_boot(db, id)).await.map_err(store_error)?;
-    if restored != record.boot_id {
+    Ok(restored == record.boot_id)
+}
+
+/// Ends a VMM that an earlier daemon restored, if its guest is not renewed: the nonce that it would prove it with is lost. Returns whether it was ended.
+pub(in crate::vm) async fn end_unrenewed(
+    shared: &Shared,
+    record: &VmRecord,
+    shim: &ShimClient,
+) -> Result<bool, ToolError> {
+    if !is_unrenewed(shared, record).await? {
         return Ok(false);
     }
     tracing::warn!(vm = %record.name, "ending a restored vm whose guest was not renewed before nexusd ended");

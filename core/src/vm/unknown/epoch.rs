@@ -1,4 +1,4 @@
-//! The file that follows the database's epoch. Each start of the daemon counts on, each stop in order, and each minute in which something was done:
+//! The file that follows the database's epoch. Each start of the daemon counts on, each stop in order, and each minute in which a row was written:
 //! the database first, durably, then the file. So the file's number is greater than the database's only if the database is an older copy.
 
 use std::io;
@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use super::replace;
 use crate::context::Shared;
 use crate::os::regular;
-use crate::store::{StoreError, epoch};
+use crate::store::{StoreError, epoch, now};
 
 /// The greatest number that is taken for an epoch.
 const EPOCH_MAX: u64 = 1 << 53;
@@ -35,8 +35,9 @@ pub(super) fn read(file: &Path) -> io::Result<Option<u64>> {
     epoch.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "there is no epoch in it"))
 }
 
-/// Counts on. A failure is logged and costs nothing now: a copy of the database from before that is put back may be taken for the newest.
-pub(crate) async fn count_on(shared: &Shared) {
+/// Counts on. A failure is logged and costs nothing now: a copy of the database from before that is put back may be taken for the newest. Returns the
+/// [`changes`](crate::store::Store::changes) that are counted.
+pub(crate) async fn count_on(shared: &Shared) -> Option<u64> {
     let _one = COUNTING.lock().await;
     let file = shared.paths.epoch();
     let counted = async {
@@ -45,27 +46,32 @@ pub(crate) async fn count_on(shared: &Shared) {
             // One that cannot be read is replaced: the start of the daemon has kept what there was.
             spawn_blocking(move || read(&file).ok().flatten().unwrap_or(0)).await?
         };
-        let now = shared
+        let (epoch, changes) = shared
             .store
-            .write(move |tx| epoch::advance(tx, seen))
+            .write(move |tx| -> Result<_, StoreError> {
+                Ok((epoch::advance(tx, seen, now())?, tx.total_changes()))
+            })
             .await
-            .map_err(|error: StoreError| io::Error::other(error.to_string()))?;
-        spawn_blocking(move || replace(&file, format!("{now}\n").as_bytes())).await?
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        spawn_blocking(move || replace(&file, format!("{epoch}\n").as_bytes())).await??;
+        io::Result::Ok(changes)
     };
-    if let Err(error) = counted.await {
-        let file = shared.paths.epoch();
-        tracing::warn!(%error, file = %file.display(), "cannot count on the epoch of the database");
+    match counted.await {
+        Ok(changes) => Some(changes),
+        Err(error) => {
+            let file = shared.paths.epoch();
+            tracing::warn!(%error, file = %file.display(), "cannot count on the epoch of the database");
+            None
+        }
     }
 }
 
-/// Counts on if something was done since the last look, when `work` was noted.
-pub(crate) async fn count_work(shared: &Shared, work: &mut Option<u64>) {
-    let now = match shared.store.read(epoch::work).await {
-        Ok(now) => now,
-        Err(error) => return tracing::warn!(%error, "cannot look whether something was done"),
-    };
-    if work.replace(now).is_some_and(|before| before != now) {
-        count_on(shared).await;
+/// Counts on if something was written since the last time, whose changes are in `counted`.
+pub(crate) async fn count_work(shared: &Shared, counted: &mut Option<u64>) {
+    match shared.store.changes().await {
+        Ok(now) if *counted == Some(now) => {}
+        Ok(_) => *counted = count_on(shared).await,
+        Err(error) => tracing::warn!(%error, "cannot look whether something was done"),
     }
 }
 

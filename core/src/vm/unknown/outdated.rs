@@ -1,29 +1,46 @@
-//! What an older database says is under way, half made or about to expire: since then it was finished, and may be in use. So the daemon forgets the rows
-//! instead of finishing or undoing anything, and the files are kept like all that the database does not know.
+//! What an older database says is under way or half made: since then it was finished, and may be in use. So the daemon forgets the rows instead of
+//! finishing or undoing anything, and the files are kept like all that the database does not know. What is about to expire lives for a day.
+
+use std::io;
 
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::OpState;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{ErrorCode, Timestamp, ToolError};
+use tokio::task::spawn_blocking;
 
 use crate::context::Shared;
 use crate::op::store_error;
 use crate::os::paths::Paths;
 use crate::store::vms::VmRecord;
-use crate::store::{Connection, StoreError, builds, checkpoints, drives, epoch, history, images, ops, vms};
+use crate::store::{
+    Connection, StoreError, builds, checkpoints, drives, epoch, history, images, now, ops, vms,
+};
 use crate::vm::actor::DAEMON;
-use crate::vmm::{ShimClient, launched_boot};
+use crate::vmm::{launched_boot, shim_that_stays};
 
 /// Reason in the history of a VM that was being created when the copy was made.
 const FORGOTTEN: &str = "forgotten: the database is older than its files, and had this VM as half created";
 
+/// For how long nothing of an older database expires, in milliseconds: its times to live may have been extended since.
+const GRACE_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// Makes the rows of an older database such that nothing is undone or removed by them. Can be repeated.
 pub(super) async fn settle(shared: &Shared) -> Result<(), ToolError> {
     let paths = shared.paths.clone();
-    shared.store.write(move |tx| forget(tx, &paths)).await.map_err(store_error)
+    let until = Timestamp::from_millis(now().as_millis().saturating_add(GRACE_MS));
+    let spared = shared.store.write(move |tx| forget(tx, &paths, until)).await.map_err(store_error)?;
+    if !spared.is_empty() {
+        tracing::warn!(
+            ?spared,
+            "these VMs and checkpoints would expire within a day, and live for a day from now"
+        );
+    }
+    Ok(())
 }
 
-fn forget(tx: &Connection, paths: &Paths) -> Result<(), StoreError> {
+/// Returns the names of what lives until `until`, but no longer.
+fn forget(tx: &Connection, paths: &Paths, until: Timestamp) -> Result<Vec<String>, StoreError> {
     end_work(tx)?;
     for vm in vms::all(tx)? {
         if vm.state == VmState::Creating {
@@ -41,7 +58,7 @@ fn forget(tx: &Connection, paths: &Paths) -> Result<(), StoreError> {
     for checkpoint in checkpoints::all(tx)?.into_iter().filter(|checkpoint| !checkpoint.ready) {
         checkpoints::delete(tx, checkpoint.id)?;
     }
-    epoch::spare(tx)
+    epoch::spare(tx, until)
 }
 
 /// Ends operations and builds. The image of such a build stays.
@@ -84,25 +101,32 @@ fn has_started(tx: &Connection, paths: &Paths, vm: VmRecord) -> Result<(), Store
     vms::update(tx, &VmRecord { spec, generation: before + 1, ..vm }, before)
 }
 
-/// Why a VM cannot be started now, if a boot of it is running that is not in its row: the database is older than that. The caller has none running.
-pub(in crate::vm) fn still_runs(paths: &Paths, vm: &VmRecord) -> Option<String> {
-    let found = ShimClient::discover(&paths.vm(vm.id)).unwrap_or_else(|error| {
+/// The error for a VM on whose disk a process still runs: say one of a boot that came after the copy of the database that the daemon has. The caller has
+/// no boot of the VM that runs. Waits for up to a second for a process that is about to end.
+pub(in crate::vm) async fn stray_of(paths: &Paths, vm: &VmRecord) -> Option<ToolError> {
+    let (directory, known) = (paths.vm(vm.id), vm.boot_id);
+    let found = spawn_blocking(move || -> io::Result<_> {
+        let Some(shim) = shim_that_stays(&directory)? else { return Ok(None) };
+        let is_unknown = launched_boot(&directory).is_some_and(|launched| Some(launched) != known);
+        Ok(Some((shim.pid, is_unknown)))
+    });
+    let found = found.await.map_err(io::Error::other).flatten().unwrap_or_else(|error| {
         tracing::warn!(vm = %vm.name, %error, "cannot look for a shim");
         None
     });
-    let pid = found?.pid;
-    Some(format!(
-        "a boot of it that the database does not know is still running and cannot be reached: end process {pid} before you start or delete it"
-    ))
+    let (pid, is_unknown) = found?;
+    let why = if is_unknown { ": the database does not know its boot" } else { "" };
+    let message = format!("process {pid} still runs on its disk{why}");
+    Some(ToolError::new(ErrorCode::VmWrongState, message).hint(format!("end process {pid} first")))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
+    use nexus_schema::ByteSize;
     use nexus_schema::id::{BootId, OpId};
     use nexus_schema::tools::vm::VmFile;
-    use nexus_schema::{ByteSize, Timestamp};
 
     use super::*;
     use crate::op::summary;
@@ -161,7 +185,7 @@ mod tests {
 
             // Once, or again after a start that was cut off.
             for _ in 0..2 {
-                forget(tx, &paths)?;
+                forget(tx, &paths, now())?;
                 assert!(vms::all(tx)?.is_empty());
                 let left = drives::all(tx)?;
                 assert_eq!((left.len(), left[0].id, left[0].made_for), (1, root.id, None));
@@ -188,7 +212,7 @@ mod tests {
             }
             launch(&paths, &since, random_id());
             for _ in 0..2 {
-                forget(tx, &paths)?;
+                forget(tx, &paths, now())?;
                 let all = vms::all(tx)?;
                 let of = |name: &str| all.iter().find(|vm| vm.name.as_str() == name).unwrap();
                 assert!(of("never").spec.warm.is_none() && of("since").spec.warm.is_none());
@@ -200,17 +224,25 @@ mod tests {
         .await;
     }
 
-    #[test]
-    fn only_a_shim_that_holds_its_lock_still_runs() {
+    #[tokio::test]
+    async fn only_a_shim_that_holds_its_lock_still_runs() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths::new(directory.path());
-        let web = vm("web", 3);
-        assert_eq!(still_runs(&paths, &web), None);
+        let mut web = vm("web", 3);
+        let message = async |web: &VmRecord| stray_of(&paths, web).await.map(|error| error.message);
+        assert_eq!(message(&web).await, None);
         std::fs::create_dir_all(paths.vm(web.id)).unwrap();
         let lock = std::fs::File::create(paths.vm(web.id).join(vm_files::SHIM_LOCK)).unwrap();
         std::io::Write::write_all(&mut &lock, br#"{"pid":4711,"start_time":1}"#).unwrap();
-        assert_eq!(still_runs(&paths, &web), None);
+        assert_eq!(message(&web).await, None);
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        assert!(still_runs(&paths, &web).unwrap().contains("process 4711"));
+        let runs = "process 4711 still runs on its disk";
+        assert_eq!(message(&web).await.as_deref(), Some(runs));
+        let boot: BootId = random_id();
+        launch(&paths, &web, boot);
+        let unknown = format!("{runs}: the database does not know its boot");
+        assert_eq!(message(&web).await, Some(unknown));
+        web.boot_id = Some(boot);
+        assert_eq!(message(&web).await.as_deref(), Some(runs));
     }
 }

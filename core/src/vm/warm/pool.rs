@@ -284,9 +284,15 @@ pub(in crate::vm) async fn end_vmm(shim: &ShimClient) {
     }
 }
 
-/// For the start of the daemon: ends what an earlier one has restored for a VM whose start it did not come to.
+/// For the start of the daemon: ends what an earlier one has restored for a VM whose start it did not come to. A VM that is created names the machine that
+/// it goes on from: without one, what runs is the VM itself, which an older copy of the database has as not started.
 pub(in crate::vm) async fn end_stray(shared: &Shared, record: &VmRecord) {
-    if !matches!(record.state, VmState::Creating | VmState::Created) {
+    let may_have_one = match record.state {
+        VmState::Creating => true,
+        VmState::Created => record.spec.warm.is_some(),
+        _ => false,
+    };
+    if !may_have_one {
         return;
     }
     let directory = shared.paths.vm(record.id);
