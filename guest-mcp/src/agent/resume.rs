@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Agent, Place, clock, configure, hello, network};
-use crate::commands::freeze;
+use crate::commands::{descriptors_of_commands, freeze};
 use crate::console::say;
 use crate::os::{read_small, reason};
 use crate::sys;
@@ -327,10 +327,11 @@ async fn hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
     Ok(hooks.len())
 }
 
-/// Runs a program until a deadline; one that takes longer is left running, and is an error.
+/// Runs a program until a deadline, with the limit of descriptors that commands have; one that takes longer is left running, and is an error.
 async fn run(mut program: Command, deadline: Instant) -> io::Result<()> {
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     program.env("PATH", crate::commands::PATH);
+    sys::limit_descriptors(program.as_std_mut(), descriptors_of_commands());
     let mut child = program.spawn()?;
     let status = tokio::time::timeout_at(deadline, child.wait()).await;
     let status = status.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -362,6 +363,17 @@ mod tests {
         assert!(error.contains("15-c") && error.contains('3'), "{error}");
         // Those after it did not run.
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\na\n");
+    }
+
+    #[tokio::test]
+    async fn hooks_have_the_limit_of_descriptors_that_commands_have() {
+        let (own, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (now, most) = descriptors_of_commands();
+        let said = out.path().join("said");
+        hook(own.path(), "10-a", &format!("(ulimit -Sn; ulimit -Hn) > {}", said.display()), 0o755);
+        assert_eq!(hooks(own.path(), ResumeKind::Fork).await.unwrap(), 1);
+        let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), format!("{}\n{}\n", shown(now), shown(most)));
     }
 
     #[tokio::test]
