@@ -133,7 +133,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
             if let Err(error) = resume::thaw(agent) {
                 say(format_args!("let commands go on: {error}"));
             }
-            // It may have waited for a command that stood still. Beside this exchange, which nothing hinders.
+            // A holder that waited for a command that stood still answers only now. In the background: it may take its time.
             let finding = agent.clone();
             tokio::spawn(async move { finding.holder.find_again().await });
             if starts_late {
