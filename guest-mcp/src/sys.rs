@@ -68,9 +68,8 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
             if setup.terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0).into())?;
             }
-            if let Some((now, most)) = setup.descriptors {
-                let limit = libc::rlimit { rlim_cur: now, rlim_max: most };
-                libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+            if let Some(limits) = setup.descriptors {
+                set_descriptors(limits);
             }
             if let Some(to) = &setup.credentials {
                 give_streams(to, setup.terminal);
@@ -93,6 +92,29 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
     // SAFETY: the closure allocates nothing, takes no lock, and makes only async-signal-safe system calls.
     unsafe {
         command.pre_exec(apply);
+    }
+}
+
+/// Gives the child these soft and hard limits of file descriptors, and changes nothing else of it.
+pub(crate) fn limit_descriptors(command: &mut Command, limits: (u64, u64)) {
+    use std::os::unix::process::CommandExt;
+
+    let apply = move || {
+        set_descriptors(limits);
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing, takes no lock, and makes only an async-signal-safe system call.
+    unsafe {
+        command.pre_exec(apply);
+    }
+}
+
+/// Sets the soft and hard limits of file descriptors. A child whose limits cannot be set runs with its parent's.
+fn set_descriptors((now, most): (u64, u64)) {
+    let limit = libc::rlimit { rlim_cur: now, rlim_max: most };
+    // SAFETY: the call reads one `rlimit` through its pointer and uses no other memory.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
     }
 }
 

@@ -8,8 +8,9 @@ use nexus_schema::tools::os::{SystemState, SystemStatus};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::commands::PATH;
+use crate::commands::{PATH, descriptors_of_commands};
 use crate::os::read_small;
+use crate::sys;
 
 /// Timeout of systemd's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,6 +88,7 @@ async fn systemctl(arguments: &[&str], most: Duration) -> Option<String> {
     let mut command = Command::new("systemctl");
     command.args(arguments).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8");
     command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    sys::limit_descriptors(command.as_std_mut(), descriptors_of_commands());
     let output = timeout(most, command.output()).await.ok()?.ok()?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -113,6 +113,22 @@ fn an_agent_says_hello_beside_a_holder_that_stands_still_and_finds_it_later() {
 }
 
 #[test]
+fn an_orderly_end_ends_the_commands_of_a_holder_that_was_not_found_at_first() {
+    let mut guest = Guest::start();
+    let mark = format!("{}.015625", 30_000 + std::process::id());
+    guest.client().good("command_start", json!({ "argv": ["sleep", mark] }));
+    until("it runs", || processes_with(&format!("sleep\0{mark}")) == 1);
+    let holder = holder(&guest);
+    send(holder, Signal::SIGSTOP);
+    replace_agent(&mut guest);
+    send(holder, Signal::SIGCONT);
+    send(guest.process.id(), Signal::SIGTERM);
+    wait(&mut guest.process);
+    // Without an agent, it would keep them for a while.
+    assert_eq!(processes_with(&format!("sleep\0{mark}")), 0);
+}
+
+#[test]
 fn what_a_killed_holder_had_is_told_as_lost() {
     let guest = Guest::start();
     let mut client = guest.client();

@@ -119,9 +119,9 @@ pub(crate) fn apply(netfilter: &mut Netfilter, id: InstanceId, is_wanted: bool) 
     if !is_wanted {
         shown.iter_mut().for_each(|chain| chain.open = false);
     }
-    let old = legacy::apply(&bridge_name(id), is_wanted)?;
+    let old = legacy::apply(&bridge_name(id), is_wanted);
     shown.extend(old.chains);
-    Ok(Applied { chains: shown, changes: changes + removed + old.changes, held: old.held })
+    Ok(Applied { chains: shown, changes: changes + removed + old.changes, ..old })
 }
 
 /// Returns the chains that drop packets of VMs unless rules are added.

@@ -263,19 +263,25 @@ fn vms_with_a_label_are_deleted_together() {
 /// Each `vm_create` without `memory` would be refused.
 #[test]
 fn a_default_of_more_memory_than_the_host_has_is_refused() {
+    /// The most memory that any VM may have, in MiB.
+    const LARGEST: u64 = 1 << 20;
     let daemon = Daemon::start_bare(&[]);
     let mut client = daemon.client();
     let meminfo = fs::read_to_string("/proc/meminfo").expect("the host's memory");
     let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("it is told");
     let total = total.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10;
     let set = |mebibytes: u64| json!({ "values": { "default.memory": format!("{mebibytes}MiB"), "default.vcpus": "2" } });
-    let failure = refused(&mut client, "settings_set", set(total + 1024));
-    assert_eq!(failure.code, "invalid_argument", "{}", failure.text);
-    for words in ["default.memory: memory is", "more than this host has in all", "nothing was changed"] {
-        assert!(failure.text.contains(words), "{words} in {}", failure.text);
+    if total + 1024 > LARGEST {
+        eprintln!("SKIPPED: this host has {total} MiB, and no VM may have more than {LARGEST} MiB");
+    } else {
+        let failure = refused(&mut client, "settings_set", set(total + 1024));
+        assert_eq!(failure.code, "invalid_argument", "{}", failure.text);
+        for words in ["default.memory: memory is", "more than this host has in all", "nothing was changed"] {
+            assert!(failure.text.contains(words), "{words} in {}", failure.text);
+        }
     }
     let all = client.must("settings_get", json!({}));
     let settings = all["settings"].as_array().expect("a list");
     assert!(settings.iter().all(|setting| setting["value"] == setting["default"]), "{all}");
-    client.must("settings_set", set(total));
+    client.must("settings_set", set(total.min(LARGEST)));
 }

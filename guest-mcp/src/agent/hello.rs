@@ -133,6 +133,9 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
             if let Err(error) = resume::thaw(agent) {
                 say(format_args!("let commands go on: {error}"));
             }
+            // A holder that waited for a command that stood still answers only now. In the background: it may take its time.
+            let finding = agent.clone();
+            tokio::spawn(async move { finding.holder.find_again().await });
             if starts_late {
                 services::start(agent).await.iter().for_each(|problem| say(format_args!("{problem}")));
             }

@@ -290,7 +290,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     let mut poweroff = catch(SignalKind::user_defined2())?;
     let mut going_down = agent.going_down.subscribe();
 
-    agent.holder.find_again().await;
+    agent.holder.find_soon().await;
     listen::start(agent).await.map_err(AgentError::Listen)?;
     tokio::spawn(hello::until_welcome(agent.clone()));
 

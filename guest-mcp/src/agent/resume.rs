@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Agent, Place, clock, configure, hello, network};
-use crate::commands::freeze;
+use crate::commands::{descriptors_of_commands, freeze};
 use crate::console::say;
 use crate::os::{read_small, reason};
 use crate::sys;
@@ -114,22 +114,19 @@ pub(super) async fn processes() -> Vec<GuestProcess> {
     one_at_a_time(&LISTING, super::processes::list, LIST_MAX).await.unwrap_or_default()
 }
 
-/// Runs `work` on the thread pool; `None` if that takes longer than `within`. Work that hangs keeps its turn: it holds one thread, however often it is asked
-/// for.
+/// Runs `work` on the thread pool; `None` if it does not get its turn within `within`, or then takes longer than that. Work that hangs keeps its turn: it
+/// holds one thread, however often it is asked for.
 async fn one_at_a_time<T: Send + 'static>(
     turn: &'static Semaphore,
     work: impl FnOnce() -> T + Send + 'static,
     within: Duration,
 ) -> Option<T> {
-    let done = async {
-        let turn = turn.acquire().await.ok()?;
-        let work = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            work()
-        });
-        work.await.ok()
-    };
-    tokio::time::timeout(within, done).await.ok().flatten()
+    let turn = tokio::time::timeout(within, turn.acquire()).await.ok()?.ok()?;
+    let work = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    tokio::time::timeout(within, work).await.ok()?.ok()
 }
 
 /// Lets commands go on, if they stand still.
@@ -327,10 +324,11 @@ async fn hooks(directory: &Path, kind: ResumeKind) -> io::Result<usize> {
     Ok(hooks.len())
 }
 
-/// Runs a program until a deadline; one that takes longer is left running, and is an error.
+/// Runs a program until a deadline, with the limit of descriptors that commands have; one that takes longer is left running, and is an error.
 async fn run(mut program: Command, deadline: Instant) -> io::Result<()> {
     program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
     program.env("PATH", crate::commands::PATH);
+    sys::limit_descriptors(program.as_std_mut(), descriptors_of_commands());
     let mut child = program.spawn()?;
     let status = tokio::time::timeout_at(deadline, child.wait()).await;
     let status = status.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -362,6 +360,17 @@ mod tests {
         assert!(error.contains("15-c") && error.contains('3'), "{error}");
         // Those after it did not run.
         assert_eq!(std::fs::read_to_string(&said).unwrap(), "a\nb rollback\na\n");
+    }
+
+    #[tokio::test]
+    async fn hooks_have_the_limit_of_descriptors_that_commands_have() {
+        let (own, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (now, most) = descriptors_of_commands();
+        let said = out.path().join("said");
+        hook(own.path(), "10-a", &format!("(ulimit -Sn; ulimit -Hn) > {}", said.display()), 0o755);
+        assert_eq!(hooks(own.path(), ResumeKind::Fork).await.unwrap(), 1);
+        let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+        assert_eq!(std::fs::read_to_string(&said).unwrap(), format!("{}\n{}\n", shown(now), shown(most)));
     }
 
     #[tokio::test]
@@ -398,6 +407,29 @@ mod tests {
         end.send(()).unwrap();
         assert_eq!(one_at_a_time(&TURN, || 7, Duration::from_secs(60)).await, Some(7));
         assert!(hears.try_recv().is_err(), "nothing else has run");
+    }
+
+    /// On a busy machine each of both may take too long, so there are several tries.
+    #[tokio::test]
+    async fn the_wait_for_a_turn_leaves_work_all_its_time() {
+        static TURN: Semaphore = Semaphore::const_new(1);
+        let (within, most_of_it) = (Duration::from_millis(200), Duration::from_millis(150));
+        let work = move || {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < most_of_it {
+                std::thread::park_timeout(most_of_it.saturating_sub(begun.elapsed()));
+            }
+        };
+        for _ in 0..20 {
+            let other = TURN.acquire().await.unwrap();
+            let waiting = tokio::spawn(one_at_a_time(&TURN, work, within));
+            tokio::time::sleep(most_of_it).await;
+            drop(other);
+            if waiting.await.unwrap().is_some() {
+                return;
+            }
+        }
+        panic!("work that was in time is not waited for");
     }
 
     #[test]

@@ -78,6 +78,17 @@ impl Cgroup {
         }
     }
 
+    /// Removes it; one that is gone counts as removed.
+    ///
+    /// # Errors
+    /// If it has processes or other cgroups.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     fn kill_one_by_one(&self) -> io::Result<()> {
         for _ in 0..ROUNDS {
             let mut any = false;
@@ -96,7 +107,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if std::fs::remove_dir(&self.path).is_err() {
+        if self.remove().is_err() {
             LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.path));
         }
     }

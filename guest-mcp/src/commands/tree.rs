@@ -31,7 +31,7 @@ pub(super) struct Tree {
     /// The first process, leader of its own session and group.
     root: Pid,
     mark: String,
-    /// `None` without cgroups, and once it was empty and removed.
+    /// `None` without cgroups, and once it was removed.
     cgroup: Mutex<Option<Cgroup>>,
     /// Whether it has or had one: then `/proc` is not searched.
     is_confined: bool,
@@ -124,9 +124,13 @@ impl Tree {
         Descendants { count: u32::try_from(processes.len()).unwrap_or(u32::MAX), names }
     }
 
-    /// Removes the command's cgroup, once it has no processes.
+    /// Removes the command's cgroup, once it has no processes. It stays if it cannot be removed: a command may have made cgroups in it, whose processes are
+    /// not listed, but are killed with it.
     pub(super) fn release(&self) {
-        drop(self.cgroup().take());
+        let mut cgroup = self.cgroup();
+        if cgroup.as_ref().is_some_and(|cgroup| cgroup.remove().is_ok()) {
+            *cgroup = None;
+        }
     }
 
     fn processes(&self) -> Vec<Pid> {
@@ -221,6 +225,8 @@ impl Process {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// Otherwise the end of a VM would search for each command that it ever ran, and read what any process has as its environment.
@@ -253,6 +259,29 @@ mod tests {
         assert!(!free.kill_at_once());
         free.kill();
         cat.wait().unwrap();
+    }
+
+    /// As of a command that runs containers. Plain directories cannot be removed either if there is something in them.
+    #[test]
+    fn a_cgroup_with_others_in_it_is_kept_and_killed() {
+        let place = tempfile::tempdir().unwrap();
+        let tree = |path: &Path| {
+            Tree::new(rustix::process::getpid(), "test".to_owned(), Some(Cgroup::at(path.to_owned())))
+        };
+        let nested = place.path().join("nested");
+        std::fs::create_dir_all(nested.join("inner")).unwrap();
+        let kept = tree(&nested);
+        kept.release();
+        std::fs::write(nested.join("cgroup.kill"), "").unwrap();
+        assert!(kept.kill_at_once());
+        assert_eq!(std::fs::read_to_string(nested.join("cgroup.kill")).unwrap(), "1");
+        let empty = place.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        let removed = tree(&empty);
+        removed.release();
+        assert!(!empty.exists());
+        assert!(removed.cgroup().is_none());
+        assert!(removed.kill_at_once(), "there is nothing to kill");
     }
 
     #[test]

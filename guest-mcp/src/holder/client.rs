@@ -31,7 +31,7 @@ use crate::tools::{Block, Call, Reply, Tell, agent_failed, cancelled};
 const ENDS_MAX: usize = 64;
 /// Timeout of a holder to answer an agent that starts.
 const FIND_MAX: Duration = Duration::from_secs(2);
-/// Timeout for a holder to exit when told to.
+/// Timeout for a holder to be found and to exit when told to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The holder as an agent sees it.
@@ -82,11 +82,20 @@ impl Holder {
         self.ends.subscribe()
     }
 
-    /// Connects to the holder of an earlier agent, if there is one. One that does not answer now is found by the first call: it may wait for a command
-    /// that stands still before it has begun, and only an agent lets that go on.
+    /// Connects to the holder of an earlier agent, if there is one, as [`find_again`](Self::find_again) does. Waits at most [`FIND_MAX`]: a holder may wait
+    /// for a command that stands still before it has begun, and only an agent lets that go on.
+    pub(crate) async fn find_soon(&self) {
+        let _ = tokio::time::timeout(FIND_MAX, self.find_again()).await;
+    }
+
+    /// Connects to the holder of an earlier agent, if there is one and it is not connected yet. Waits until it answers.
     pub(crate) async fn find_again(&self) {
-        if let Ok(Ok(stream)) = tokio::time::timeout(FIND_MAX, self.dial()).await {
-            *self.connection.lock().await = Some(Connection::over(stream, self.ends.clone()));
+        let mut connection = self.connection.lock().await;
+        if connection.as_ref().is_some_and(|known| !known.waiting().is_lost) {
+            return;
+        }
+        if let Ok(stream) = self.dial().await {
+            *connection = Some(Connection::over(stream, self.ends.clone()));
         }
     }
 
@@ -165,13 +174,17 @@ impl Holder {
         wire::send_socket(&stream, socket).await.map_err(failed)
     }
 
-    /// Tells the holder to kill all commands and exit, and waits until it has.
+    /// Tells the holder to kill all commands and exit, also one that was not found before. Waits until it has, at most [`END_TIMEOUT`].
     pub(crate) async fn end(&self) {
-        let Some(connection) = self.connection.lock().await.take() else { return };
-        if let Ok(frame) = wire::frame(&ToHolder::End) {
-            let _ = connection.outbox.send(frame);
-        }
-        let _ = tokio::time::timeout(END_TIMEOUT, connection.outbox.closed()).await;
+        let ended = async {
+            self.find_again().await;
+            let Some(connection) = self.connection.lock().await.take() else { return };
+            if let Ok(frame) = wire::frame(&ToHolder::End) {
+                let _ = connection.outbox.send(frame);
+            }
+            connection.outbox.closed().await;
+        };
+        let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
     }
 
     async fn connect(&self) -> io::Result<Connection> {
@@ -347,4 +360,69 @@ async fn hear(
 /// Returns the holder's directory in a VM.
 pub(crate) fn directory_in_vm() -> PathBuf {
     COMMANDS.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::id::CommandId;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Much longer than anything takes that works.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Answers the next agent that connects, as a holder.
+    async fn answer(listener: &UnixListener) -> UnixStream {
+        let accepted = tokio::time::timeout(LONG, listener.accept()).await;
+        let (mut stream, _) = accepted.expect("an agent connects").unwrap();
+        stream.write_all(&wire::frame(&FromHolder::Hello).unwrap()).await.unwrap();
+        stream
+    }
+
+    fn place() -> (tempfile::TempDir, UnixListener, Arc<Holder>) {
+        let place = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(place.path().join(SOCKET)).unwrap();
+        let holder = Arc::new(Holder::new(place.path().to_owned(), false));
+        (place, listener, holder)
+    }
+
+    #[tokio::test]
+    async fn a_holder_that_is_found_without_a_call_is_heard_and_kept() {
+        let (_place, listener, holder) = place();
+        let mut ends = holder.ends();
+        let finding = holder.clone();
+        let finding = tokio::spawn(async move { finding.find_again().await });
+        let mut found = answer(&listener).await;
+        finding.await.unwrap();
+        // It is connected, so nobody has to answer.
+        tokio::time::timeout(LONG, holder.find_again()).await.expect("it is not dialled twice");
+        let command_id = CommandId::from_random([7; 8]).unwrap();
+        let ended = CommandEnded { command_id, status: 3, duration_ms: 1 };
+        found.write_all(&wire::frame(&FromHolder::Ended(ended)).unwrap()).await.unwrap();
+        assert_eq!(tokio::time::timeout(LONG, ends.recv()).await.unwrap().unwrap(), ended);
+        // Once it is gone, another one is found.
+        drop(found);
+        let lost = || async { holder.connection.lock().await.as_ref().unwrap().waiting().is_lost };
+        while !lost().await {
+            tokio::task::yield_now().await;
+        }
+        let finding = holder.clone();
+        let finding = tokio::spawn(async move { finding.find_again().await });
+        let _found = answer(&listener).await;
+        finding.await.unwrap();
+        assert!(!lost().await);
+    }
+
+    #[tokio::test]
+    async fn a_holder_that_was_not_found_is_told_to_end() {
+        let (_place, listener, holder) = place();
+        let ending = tokio::spawn(async move { holder.end().await });
+        let mut found = answer(&listener).await;
+        let told: Option<ToHolder> =
+            tokio::time::timeout(LONG, wire::read(&mut found)).await.unwrap().unwrap();
+        assert!(matches!(told, Some(ToHolder::End)), "{told:?}");
+        drop(found);
+        ending.await.unwrap();
+    }
 }

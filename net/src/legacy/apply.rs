@@ -28,27 +28,36 @@ pub(crate) struct Applied {
     pub(crate) changes: u64,
     /// Who kept tables from being changed, as a sentence; what is missing is to be tried again.
     pub(crate) held: Option<String>,
+    /// The first error of a table whose rules could not be removed, other than for such a program. The other tables are changed all the same.
+    pub(crate) error: Option<io::Error>,
 }
 
 /// Adds rules for a bridge to the chains that drop packets of VMs, or removes them. Waits for nobody.
-///
-/// # Errors
-/// If rules could not be removed, other than for a program that changes tables itself.
-pub(crate) fn apply(bridge: &str, is_wanted: bool) -> io::Result<Applied> {
+pub(crate) fn apply(bridge: &str, is_wanted: bool) -> Applied {
+    let tables = Kind::ALL.into_iter().filter_map(open);
+    apply_to(tables, bridge, is_wanted, |socket| change(socket, bridge, is_wanted))
+}
+
+/// Applies to each of these tables what `change` does, also after one that it fails for.
+fn apply_to<S>(
+    tables: impl Iterator<Item = (S, Table)>,
+    bridge: &str,
+    is_wanted: bool,
+    change: impl Fn(&S) -> io::Result<(Table, usize)>,
+) -> Applied {
     let mut applied = Applied::default();
-    for kind in Kind::ALL {
-        let Some((socket, read)) = open(kind) else { continue };
+    for (socket, read) in tables {
         let mut planned = read.clone();
         if plan(&mut planned, bridge, is_wanted) == 0 {
             applied.chains.extend(shown(&read, bridge, is_wanted));
             continue;
         }
-        match change(&socket, bridge, is_wanted) {
+        match change(&socket) {
             Ok((table, count)) => {
                 applied.changes += count as u64;
                 applied.chains.extend(shown(&table, bridge, is_wanted));
             }
-            Err(error) if is_wanted || is_held(&error) => {
+            Err(error) => {
                 let what = if is_wanted { "add" } else { "remove" };
                 let mut why = format!("{what} rules that accept packets from and to {bridge}: {error}");
                 if is_held(&error) {
@@ -58,11 +67,13 @@ pub(crate) fn apply(bridge: &str, is_wanted: bool) -> io::Result<Applied> {
                 let failed = shown(&read, bridge, is_wanted);
                 let failed = failed.map(|chain| FirewallChain { problem: Some(why.clone()), ..chain });
                 applied.chains.extend(failed);
+                if !is_wanted && !is_held(&error) {
+                    applied.error.get_or_insert(error);
+                }
             }
-            Err(error) => return Err(error),
         }
     }
-    Ok(applied)
+    applied
 }
 
 /// Removes the rules for a bridge; returns their number. Waits about a second for programs that change tables themselves.
@@ -73,10 +84,14 @@ pub(crate) async fn clean(bridge: &str) -> io::Result<u64> {
     let mut changes = 0;
     let mut held = String::new();
     for _ in 0..TRIES {
-        let applied = apply(bridge, false)?;
+        let applied = apply(bridge, false);
         changes += applied.changes;
-        let Some(why) = applied.held else { return Ok(changes) };
-        held = why;
+        match (applied.held, applied.error) {
+            (None, None) => return Ok(changes),
+            (None, Some(error)) => return Err(error),
+            // The other table is tried again, too.
+            (Some(why), _) => held = why,
+        }
         tokio::time::sleep(PAUSE).await;
     }
     Err(io::Error::new(io::ErrorKind::ResourceBusy, held))
@@ -202,7 +217,48 @@ fn shown(table: &Table, bridge: &str, is_wanted: bool) -> impl Iterator<Item = F
 
 #[cfg(test)]
 mod tests {
+    use super::super::DROP;
+    use super::super::tests::table;
     use super::*;
+
+    const BRIDGE: &str = "nxb0a1b2c3d";
+
+    fn held() -> io::Error {
+        io::Error::new(io::ErrorKind::ResourceBusy, "somebody holds it")
+    }
+
+    /// A table per family that drops, with the rules in it or without.
+    fn tables(has_rules: bool) -> impl Iterator<Item = (Kind, Table)> {
+        Kind::ALL.into_iter().map(move |kind| {
+            let mut table = table(kind, DROP);
+            plan(&mut table, BRIDGE, has_rules);
+            (kind, table)
+        })
+    }
+
+    #[test]
+    fn one_table_that_fails_hides_nothing_of_the_other() {
+        let busy = || io::Error::from(Errno::AGAIN);
+        for held_first in [true, false] {
+            let change = |kind: &Kind| Err(if (*kind == Kind::V4) == held_first { held() } else { busy() });
+            let removed = apply_to(tables(true), BRIDGE, false, change);
+            assert_eq!(removed.held.as_deref(), Some("somebody holds it"), "it is tried again");
+            let error = removed.error.expect("it is told");
+            assert_eq!(error.raw_os_error(), busy().raw_os_error());
+            assert_eq!(removed.chains.iter().filter(|chain| chain.problem.is_some()).count(), 2);
+            // The chains tell of rules that cannot be added.
+            let added = apply_to(tables(false), BRIDGE, true, change);
+            assert!(added.held.is_some() && added.error.is_none());
+        }
+        // After one that failed, the other is changed.
+        let change = |kind: &Kind| match kind {
+            Kind::V4 => Err(busy()),
+            Kind::V6 => Ok((table(Kind::V6, DROP), 2)),
+        };
+        let removed = apply_to(tables(true), BRIDGE, false, change);
+        assert_eq!((removed.changes, removed.held), (2, None));
+        assert!(removed.error.is_some());
+    }
 
     #[test]
     fn who_has_locked_a_file_is_found_among_all_locks() {

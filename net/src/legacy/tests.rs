@@ -24,7 +24,7 @@ fn verdict(kind: Kind, verdict: i32) -> Vec<u8> {
 }
 
 /// A table with a chain `mine` that FORWARD jumps to, and this policy of FORWARD: INPUT and OUTPUT accept. Each rule has counted its index.
-fn table(kind: Kind, policy: i32) -> Table {
+pub(super) fn table(kind: Kind, policy: i32) -> Table {
     // The jump leads behind the head of `mine`.
     let head = entry(kind, b"ERROR", b"mine\0");
     let one = verdict(kind, ACCEPT).len();

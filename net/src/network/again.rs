@@ -40,10 +40,10 @@ impl Network {
     /// rules. Waits for no other program that changes chains: that is tried again.
     pub(super) fn open_firewall(&mut self, netfilter: &mut Netfilter) -> Result<u64, Error> {
         let Some(instance) = &self.instance else { return Ok(0) };
+        let failed = |source| Error::Firewall { what: "look at the rules of the host's firewall", source };
         let applied = host_firewall::apply(netfilter, instance.id, instance.opens_firewall)
-            .inspect_err(|_| self.to_open.tried(true, Instant::now()));
-        let applied = applied
-            .map_err(|source| Error::Firewall { what: "look at the rules of the host's firewall", source })?;
+            .inspect_err(|_| self.to_open.tried(true, Instant::now()))
+            .map_err(failed)?;
         let now = Instant::now();
         match &applied.held {
             None => self.to_open.tried(true, now),
@@ -57,7 +57,14 @@ impl Network {
             }
         }
         self.firewall = applied.chains;
-        Ok(applied.changes)
+        // What is held is tried again all the same.
+        match applied.error {
+            Some(source) => {
+                let what = "remove rules from the host's firewall";
+                Err(Error::Firewall { what, source })
+            }
+            None => Ok(applied.changes),
+        }
     }
 
     fn open_again(&mut self) -> Result<u64, Error> {

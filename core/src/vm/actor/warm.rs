@@ -122,10 +122,11 @@ impl Actor {
         }
     }
 
-    /// Before a cold start: a drive that is a copy of a prepared machine's, and that no guest has made its own, becomes one of the image.
-    pub(super) async fn leave_prepared(&mut self) -> Result<(), ToolError> {
+    /// Before a cold start: a drive that is a copy of a prepared machine's, and that no guest has made its own, becomes one of the image. Returns the
+    /// machine that the row names until it is written again, if it names one.
+    pub(super) async fn leave_prepared(&mut self) -> Result<Option<CheckpointId>, ToolError> {
         if self.record.spec.warm.is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let (_, root) = warm::root_of(&self.drives)?;
         let Some(image) = self.record.image_id else {
@@ -141,9 +142,9 @@ impl Actor {
             made.map_err(drive_error)?;
         }
         drop(self.prepared.take());
-        self.record.spec.warm = None;
+        let in_row = self.record.spec.warm.take();
         failpoint::reach("warm-replaced");
-        Ok(())
+        Ok(in_row)
     }
 
     /// Records that no start goes on from the prepared machine any more, before its drive is replaced: its memory would go on with another disk than it
@@ -200,10 +201,9 @@ impl Actor {
             return Ok(());
         }
         self.end_waiting().await;
-        self.leave_prepared().await?;
+        let in_row = self.leave_prepared().await?;
         if let Err(error) = self.write(None).await {
-            // As in the row: no machine that there is.
-            self.record.spec.warm = Some(random_id());
+            self.record.spec.warm = in_row;
             self.publish();
             return Err(error);
         }

@@ -21,7 +21,9 @@ const FILES: [&str; 2] = [".ignore", ".gitignore"];
 /// The largest of them, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 /// How many directories are remembered, and how large the patterns of these may be, in bytes. What is forgotten is read again.
-const REMEMBERED_MAX: (usize, usize) = (1024, 1 << 20);
+const REMEMBERED_MAX: (usize, usize) = (1024, 8 << 20);
+// Otherwise the files of one directory could leave no room for the directories below it, and would be read again for each of them.
+const _: () = assert!(FILES.len() as u64 * FILE_MAX < REMEMBERED_MAX.1 as u64);
 
 /// What has the name of a file of patterns is none, or too large.
 #[derive(Debug, PartialEq, Eq)]
@@ -283,6 +285,25 @@ mod tests {
             Patterns::new(Override::empty()).admits(&path, true)
         });
         assert!(work.unwrap().join().unwrap());
+    }
+
+    #[test]
+    fn large_files_are_read_once() {
+        let (_place, root) = place();
+        let text = |pattern: &str| format!("{pattern}\n#{}\n", "x".repeat(600 << 10));
+        let (ignore, gitignore) = (text("*.tmp"), text("*.log"));
+        write(&root, &[(".ignore", ignore.as_str()), (".gitignore", gitignore.as_str())]);
+        let patterns = Patterns::new(Override::empty());
+        assert!(patterns.enter(&root));
+        let first = patterns.of(&root).unwrap();
+        for number in 0..20 {
+            let directory = root.join(number.to_string());
+            std::fs::create_dir(&directory).unwrap();
+            assert!(patterns.enter(&directory));
+            assert!(!patterns.admits(&directory.join("a.log"), false));
+            // Read again, it would be another one.
+            assert!(Arc::ptr_eq(&first, &patterns.of(&root).unwrap()), "after directory {number}");
+        }
     }
 
     #[test]

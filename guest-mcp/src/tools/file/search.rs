@@ -167,17 +167,37 @@ impl All {
     }
 }
 
+/// What ends a search before it has seen everything.
+struct End {
+    cancel: CancellationToken,
+    deadline: Instant,
+    /// Whether the deadline ended it.
+    is_late: AtomicBool,
+}
+
+impl End {
+    fn new(cancel: &CancellationToken, deadline: Instant) -> Self {
+        Self { cancel: cancel.clone(), deadline, is_late: AtomicBool::new(false) }
+    }
+
+    fn is_over(&self) -> bool {
+        if Instant::now() >= self.deadline {
+            self.is_late.store(true, Ordering::Relaxed);
+            return true;
+        }
+        self.cancel.is_cancelled()
+    }
+}
+
 /// One search, run by several threads.
 struct Search<'a> {
     wanted: &'a Wanted,
     root: &'a Path,
-    cancel: &'a CancellationToken,
-    deadline: Instant,
+    end: Arc<End>,
     all: Mutex<All>,
     searched: AtomicU64,
     links: AtomicU64,
     unreadable: Arc<AtomicU64>,
-    is_late: AtomicBool,
 }
 
 fn search(
@@ -211,37 +231,16 @@ fn search(
     // Without its own filters, the library opens directories only.
     walk.standard_filters(false).follow_links(false).overrides(overrides).threads(threads);
     let unreadable = Arc::new(AtomicU64::new(0));
-    let left_out = unreadable.clone();
-    walk.filter_entry(move |entry| {
-        let (path, is_directory) = (entry.path(), entry.file_type().is_some_and(|kind| kind.is_dir()));
-        if entry.depth() == 0 {
-            return true;
-        }
-        if patterns.as_ref().is_some_and(|patterns| !patterns.admits(path, is_directory)) {
-            return false;
-        }
-        if !is_directory {
-            return true;
-        }
-        if is_of_kernel(path) {
-            return false;
-        }
-        let is_readable = patterns.as_ref().is_none_or(|patterns| patterns.enter(path));
-        if !is_readable {
-            left_out.fetch_add(1, Ordering::Relaxed);
-        }
-        is_readable
-    });
+    let end = Arc::new(End::new(cancel, Instant::now() + PATIENCE));
+    walk.filter_entry(filter(patterns, end.clone(), unreadable.clone()));
     let search = Search {
         wanted,
         root: &root,
-        cancel,
-        deadline: Instant::now() + PATIENCE,
+        end,
         all: Mutex::default(),
         searched: AtomicU64::new(0),
         links: AtomicU64::new(0),
         unreadable,
-        is_late: AtomicBool::new(false),
     };
     walk.build_parallel().run(|| {
         let mut searcher = SearcherBuilder::new()
@@ -260,6 +259,38 @@ fn search(
     Ok(search.result())
 }
 
+/// Decides which entries are walked, and counts directories in `unreadable` that are left out because of their patterns. Once the search is over,
+/// nothing more is walked, and no patterns are read.
+fn filter(
+    patterns: Option<Patterns>,
+    end: Arc<End>,
+    unreadable: Arc<AtomicU64>,
+) -> impl Fn(&DirEntry) -> bool + Send + Sync + 'static {
+    move |entry: &DirEntry| {
+        if end.is_over() {
+            return false;
+        }
+        let (path, is_directory) = (entry.path(), entry.file_type().is_some_and(|kind| kind.is_dir()));
+        if entry.depth() == 0 {
+            return true;
+        }
+        if patterns.as_ref().is_some_and(|patterns| !patterns.admits(path, is_directory)) {
+            return false;
+        }
+        if !is_directory {
+            return true;
+        }
+        if is_of_kernel(path) {
+            return false;
+        }
+        let is_readable = patterns.as_ref().is_none_or(|patterns| patterns.enter(path));
+        if !is_readable {
+            unreadable.fetch_add(1, Ordering::Relaxed);
+        }
+        is_readable
+    }
+}
+
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
@@ -267,16 +298,8 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 impl Search<'_> {
-    fn is_over(&self) -> bool {
-        if Instant::now() >= self.deadline {
-            self.is_late.store(true, Ordering::Relaxed);
-            return true;
-        }
-        self.cancel.is_cancelled()
-    }
-
     fn visit(&self, entry: Result<DirEntry, ignore::Error>, searcher: &mut Searcher) -> WalkState {
-        if self.is_over() {
+        if self.end.is_over() {
             return WalkState::Quit;
         }
         let Ok(entry) = entry else {
@@ -296,7 +319,7 @@ impl Search<'_> {
             self.searched.fetch_add(1, Ordering::Relaxed);
             searcher.search_reader(&self.wanted.matcher, Patient { file, search: self }, &mut sink)
         });
-        if searched.is_err() && !self.is_over() {
+        if searched.is_err() && !self.end.is_over() {
             self.unreadable.fetch_add(1, Ordering::Relaxed);
         }
         let found = sink.found;
@@ -342,7 +365,7 @@ impl Search<'_> {
             shown: count,
             links: self.links.into_inner(),
             unreadable: self.unreadable.load(Ordering::Relaxed),
-            incomplete: self.is_late.into_inner(),
+            incomplete: self.end.is_late.load(Ordering::Relaxed),
         };
         (facts, text)
     }
@@ -356,7 +379,7 @@ struct Patient<'a> {
 
 impl Read for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.search.is_over() {
+        if self.search.end.is_over() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         match self.file.read(buffer) {
@@ -463,5 +486,31 @@ mod tests {
                 assert_eq!((all.kept, all.matches, all.with_matches), (kept, 12, 6));
             }
         }
+    }
+
+    #[test]
+    fn nothing_more_is_walked_or_read_once_the_search_is_over() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        // Patterns that cannot be read are counted when they are looked at.
+        std::fs::create_dir(root.join("sub")).unwrap();
+        rustix::fs::mknodat(CWD, root.join("sub/.gitignore"), Kind::Fifo, Mode::from_raw_mode(0o666), 0)
+            .unwrap();
+        let walk = |cancel: &CancellationToken, deadline: Instant| {
+            let (end, unreadable) = (Arc::new(End::new(cancel, deadline)), Arc::new(AtomicU64::new(0)));
+            let patterns = Patterns::new(Override::empty());
+            let mut walk = WalkBuilder::new(&root);
+            walk.standard_filters(false);
+            walk.filter_entry(filter(Some(patterns), end.clone(), unreadable.clone()));
+            let seen = walk.build().count();
+            (seen, unreadable.load(Ordering::Relaxed), end.is_late.load(Ordering::Relaxed))
+        };
+        let (cancel, now) = (CancellationToken::new(), Instant::now());
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(walk(&cancel, later), (2, 1, false), "the root and its file");
+        assert_eq!(walk(&cancel, now), (1, 0, true), "the root, which no filter sees");
+        cancel.cancel();
+        assert_eq!(walk(&cancel, later), (1, 0, false));
     }
 }
