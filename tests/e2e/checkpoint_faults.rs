@@ -217,6 +217,15 @@ fn hook(client: &mut Client, text: &str) {
     assert_eq!(client.run("web", &format!("test -x {path}")).exit_code, Some(0));
 }
 
+/// Whether the console of `web` has this text within a minute.
+fn is_told(client: &mut Client, text: &str) -> bool {
+    let found = until(Duration::from_mins(1), || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
+        logs.to_string().contains(text).then_some(())
+    });
+    found.is_some()
+}
+
 #[test]
 fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on() {
     let daemon = Daemon::start();
@@ -248,11 +257,7 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     let stop = format!("{}; echo it stands still > /dev/console", signal_agent("STOP"));
     let kill = format!("sleep 1; {stop}; sleep 4; {}", signal_agent("KILL"));
     client.must("guest_command_start", json!({ "vm": "web", "command": kill }));
-    let stands = until(Duration::from_mins(1), || {
-        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
-        logs.to_string().contains("it stands still").then_some(())
-    });
-    assert!(stands.is_some(), "the agent is not stopped");
+    assert!(is_told(&mut client, "it stands still"), "the agent is not stopped");
     if let Ok(taken) = outcome(&mut client, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 })) {
         assert_eq!(taken["quiesced"], false, "{taken}");
     }
@@ -261,16 +266,13 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     assert_eq!(client.inspect("web")["boot_id"], boot);
 
     // One that is killed while they stand still, by a process that is not one of them: the next one lets them go on.
-    let leave = "echo $$ > /sys/fs/cgroup/cgroup.procs";
+    let leave = "echo $$ > /sys/fs/cgroup/cgroup.procs; echo it is outside > /dev/console";
     let frozen = "until read -r told < /sys/fs/cgroup/nexus/cgroup.freeze && [ $told = 1 ]; do :; done";
     let kill = format!("{leave}; {frozen}; {}; echo it is killed > /dev/console", signal_agent("KILL"));
     client.must("guest_command_start", json!({ "vm": "web", "command": kill }));
+    assert!(is_told(&mut client, "it is outside"), "it is a command still");
     outcome(&mut client, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 })).ok();
-    let is_killed = until(Duration::from_mins(1), || {
-        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
-        logs.to_string().contains("it is killed").then_some(())
-    });
-    assert!(is_killed.is_some(), "the agent is not killed");
+    assert!(is_told(&mut client, "it is killed"), "the agent is not killed");
     client.wait_for_state("web", "ready");
     goes_on(&mut client, "web");
     assert_eq!(client.inspect("web")["boot_id"], boot);
