@@ -21,7 +21,7 @@ const FILES: [&str; 2] = [".ignore", ".gitignore"];
 /// The largest of them, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 /// How many directories are remembered, and how large the patterns of these may be, in bytes. What is forgotten is read again.
-const REMEMBERED_MAX: (usize, usize) = (1024, 8 << 20);
+const REMEMBERED_MAX: (usize, usize) = (1024, 4 << 20);
 // Otherwise the files of one directory could leave no room for the directories below it, and would be read again for each of them.
 const _: () = assert!(FILES.len() as u64 * FILE_MAX < REMEMBERED_MAX.1 as u64);
 
