@@ -7,8 +7,10 @@ use std::process::{Command, ExitCode};
 use nexus_schema::link::ByeReason;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::commands::descriptors_of_commands;
 use crate::console::say;
 use crate::os::{read_small, reason};
+use crate::sys;
 
 /// Where the wrapper records the request, for the bye message in init mode `system`.
 pub(crate) const NOTE: &str = "/run/nexus/going-down";
@@ -84,8 +86,15 @@ fn run_images_own(name: &str, arguments: &[String], why: ByeReason) -> ExitCode 
 pub(crate) fn restart_through_image() -> bool {
     let program =
         DIRECTORIES.iter().map(|directory| Path::new(directory).join("reboot")).find(|path| path.exists());
-    let started = program.map(|program| Command::new(program).status());
+    let started = program.map(|program| program_of_image(&program).status());
     matches!(started, Some(Ok(status)) if status.success()) || kill_process(Pid::INIT, Signal::TERM).is_ok()
+}
+
+/// Returns a program of the image, with the limit of descriptors that commands have instead of the agent's own.
+fn program_of_image(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    sys::limit_descriptors(&mut command, descriptors_of_commands());
+    command
 }
 
 /// Guesses the kind of shutdown if the image's own init only terminates the agent.
@@ -100,6 +109,15 @@ pub(crate) fn guess() -> ByeReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_of_the_image_have_the_limit_of_descriptors_that_commands_have() {
+        let (now, most) = descriptors_of_commands();
+        let output = program_of_image(Path::new("/bin/sh")).args(["-c", "ulimit -Sn; ulimit -Hn"]).output();
+        let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+        let said = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert_eq!(said, format!("{}\n{}\n", shown(now), shown(most)));
+    }
 
     #[test]
     fn the_usual_ways_to_go_down() {
