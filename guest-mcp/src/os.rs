@@ -1,10 +1,11 @@
 //! Facts about the running system, read without the C library's databases (a static binary has none).
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
 use rustix::mount::MountFlags;
@@ -37,6 +38,28 @@ pub(crate) fn mount(source: &str, place: &str, kind: &str, options: &str) -> Res
     let options = CString::new(options).map_err(|error| fail(error.into()))?;
     let mounted = rustix::mount::mount(source, place, kind, MountFlags::NOSUID, Some(options.as_c_str()));
     mounted.map_err(|error| fail(error.into()))
+}
+
+/// Returns the mount points of a mount table in the form of `/proc/self/mountinfo`, in its order.
+pub(crate) fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> {
+    table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape)
+}
+
+/// Decodes a path of the mount table, where blanks are written as `\040`.
+pub(crate) fn unescape(field: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let [first, more @ ..] = rest {
+        let code = match (first, more) {
+            (b'\\', [a, b, c, ..]) => {
+                std::str::from_utf8(&[*a, *b, *c]).ok().and_then(|d| u8::from_str_radix(d, 8).ok())
+            }
+            _ => None,
+        };
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &more[3..] } else { more };
+    }
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// `os-release` of the root filesystem.
@@ -195,6 +218,14 @@ pub(crate) fn with_errno(error: ToolError, cause: &std::io::Error) -> ToolError 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blanks_in_mount_points_are_read() {
+        assert_eq!(unescape(r"/mnt/a\040b\134c"), Path::new(r"/mnt/a b\c"));
+        assert_eq!(unescape(r"/plain\0"), Path::new(r"/plain\0"));
+        let table = "21 28 0:20 / / rw - ext4 /dev/vda rw\n22 21 0:21 / /a\\040b rw - tmpfs x rw\nbad\n";
+        assert_eq!(mount_points(table).collect::<Vec<_>>(), [Path::new("/"), Path::new("/a b")]);
+    }
 
     #[test]
     fn os_release_is_read_with_and_without_quotes() {

@@ -11,7 +11,7 @@ use rustix::mount::MountFlags;
 
 use crate::ext4::{self, Superblock};
 use crate::initramfs::drive::{Events, read_further_ahead};
-use crate::os::{read_small, reason};
+use crate::os::{read_small, reason, unescape};
 use crate::places::{make_directories, mounted_on};
 
 /// Timeout for a drive to appear.
@@ -149,24 +149,9 @@ fn parse(line: &str) -> Option<(PathBuf, PathBuf)> {
     Some((Path::new("/dev").join(link.file_name()?), place))
 }
 
-/// Decodes the octal escapes of blanks, tabs, newlines and backslashes in a path.
-fn unescape(text: &str) -> PathBuf {
-    let mut plain = text.to_owned();
-    for (octal, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        plain = plain.replace(octal, character);
-    }
-    plain.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places_are_unescaped() {
-        assert_eq!(unescape("/mnt/a\\040b"), Path::new("/mnt/a b"));
-        assert_eq!(unescape("/mnt/data"), Path::new("/mnt/data"));
-    }
 
     #[test]
     fn a_drive_has_a_size_once_the_kernel_says_so() {

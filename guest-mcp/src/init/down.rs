@@ -1,6 +1,6 @@
 //! Shuts the system down: a series of steps with a deadline each, and finally a restart of the machine.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nexus_schema::link::ByeReason;
@@ -11,7 +11,7 @@ use rustix::system::RebootCommand;
 use super::keeper::Keeper;
 use super::{Signals, reap};
 use crate::console::{self, say};
-use crate::os::read_small;
+use crate::os::{mount_points, read_small};
 
 /// How long the agent may take to say bye and exit.
 pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -79,18 +79,41 @@ fn wait(
 /// Unmounts what it can, and makes the rest read-only.
 fn unmount() {
     let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
-    let places: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
     // Links are followed, as in the mount table.
     let kept = KEPT.map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.into()));
-    for place in places.iter().rev() {
-        let place = Path::new(place);
-        let is_kept = |kept: &PathBuf| place == kept || (kept.parent().is_some() && place.starts_with(kept));
-        if !kept.iter().any(is_kept) {
-            // Anything still busy is used by a process that could not be killed.
-            let _ = rustix::mount::unmount(place, UnmountFlags::empty());
-        }
+    for place in to_unmount(&table, &kept) {
+        // Anything still busy is used by a process that could not be killed.
+        let _ = rustix::mount::unmount(place, UnmountFlags::empty());
     }
     if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {
         say(format_args!("make the root filesystem read-only: {error}"));
+    }
+}
+
+/// Returns the mount points of a mount table without those of `kept` and what is below them, the latest mount first.
+fn to_unmount(table: &str, kept: &[PathBuf]) -> Vec<PathBuf> {
+    let mut places: Vec<_> = mount_points(table).collect();
+    places.retain(|place| {
+        !kept.iter().any(|kept| place == kept || (kept.parent().is_some() && place.starts_with(kept)))
+    });
+    places.reverse();
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn mount_points_with_blanks_are_unmounted_the_latest_first() {
+        let table = "21 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            22 21 0:5 / /dev rw - devtmpfs dev rw\n\
+            23 22 0:6 / /dev/pts rw - devpts pts rw\n\
+            24 21 254:16 / /mnt/my\\040data rw - ext4 /dev/vdb rw\n\
+            25 24 0:30 / /mnt/my\\040data/deep rw - tmpfs tmpfs rw\n";
+        let kept = [PathBuf::from("/"), PathBuf::from("/dev")];
+        assert_eq!(to_unmount(table, &kept), [Path::new("/mnt/my data/deep"), Path::new("/mnt/my data")]);
     }
 }

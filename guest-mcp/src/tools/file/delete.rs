@@ -1,9 +1,9 @@
 //! `file_delete`. Works with file descriptors from directory to directory, so that nobody can replace a directory by a symbolic link meanwhile.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nexus_schema::ToolError;
 use nexus_schema::tools::file::{FileDelete, FileDeleteOutput, FileDeleteParams};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::{failed, parse_path, refused};
-use crate::os::read_small;
+use crate::os::{mount_points, read_small};
 use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run, cancelled};
 
@@ -82,31 +82,13 @@ pub(super) fn refuse_mount_points(directory: &OwnedFd, name: &[u8], path: &Path)
     let real = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     let real = real.map_err(|error| failed("delete", path, error))?.join(OsStr::from_bytes(name));
     let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
-    let mounted = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    for point in mounted {
+    for point in mount_points(&table) {
         if point.starts_with(&real) {
             let why = format!("{} is a mount point", point.display());
             return Err(refused("delete", path, &why).errno("EBUSY"));
         }
     }
     Ok(())
-}
-
-/// Decodes a path of the mount table, where blanks are written as `\040`.
-fn unescape(field: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let [first, more @ ..] = rest {
-        let code = match (first, more) {
-            (b'\\', [a, b, c, ..]) => {
-                std::str::from_utf8(&[*a, *b, *c]).ok().and_then(|d| u8::from_str_radix(d, 8).ok())
-            }
-            _ => None,
-        };
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &more[3..] } else { more };
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 struct Work<'a> {
@@ -182,11 +164,5 @@ mod tests {
         for none in ["/", "//", "/a/.", "/.."] {
             assert_eq!(parts(none), None, "{none}");
         }
-    }
-
-    #[test]
-    fn blanks_in_mount_points_are_read() {
-        assert_eq!(unescape(r"/mnt/a\040b\134c"), Path::new(r"/mnt/a b\c"));
-        assert_eq!(unescape(r"/plain\0"), Path::new(r"/plain\0"));
     }
 }
