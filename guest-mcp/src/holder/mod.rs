@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Waker};
@@ -34,6 +34,7 @@ use crate::commands::{Caller, Table};
 use crate::console::say;
 use crate::os::reason;
 use crate::runtime;
+use crate::tools::caught;
 
 /// The directory of a VM's holder, with its socket and its records.
 const COMMANDS: &str = "/run/nexus/commands";
@@ -161,7 +162,8 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
                 };
                 let (table, answers, under_way) = (table.clone(), answers.clone(), under_way.clone());
                 let mut work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-                    let outcome = table.call(&request.tool, request.params, caller).await;
+                    let call = pin!(table.call(&request.tool, request.params, caller));
+                    let outcome = caught(call).await;
                     under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                     drop(answers.send(FromHolder::Done(id, outcome)));
                 });

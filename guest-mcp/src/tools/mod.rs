@@ -10,9 +10,12 @@ mod os_info;
 mod reply;
 pub(crate) mod text;
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, OnceLock};
+use std::task::Poll;
 
 use nexus_schema::arguments::Takes;
 use nexus_schema::error::ErrorCode;
@@ -62,7 +65,7 @@ impl Call {
         let cancel = self.cancel.clone();
         let work = tokio::task::spawn_blocking(move || work(&cancel));
         tokio::select! {
-            done = work => done.unwrap_or_else(|_| Err(agent_failed("the tool failed; see the console"))),
+            done = work => done.unwrap_or_else(|_| Err(panicked())),
             // Work that hangs in the kernel continues; its caller stops waiting.
             () = self.cancel.cancelled() => Err(cancelled()),
         }
@@ -95,6 +98,22 @@ pub(crate) fn cancelled() -> ToolError {
 /// Returns the error for a failure of the agent itself.
 pub(crate) fn agent_failed(message: impl Into<String>) -> ToolError {
     ToolError::new(ErrorCode::GuestFailed, message)
+}
+
+/// Returns the error for a tool that panicked.
+fn panicked() -> ToolError {
+    agent_failed("the tool failed; see the console")
+}
+
+/// Runs a tool's work. A panic in it is an error of the agent, so that its call is answered.
+pub(crate) async fn caught<T>(work: impl Future<Output = Result<T, ToolError>>) -> Result<T, ToolError> {
+    let mut work = pin!(work);
+    // Shared state is behind locks that ignore poisoning. After a panic the work is not polled again.
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(panicked())))
+    })
+    .await
 }
 
 /// A tool that can be called.
@@ -149,7 +168,10 @@ pub(crate) async fn call(
     arguments: Map<String, Value>,
 ) -> Result<CallResult, Failure> {
     match ENTRIES.iter().find(|entry| entry.name == name) {
-        Some(entry) => Ok((entry.call)(call, arguments).await),
+        Some(entry) => {
+            let answer = (entry.call)(call, arguments);
+            Ok(caught(async { Ok(answer.await) }).await.unwrap_or_else(reply::failed))
+        }
         None => {
             let name: String = name.chars().take(64).collect();
             Err(Failure::new(INVALID_PARAMS, format!("unknown tool: {name}")))
@@ -213,6 +235,23 @@ fn describe(info: ToolInfo) -> Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_tool_that_panics_is_answered() {
+        assert_eq!(caught(async { Ok(1) }).await, Ok(1));
+        assert_eq!(caught(async { Err::<(), _>(cancelled()) }).await, Err(cancelled()));
+        for waits in [false, true] {
+            let work = caught::<()>(async {
+                if waits {
+                    tokio::task::yield_now().await;
+                }
+                panic!("a bug")
+            });
+            let error = work.await.unwrap_err();
+            assert_eq!(error.code, ErrorCode::GuestFailed, "{error}");
+            assert!(error.code.may_be_of_guest(), "the host does not accept others");
+        }
+    }
 
     #[test]
     fn the_table_is_sorted_and_described() {
