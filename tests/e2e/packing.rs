@@ -175,7 +175,12 @@ fn asks_the_quota(daemon: &Daemon, client: &mut Client) {
     // Far less than the memory takes more.
     let rest = (left - (1 << 20)) / 4096 * 4096;
     let drive = json!({ "name": "rest", "size": format!("{rest}B"), "wait_s": 45 });
-    holder.to_the_end("drive_create", drive, BOOT);
+    // The list looks at the file, and the quota has the new size a moment later.
+    let drive = until(BOOT, || match outcome(&mut holder, "drive_create", drive.clone()) {
+        Err(failure) if failure.code == "quota_exceeded" => None,
+        made => Some(made.unwrap_or_else(|failure| panic!("{}", failure.text))),
+    });
+    assert!(drive.is_some(), "the quota has no room for what is left of it");
     let fork = json!({ "checkpoint": "theirs", "names": ["none"], "wait_s": 45 });
     let back = json!({ "vm": "web", "checkpoint": "theirs", "keep_current": false, "wait_s": 45 });
     for (by, tool, arguments) in [(&mut holder, "vm_fork", fork), (&mut *client, "vm_rollback", back)] {
