@@ -131,7 +131,7 @@ impl Table {
             }
             () = tokio::time::sleep(wait) => {}
             // It only continues once its output is read, which takes another call.
-            () = full(&command, self) => {}
+            () = full(&command) => {}
             () = tell_newest(&command, tell) => {}
         }
         // First, so that its end is either in this reply or announced.
@@ -200,7 +200,7 @@ impl Table {
         if params.until_end {
             tokio::select! {
                 () = command.ended() => {}
-                () = full(&command, self) => {}
+                () = full(&command) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         } else {
@@ -420,9 +420,9 @@ async fn tell_newest(command: &Command, tell: Option<Box<dyn Fn(String) + Send +
 }
 
 /// Waits until a command is blocked because its output is not read.
-async fn full(command: &Command, table: &Table) {
+async fn full(command: &Command) {
     let mut watch = command.watch();
-    let is_full = |stream: &Stream| stream.is_full(command.limits.keep, table);
+    let is_full = |stream: &Stream| stream.is_full(command.limits.keep);
     if watch.wait_for(|_| command.streams.iter().any(is_full)).await.is_err() {
         std::future::pending::<()>().await;
     }

@@ -10,7 +10,6 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::id::CommandId;
 use nexus_schema::tools::command::{CommandEntry, CommandState, Descendants, LogFacts};
 use nexus_schema::{Timestamp, ToolError};
-use nexus_wire::frames::PIECE;
 use rustix::process::Signal;
 use tokio::process::Child;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -21,15 +20,13 @@ use super::launch::Started;
 use super::oom;
 use super::reading::{self, Log};
 use super::streams::End;
-use super::table::{KEPT_ALWAYS, Table};
+use super::table::Table;
 use super::tree::Tree;
 
 /// Timeout for a process to exit after it was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a command waits for its reader before output is dropped anyway.
 const READER_TIMEOUT: Duration = Duration::from_secs(120);
-/// The interval of checks for room that others have made.
-const ROOM_EVERY: Duration = Duration::from_millis(100);
 
 /// The limits of a command.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,58 +105,28 @@ impl Stream {
         self.read.send_if_modified(|read| std::mem::replace(read, (*read).max(offset)) < offset);
     }
 
-    /// Returns whether the command waits for its reader.
-    pub(super) fn is_paced(&self) -> bool {
-        self.is_paced.load(Ordering::Acquire)
-    }
-
-    /// Drops output that the reader has, if the command waits for one; returns how many bytes that were.
-    pub(super) fn drop_read(&self) -> usize {
-        if !self.is_paced() {
-            return 0;
-        }
-        let read = *self.read.borrow();
-        self.kept().drop_before(read)
-    }
-
     /// Returns whether the command is blocked because its output is not read.
-    pub(super) fn is_full(&self, keep: usize, table: &Table) -> bool {
-        self.room_now(keep, table) == 0
-    }
-
-    /// Returns how much room there is for more output, in bytes: of `keep`, and of what all commands may keep.
-    fn room_now(&self, keep: usize, table: &Table) -> usize {
-        if !self.is_paced() {
-            return usize::MAX;
-        }
-        let read = *self.read.borrow();
-        let unread = self.kept().total().saturating_sub(read) as usize;
-        let most = keep.saturating_sub(unread).min(PIECE);
-        // With a little of its own, the command goes on whenever its output is read, whatever others do.
-        most.min(table.room(most.min(KEPT_ALWAYS)).max(KEPT_ALWAYS.saturating_sub(unread)))
+    pub(super) fn is_full(&self, keep: usize) -> bool {
+        let unread = self.kept().total().saturating_sub(*self.read.borrow());
+        self.is_paced.load(Ordering::Acquire) && unread >= keep as u64
     }
 
     /// Waits until there is room for more output, and returns how much. After [`READER_TIMEOUT`] it stops waiting for readers for good.
-    pub(super) async fn room(&self, keep: usize, table: &Table) -> usize {
-        if !self.is_paced() {
+    pub(super) async fn room(&self, keep: usize) -> usize {
+        let unread = |read: &u64| self.kept().total().saturating_sub(*read) as usize;
+        if !self.is_paced.load(Ordering::Acquire) {
             return usize::MAX;
         }
         let mut read = self.read.subscribe();
-        let room = async {
-            loop {
-                let room = self.room_now(keep, table);
-                if room > 0 {
-                    return room;
-                }
-                // Also the readers of other commands make room, of which this stream does not hear.
-                let _ = tokio::time::timeout(ROOM_EVERY, read.changed()).await;
+        let room =
+            async { read.wait_for(|read| unread(read) < keep).await.map_or(0, |read| keep - unread(&read)) };
+        match tokio::time::timeout(READER_TIMEOUT, room).await {
+            Ok(room @ 1..) => room,
+            Ok(0) | Err(_) => {
+                self.is_paced.store(false, Ordering::Release);
+                usize::MAX
             }
-        };
-        if let Ok(room) = tokio::time::timeout(READER_TIMEOUT, room).await {
-            return room;
         }
-        self.is_paced.store(false, Ordering::Release);
-        usize::MAX
     }
 }
 

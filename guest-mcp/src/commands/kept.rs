@@ -98,14 +98,6 @@ impl Kept {
         self.read(from, most).1
     }
 
-    /// Drops what is before `offset`, apart from a head; returns how many bytes that were.
-    pub(super) fn drop_before(&mut self, offset: u64) -> usize {
-        let count = offset.min(self.total).saturating_sub(self.gap().end) as usize;
-        self.tail.drop_front(count);
-        self.tail.spare = None;
-        count
-    }
-
     /// Reduces what is kept now and later to `most` bytes.
     pub(super) fn shrink(&mut self, most: usize) {
         let tail_max = most / 2;
@@ -328,19 +320,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn what_a_reader_has_is_dropped_from_the_front() {
-        let (total, mut kept) = (700_000, Kept::newest(1 << 20));
-        kept.push(&pattern(0..total));
-        assert_eq!(kept.drop_before(300_000), 300_000);
-        assert_eq!(kept.drop_before(200_000), 0, "it is gone already");
-        assert_eq!((kept.len(), kept.dropped(), kept.total()), (400_000, 300_000, total as u64));
-        assert!(kept.read(0, usize::MAX) == (300_000, pattern(300_000..total)));
-        assert_eq!(kept.drop_before(u64::MAX), 400_000);
-        kept.push(b"more");
-        assert_eq!(kept.read(0, 10), (total as u64, b"more".to_vec()));
     }
 
     #[test]

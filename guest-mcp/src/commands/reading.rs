@@ -92,7 +92,7 @@ pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Tab
         }
         let is_rest = is_bulk && end.gather(FULL, GATHERING).await;
         // The only failure of a pipe is its end.
-        let most = stream.room(command.limits.keep, &table).await.min(CHUNK);
+        let most = stream.room(command.limits.keep).await.min(CHUNK);
         let Ok(Piece { length: length @ 1.., until, sink }) =
             read_some(&end, &command, at, &table, (most, is_rest)).await
         else {

@@ -38,7 +38,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// The bounds of all kept output, in bytes; within them it is 1/16 of the memory.
 const KEPT_BOUNDS: (u64, u64) = (8 << 20, 64 << 20);
 /// What a stream of a running command may always keep, in bytes.
-pub(super) const KEPT_ALWAYS: usize = 16 << 10;
+const KEPT_ALWAYS: usize = 16 << 10;
 /// The maximum size of the input of all commands that is not written to them yet, in bytes.
 const INPUT_MAX: usize = 64 << 20;
 
@@ -280,62 +280,37 @@ impl Table {
         };
         let all = self.kept.fetch_add(after - before, Ordering::AcqRel) + after - before;
         if all > self.kept_max {
-            self.make_room(0);
+            self.make_room();
         }
     }
 
-    /// Makes room for `wanted` bytes of output, as far as possible; returns how much room there is, in bytes.
-    pub(super) fn room(&self, wanted: usize) -> usize {
-        let free = || self.kept_max.saturating_sub(self.kept.load(Ordering::Acquire));
-        if free() < wanted {
-            self.make_room(wanted);
-        }
-        free()
-    }
-
-    /// Drops kept output until there is room for `wanted` bytes. First, what was read of the output of commands that wait for their readers. Then that
-    /// of ended commands, the oldest first; then the middle of the largest streams. Last, what was not read of ended commands that waited for their
-    /// readers. While such a command runs, what was not read of it is never dropped.
-    fn make_room(&self, wanted: usize) {
+    /// Drops kept output: that of ended commands, the oldest first; then the middle of the largest streams.
+    fn make_room(&self) {
         let inner = self.inner();
-        let is_done = || self.kept.load(Ordering::Acquire) + wanted <= self.kept_max;
-        for stream in inner.commands.iter().flat_map(|command| &command.streams) {
-            self.kept.fetch_sub(stream.drop_read(), Ordering::AcqRel);
-        }
         let mut ended: Vec<_> =
             inner.commands.iter().filter_map(|command| Some((command.ended_at()?, command))).collect();
         ended.sort_by_key(|(at, _)| *at);
-        let is_unread =
-            |command: &Command| command.limits.lossless && !command.is_delivered.load(Ordering::Acquire);
-        let (unread, others): (Vec<_>, Vec<_>) =
-            ended.into_iter().partition(|(_, command)| is_unread(command));
-        for (_, command) in others {
-            if is_done() {
+        for (_, command) in ended {
+            if self.kept.load(Ordering::Acquire) <= self.kept_max {
                 return;
             }
             self.give_back(command, 0);
         }
-        while !is_done() {
+        while self.kept.load(Ordering::Acquire) > self.kept_max {
             let largest = inner.commands.iter().max_by_key(|command| largest_of(command));
-            let Some(command) = largest.filter(|command| largest_of(command) > KEPT_ALWAYS) else { break };
+            let Some(command) = largest.filter(|command| largest_of(command) > KEPT_ALWAYS) else { return };
             self.give_back(command, (largest_of(command) / 2).max(KEPT_ALWAYS));
-        }
-        for (_, command) in unread {
-            if is_done() {
-                return;
-            }
-            self.give_back(command, 0);
         }
     }
 
-    /// Reduces the kept output of each stream of a command to `most` bytes; if that is not 0, only of those that do not wait for their reader.
+    /// Reduces the kept output of each stream of a command to `most` bytes.
     fn give_back(&self, command: &Command, most: usize) {
         for stream in &command.streams {
             let mut kept = stream.kept();
             let before = kept.len();
             match most {
                 0 => kept.clear(),
-                most if before > most && !stream.is_paced() => kept.shrink(most),
+                most if before > most => kept.shrink(most),
                 _ => {}
             }
             self.kept.fetch_sub(before - kept.len(), Ordering::AcqRel);
@@ -360,10 +335,8 @@ impl Table {
     }
 }
 
-/// Returns the size of a command's largest stream that does not wait for its reader, in bytes.
 fn largest_of(command: &Command) -> usize {
-    let streams = command.streams.iter().filter(|stream| !stream.is_paced());
-    streams.map(|stream| stream.kept().len()).max().unwrap_or(0)
+    command.streams.iter().map(|stream| stream.kept().len()).max().unwrap_or(0)
 }
 
 /// Why a command is lost.
@@ -387,88 +360,4 @@ fn lost(directory: &std::path::Path) -> Vec<CommandEntry> {
         let _ = std::fs::remove_file(path);
     }
     lost.into_iter().map(|(_, entry)| entry).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::commands::command::{Limits, Whose};
-    use crate::commands::launch::Order;
-    use crate::holder::wire::Settings;
-
-    /// More output than a table keeps here, in bytes.
-    const MUCH: usize = 1_000_000;
-    /// Less than the time after which a command no longer waits for its reader.
-    const WAIT: Duration = Duration::from_secs(60);
-
-    fn table(directory: &Path) -> Arc<Table> {
-        Arc::new(Table {
-            directory: directory.to_owned(),
-            in_vm: false,
-            boot: 2,
-            kept_max: 256 << 10,
-            kept: AtomicUsize::new(0),
-            input: Arc::new(Semaphore::new(INPUT_MAX)),
-            closing: AtomicBool::new(false),
-            inner: Mutex::default(),
-            ends: broadcast::Sender::new(ENDS_MAX),
-        })
-    }
-
-    fn start(table: &Arc<Table>, bytes: usize, lossless: bool) -> Arc<Command> {
-        let order = Order { command: Some(format!("head -c {bytes} /dev/zero")), ..Order::default() };
-        let limits = Limits { keep: MUCH, lossless, ..Limits::default() };
-        table.start(order, limits, Whose::default(), &Settings::default()).unwrap()
-    }
-
-    async fn until(command: &Command, is_so: impl Fn(&Stream) -> bool) {
-        let mut watch = command.watch();
-        let so = watch.wait_for(|_| is_so(&command.streams[0]));
-        let _ = tokio::time::timeout(WAIT, so).await.unwrap().unwrap();
-    }
-
-    async fn end(command: &Command) {
-        tokio::time::timeout(WAIT, command.ended()).await.unwrap();
-    }
-
-    fn dropped(command: &Command) -> u64 {
-        command.streams[0].kept().dropped()
-    }
-
-    #[tokio::test]
-    async fn what_a_reader_must_have_is_waited_for_and_never_dropped() {
-        let directory = tempfile::tempdir().unwrap();
-        let table = table(directory.path());
-        let is_full = |stream: &Stream| stream.is_full(MUCH, &table);
-        let first = start(&table, MUCH, true);
-        until(&first, is_full).await;
-        let other = start(&table, MUCH, false);
-        end(&other).await;
-        assert_eq!(dropped(&first), 0);
-        assert!(dropped(&other) > 0);
-        let second = start(&table, 100_000, true);
-        until(&second, is_full).await;
-
-        // Reading one makes room for both.
-        let mut offset = 0;
-        while offset < MUCH as u64 {
-            until(&first, |stream| stream.kept().total() > offset).await;
-            let (from, bytes) = first.streams[0].kept().read(offset, usize::MAX);
-            assert_eq!(from, offset, "nothing is missing");
-            offset += bytes.len() as u64;
-            first.streams[0].was_read(offset);
-        }
-        end(&second).await;
-        assert_eq!((second.streams[0].kept().total(), dropped(&second)), (100_000, 0));
-
-        // After the end of its command, unread output is dropped last, and only for a command that runs.
-        end(&start(&table, MUCH, false)).await;
-        assert_eq!(dropped(&second), 0);
-        let third = start(&table, MUCH, true);
-        until(&third, is_full).await;
-        assert_eq!((dropped(&second), dropped(&third)), (100_000, 0));
-        third.kill_to_the_end().await.unwrap();
-    }
 }
