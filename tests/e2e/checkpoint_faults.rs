@@ -10,8 +10,8 @@ use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{
-    assert_files, checkpoint, clock_is_right, count, create, delete_all, goes_on, outcome, roll_back,
-    signal_agent,
+    assert_files, checkpoint, clock_is_right, count, create, delete_all, goes_on, is_on_console, outcome,
+    roll_back, signal_agent,
 };
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
@@ -217,15 +217,6 @@ fn hook(client: &mut Client, text: &str) {
     assert_eq!(client.run("web", &format!("test -x {path}")).exit_code, Some(0));
 }
 
-/// Whether the console of `web` has this text within a minute.
-fn is_told(client: &mut Client, text: &str) -> bool {
-    let found = until(Duration::from_mins(1), || {
-        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
-        logs.to_string().contains(text).then_some(())
-    });
-    found.is_some()
-}
-
 #[test]
 fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on() {
     let daemon = Daemon::start();
@@ -257,7 +248,7 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     let stop = format!("{}; echo it stands still > /dev/console", signal_agent("STOP"));
     let kill = format!("sleep 1; {stop}; sleep 4; {}", signal_agent("KILL"));
     client.must("guest_command_start", json!({ "vm": "web", "command": kill }));
-    assert!(is_told(&mut client, "it stands still"), "the agent is not stopped");
+    assert!(is_on_console(&mut client, "web", "it stands still"), "the agent is not stopped");
     if let Ok(taken) = outcome(&mut client, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 })) {
         assert_eq!(taken["quiesced"], false, "{taken}");
     }
@@ -270,9 +261,9 @@ fn a_guest_that_does_not_prove_what_it_renewed_is_ended_and_its_parent_runs_on()
     let frozen = "until read -r told < /sys/fs/cgroup/nexus/cgroup.freeze && [ $told = 1 ]; do :; done";
     let kill = format!("{leave}; {frozen}; {}; echo it is killed > /dev/console", signal_agent("KILL"));
     client.must("guest_command_start", json!({ "vm": "web", "command": kill }));
-    assert!(is_told(&mut client, "it is outside"), "it is a command still");
+    assert!(is_on_console(&mut client, "web", "it is outside"), "it is a command still");
     outcome(&mut client, "vm_checkpoint", json!({ "vm": "web", "wait_s": 45 })).ok();
-    assert!(is_told(&mut client, "it is killed"), "the agent is not killed");
+    assert!(is_on_console(&mut client, "web", "it is killed"), "the agent is not killed");
     client.wait_for_state("web", "ready");
     goes_on(&mut client, "web");
     assert_eq!(client.inspect("web")["boot_id"], boot);

@@ -9,7 +9,8 @@ use nexus_tests::client::{BOOT, Client, Failure};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::order::assert_in_order;
 use nexus_tests::saved::{
-    assert_files, checkpoint, count, create, delete_all, goes_on, listed, outcome, roll_back, signal_agent,
+    assert_files, checkpoint, count, create, delete_all, goes_on, is_on_console, listed, outcome, roll_back,
+    signal_agent,
 };
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
@@ -162,11 +163,7 @@ fn a_rollback_that_cannot_have_the_drives_leaves_the_machine_running() {
         signal_agent("CONT")
     );
     client.must("guest_command_start", json!({ "vm": "web", "command": line }));
-    let stands = until(Duration::from_mins(1), || {
-        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
-        logs.to_string().contains("it stands still").then_some(())
-    });
-    assert!(stands.is_some(), "the agent is not stopped");
+    assert!(is_on_console(&mut client, "web", "it stands still"), "the agent is not stopped");
     let mut other = daemon.client();
     let resize = json!({ "drive": drive["name"], "size": format!("{}B", before + (64 << 20)) });
     let resizing = thread::spawn(move || other.call("drive_resize", resize).map(|_| ()));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::{Daemon, kill_process};
 use nexus_tests::order::assert_in_order;
-use nexus_tests::saved::{clock_is_right, signal_agent};
+use nexus_tests::saved::{clock_is_right, is_on_console, signal_agent};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
@@ -368,11 +368,7 @@ fn a_guest_that_does_not_prove_what_it_renewed_sleeps_on() {
     // Its agent is stopped when its memory is saved, so it says nothing after the wake.
     let stop = format!("{}; echo it stands still > /dev/console", signal_agent("STOP"));
     client.must("guest_command_start", json!({ "vm": "web", "command": format!("sleep 1; {stop}") }));
-    let stands = until(BOOT, || {
-        let logs = client.call_whole("vm_logs", json!({ "vm": "web" })).expect("it has logs");
-        logs.to_string().contains("it stands still").then_some(())
-    });
-    assert!(stands.is_some(), "the agent is not stopped");
+    assert!(is_on_console(&mut client, "web", "it stands still"), "the agent is not stopped");
     suspend(&mut client, "web");
     let call = json!({ "vm": "web", "command": "true" });
     client.call_whole("guest_run_command", call).expect_err("it is not awake");

@@ -168,6 +168,15 @@ pub fn signal_agent(signal: &str) -> String {
     )
 }
 
+/// Waits until a text is on a VM's console; returns whether it came within [`BOOT`].
+pub fn is_on_console(client: &mut Client, vm: &str, text: &str) -> bool {
+    let found = until(BOOT, || {
+        let logs = client.call_whole("vm_logs", json!({ "vm": vm })).expect("it has logs");
+        logs.to_string().contains(text).then_some(())
+    });
+    found.is_some()
+}
+
 /// Starts a shell line in a VM that writes random numbers to `/srv/drawn` for ever, one a line, forks VMs from it in the middle of that, and checks
 /// that no number and no identity is in two of them all. Then deletes all of the VMs.
 pub fn children_share_nothing(daemon: &Daemon, vm: &str, draw: &str, children: usize) {

@@ -13,7 +13,7 @@
 mod caller;
 mod confirm;
 mod grant;
-mod promised;
+pub(crate) mod promised;
 mod tokens;
 
 pub use caller::{Authorised, Caller};

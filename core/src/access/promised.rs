@@ -57,7 +57,7 @@ impl Drop for Promised {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use nexus_schema::ByteSize;
     use nexus_schema::tools::token::Quota;
 
@@ -66,7 +66,7 @@ mod tests {
     use crate::store::{Store, StoreError};
 
     /// A caller whose token may have so much of the disk.
-    fn caller(tokens: &Tokens, by: &Caller, disk: u64) -> Caller {
+    pub(crate) fn caller(tokens: &Tokens, by: &Caller, disk: u64) -> Caller {
         let quota = Quota { disk: Some(ByteSize::bytes(disk)), ..Quota::default() };
         let (record, secret) = tokens.draft(by, Wanted { quota, ..Wanted::default() }).unwrap();
         tokens.add(record);

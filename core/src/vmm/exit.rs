@@ -93,27 +93,28 @@ pub fn read_exit(directory: &Path) -> Option<Exit> {
 
 /// Writes `exit.json` atomically, and returns once it is synced.
 pub(crate) fn write_exit(directory: &Path, exit: &Exit) -> std::io::Result<()> {
-    write_atomic(directory, vm_files::EXIT, &wire::write_numbered(exit)?, true)
+    write_atomic(&directory.join(vm_files::EXIT), &wire::write_numbered(exit)?, true)
 }
 
-/// Replaces a file of a directory atomically. With `lasting`, it is synced before this returns.
-pub(crate) fn write_atomic(
-    directory: &Path,
-    name: &str,
-    content: &[u8],
-    lasting: bool,
-) -> std::io::Result<()> {
-    let temporary = directory.join(format!("{name}.new"));
-    let mut file = fs_err::File::create(&temporary)?;
-    file.write_all(content)?;
-    if lasting {
-        file.sync_all()?;
+/// Replaces a file whole or not at all. With `lasting`, it and its directory are synced before this returns. Blocks.
+pub(crate) fn write_atomic(file: &Path, content: &[u8], lasting: bool) -> std::io::Result<()> {
+    let temporary = file.with_added_extension("new");
+    let written = fs_err::File::create(&temporary).and_then(|mut new| {
+        new.write_all(content)?;
+        if lasting {
+            new.sync_all()?;
+        }
+        fs_err::rename(&temporary, file)
+    });
+    if written.is_err() {
+        // Half a file takes room on a disk that may be full.
+        std::fs::remove_file(&temporary).ok();
     }
-    fs_err::rename(&temporary, directory.join(name))?;
-    if lasting {
-        fs_err::File::open(directory)?.sync_all()?;
+    written?;
+    match file.parent() {
+        Some(directory) if lasting => fs_err::File::open(directory)?.sync_all(),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl LogWriter {
         if log.end() > 0 {
             log.write(separator.as_bytes())?;
         }
-        write_atomic(directory, &format!("{name}{BOOT}"), log.end().to_string().as_bytes(), false)?;
+        write_atomic(&directory.join(format!("{name}{BOOT}")), log.end().to_string().as_bytes(), false)?;
         Ok(log)
     }
 

@@ -35,6 +35,7 @@ mod wire;
 pub use control::{Saved, SavedQemu, ShimIdentity, Stall, VmmError};
 pub use driver::Caps;
 pub(crate) use driver::downloaded_programs;
+pub(crate) use exit::write_atomic;
 pub use exit::{Exit, MachineEnd, read_exit};
 pub(crate) use jail::vmm_uid as uid_of;
 pub use known::is_of_vm;

@@ -415,7 +415,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
     let tsc_khz = if plan.accel == Accel::Tcg { tsc::khz() } else { None };
     let job = wire::write_numbered(&Job { plan: plan.clone(), tsc_khz });
     job.map_err(io::Error::from)
-        .and_then(|job| exit::write_atomic(directory, vm_files::PLAN, &job, false))
+        .and_then(|job| exit::write_atomic(&directory.join(vm_files::PLAN), &job, false))
         .map_err(failed("write", vm_files::PLAN))?;
     let log = open_shim_log(directory).map_err(failed("open", vm_files::SHIM_LOG))?;
 

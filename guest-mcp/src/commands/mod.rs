@@ -69,3 +69,11 @@ pub(crate) fn descriptors_of_commands() -> (u64, u64) {
         (now, most)
     })
 }
+
+/// The limits of [`descriptors_of_commands`] as a shell shows them by `ulimit -Sn; ulimit -Hn`.
+#[cfg(test)]
+pub(crate) fn shown_descriptors() -> String {
+    let (now, most) = descriptors_of_commands();
+    let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+    format!("{}\n{}\n", shown(now), shown(most))
+}

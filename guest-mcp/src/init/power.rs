@@ -109,14 +109,12 @@ pub(crate) fn guess() -> ByeReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::shown_descriptors;
 
     #[test]
     fn programs_of_the_image_have_the_limit_of_descriptors_that_commands_have() {
-        let (now, most) = descriptors_of_commands();
         let output = program_of_image(Path::new("/bin/sh")).args(["-c", "ulimit -Sn; ulimit -Hn"]).output();
-        let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
-        let said = String::from_utf8(output.unwrap().stdout).unwrap();
-        assert_eq!(said, format!("{}\n{}\n", shown(now), shown(most)));
+        assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), shown_descriptors());
     }
 
     #[test]

@@ -309,9 +309,6 @@ pub(in crate::vm) async fn in_background<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use nexus_schema::ByteSize;
-    use nexus_schema::tools::token::Quota;
-
     use super::*;
     use crate::access::{self, Caller, Tokens};
     use crate::store::{Store, vms};
@@ -321,11 +318,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("nexus.db")).unwrap();
         let tokens = Tokens::default();
-        let quota = Quota { disk: Some(ByteSize::bytes(200)), ..Quota::default() };
-        let wanted = access::Wanted { quota, ..access::Wanted::default() };
-        let (record, secret) = tokens.draft(&Caller::owner("uid:0"), wanted).unwrap();
-        tokens.add(record);
-        let owner = tokens.authenticate(&secret).unwrap().owner.to_string();
+        let owner = access::promised::tests::caller(&tokens, &Caller::owner("uid:0"), 200).owner.to_string();
         let vm = crate::store::tests::vm("web", 3);
         // An estimate of 100 bytes of memory, and 20 of drives.
         let row = CheckpointRecord { owner, ..crate::store::tests::checkpoint(&vm, "clean", None) };

@@ -7,10 +7,10 @@ use std::path::Path;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use super::replace;
 use crate::context::Shared;
 use crate::os::regular;
 use crate::store::{StoreError, epoch, now};
+use crate::vmm::write_atomic;
 
 /// The greatest number that is taken for an epoch.
 const EPOCH_MAX: u64 = 1 << 53;
@@ -53,7 +53,7 @@ pub(crate) async fn count_on(shared: &Shared) -> Option<u64> {
             })
             .await
             .map_err(|error| io::Error::other(error.to_string()))?;
-        spawn_blocking(move || replace(&file, format!("{epoch}\n").as_bytes())).await??;
+        spawn_blocking(move || write_atomic(&file, format!("{epoch}\n").as_bytes(), true)).await??;
         io::Result::Ok(changes)
     };
     match counted.await {
@@ -85,7 +85,7 @@ mod tests {
         let file = directory.path().join("epoch");
         assert_eq!(read(&file).unwrap(), None);
         for epoch in [0, 7, EPOCH_MAX] {
-            replace(&file, format!("{epoch}\n").as_bytes()).unwrap();
+            write_atomic(&file, format!("{epoch}\n").as_bytes(), true).unwrap();
             assert_eq!(read(&file).unwrap(), Some(epoch));
         }
         let left = std::fs::read_dir(directory.path()).unwrap().count();

@@ -11,8 +11,7 @@ mod epoch;
 mod outdated;
 
 use std::collections::{BTreeSet, HashSet};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
 use nexus_schema::{ErrorCode, ToolError};
@@ -29,6 +28,7 @@ use crate::store::health::is_unused;
 use crate::store::{
     self, Connection, StoreError, assets, builds, checkpoints, drives, images, restores, vms,
 };
+use crate::vmm::write_atomic;
 
 /// What the start of the daemon found in its state directory.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ async fn read_kept(paths: &Paths) -> Result<Option<HashSet<String>>, ToolError> 
         list = %list.display(), copy = %copy.display(), error = %damage,
         "the list of what is not to be removed is damaged: all that the database does not know is kept"
     );
-    let copied = spawn_blocking(move || replace(&copy, &text)).await;
+    let copied = spawn_blocking(move || write_atomic(&copy, &text, true)).await;
     copied.map_err(io::Error::other).flatten().map_err(|error| unlisted(paths, &error))?;
     Ok(None)
 }
@@ -173,7 +173,7 @@ fn make_list(paths: &Paths, known: &HashSet<String>) -> io::Result<HashSet<Strin
     }
     let list = paths.kept();
     if !kept.is_empty() || list.exists() {
-        replace(&list, &serde_json::to_vec(&kept)?)?;
+        write_atomic(&list, &serde_json::to_vec(&kept)?, true)?;
     }
     Ok(kept.into_iter().collect())
 }
@@ -189,28 +189,6 @@ fn add_names(directory: &Path, known: &HashSet<String>, names: &mut BTreeSet<Str
         names.extend(name.ok().filter(|name| !known.contains(name) && !name.starts_with(HALF_MADE)));
     }
     Ok(())
-}
-
-/// Replaces a file of the state directory whole or not at all, and returns once that is on the disk. Blocks.
-fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
-    let part = file.with_extension("part");
-    let written = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&part)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&part, file));
-    if written.is_err() {
-        // Half a file takes room on a disk that may be full.
-        std::fs::remove_file(&part).ok();
-    }
-    written?;
-    match file.parent() {
-        Some(directory) => std::fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,10 @@
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
-use nexus_schema::ByteSize;
-use nexus_schema::tools::token::Quota;
 use tempfile::TempDir;
 
 use super::super::check::tests::{flip, written};
 use super::*;
-use crate::access::{Caller, Wanted};
+use crate::access::{self, Caller};
 use crate::store::{Store, vms};
 use crate::vmm::sha256_of_memory;
 
@@ -195,14 +193,11 @@ async fn what_a_memory_takes_more_unpacked_is_asked_of_the_quota_of_who_made_the
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&directory.path().join("nexus.db")).unwrap();
     let tokens = Tokens::default();
-    let quota = Quota { disk: Some(ByteSize::bytes(200)), ..Quota::default() };
-    let wanted = Wanted { quota, ..Wanted::default() };
-    let (record, secret) = tokens.draft(&Caller::owner("uid:0"), wanted).unwrap();
-    tokens.add(record);
+    let holder = access::promised::tests::caller(&tokens, &Caller::owner("uid:0"), 200);
     let vm = crate::store::tests::vm("web", 3);
     // It counts 100 bytes of memory, and 20 of drives.
     let mut row = crate::store::tests::checkpoint(&vm, "clean", None);
-    row.owner = tokens.authenticate(&secret).unwrap().owner.to_string();
+    row.owner = holder.owner.to_string();
     let made = row.clone();
     let added = store.write(move |tx| -> Result<(), StoreError> {
         vms::insert(tx, &vm)?;
